@@ -1,0 +1,1 @@
+"""How an image is made: recipes, the Dockerfile, sshd and the entrypoint, building."""

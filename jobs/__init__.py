@@ -1,0 +1,1 @@
+"""What a job is: specs, resources, state machine and launch plans. Pure: no I/O."""

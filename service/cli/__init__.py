@@ -1,0 +1,1 @@
+"""The `navarch` command."""

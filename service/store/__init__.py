@@ -1,0 +1,1 @@
+"""What is wanted and what was last seen, in a database."""

@@ -1,0 +1,1 @@
+"""What runs inside a container: training stages, data, strategies, rollouts, serving."""

@@ -1,0 +1,1 @@
+"""Models: loading, heads, attention on packed rows, adapters, export."""

@@ -1,0 +1,1 @@
+"""Strategies: how a module is spread over ranks and stepped."""
