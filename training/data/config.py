@@ -1,0 +1,108 @@
+"""Says where a stage's documents come from and how they are read: the `data` section of every run file (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+Format = Literal["auto", "alpaca", "sharegpt", "messages", "rm-static", "hh-rlhf", "dpo", "prompt", "text"]
+OverLong = Literal["auto", "truncate", "split", "drop"]
+BadRows = Literal["stop", "skip"]
+TrainOn = Literal["assistant", "last"]
+
+HUB_PREFIX = "hf:"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One file, folder or Hugging Face data set (`hf:org/name`), and how much of it is used."""
+
+    path: str = field(metadata={"help": "file (.json .jsonl .txt .parquet, each also .gz), folder, or hf:org/name"})
+    format: Format = field(default="auto", metadata={"help": "row format; auto looks at the first rows"})
+    weight: float = field(default=1.0, metadata={"help": "passes over this source per epoch: 2 = twice, 0.5 = half"})
+    max_samples: int | None = field(default=None, metadata={"help": "use the first N rows only"})
+    split: str = field(default="train", metadata={"help": "which files of a folder or hub data set: train, test …"})
+
+    def __post_init__(self) -> None:
+        if not self.path.strip():
+            raise ValueError("path is empty; name a file, a folder or hf:org/name")
+        if self.path.startswith(HUB_PREFIX) and self.path[len(HUB_PREFIX) :].count("/") < 1:
+            raise ValueError(f"path {self.path!r} is not a hub data set; write hf:org/name")
+        if not 0 < self.weight <= 1000:
+            raise ValueError(f"weight must be between 0 and 1000, not {self.weight:g}")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"max_samples must be at least 1, not {self.max_samples}")
+
+    @classmethod
+    def shorthand(cls, value: object) -> Mapping[str, Any]:
+        """A bare string is a path."""
+        if isinstance(value, str):
+            return {"path": value}
+        raise ValueError(f"a data source is a path or a mapping with `path`, not {type(value).__name__}")
+
+    @property
+    def is_hub(self) -> bool:
+        return self.path.startswith(HUB_PREFIX)
+
+    @property
+    def name(self) -> str:
+        """Short name for row ids and messages: the file's name, or the hub id."""
+        return self.path[len(HUB_PREFIX) :] if self.is_hub else PurePosixPath(self.path).name
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """All sources of a stage, the held-out part, and how rows become tokens.
+
+    In YAML either a list of sources (`data: [a.jsonl, {path: b.json, weight: 2}]`), one path, or a mapping with `sources`.
+    """
+
+    sources: tuple[DataSource, ...] = ()
+    eval: tuple[DataSource, ...] = field(default=(), metadata={"help": "held-out sources; none = take eval_fraction"})
+    eval_fraction: float = field(
+        default=0.0, metadata={"help": "part of the sources held out, chosen by each row's content: stable over runs"}
+    )
+    eval_max_samples: int | None = field(default=None, metadata={"help": "evaluate on at most N documents"})
+    template: str = field(
+        default="auto",
+        metadata={"help": "chat template: auto (the tokenizer's own), a named one, or a path to a .jinja file"},
+    )
+    system: str = field(default="", metadata={"help": "system message for conversations that have none"})
+    train_on: TrainOn = field(default="assistant", metadata={"help": "assistant: all its turns; last: the last one only"})
+    over_long: OverLong = field(
+        default="auto",
+        metadata={"help": "documents over max_length: truncate, drop, or split (text only); auto: pt splits, others cut"},
+    )
+    bad_rows: BadRows = field(default="stop", metadata={"help": "stop at the first bad row, or skip and count them"})
+    window: int = field(default=4096, metadata={"help": "documents that are shuffled and packed together"})
+    shuffle: bool = True
+    cache_dir: str = field(default="", metadata={"help": "where tokens are kept; default $NAVARCH_CACHE_DIR, ~/.cache"})
+    workers: int = field(default=0, metadata={"help": "processes that tokenise; 0 = as many as pay"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction must be in [0, 1), not {self.eval_fraction:g}")
+        if self.eval and self.eval_fraction:
+            raise ValueError("give either eval sources or eval_fraction, not both")
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1, not {self.window}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, not {self.workers}")
+        if self.eval_max_samples is not None and self.eval_max_samples < 1:
+            raise ValueError(f"eval_max_samples must be at least 1, not {self.eval_max_samples}")
+
+    @classmethod
+    def shorthand(cls, value: object) -> Mapping[str, Any]:
+        """A path, or a list of sources, stands for `sources`."""
+        if isinstance(value, str):
+            return {"sources": [value]}
+        if isinstance(value, list | tuple):
+            return {"sources": list(value)}
+        raise ValueError(f"data is a path, a list of sources or a mapping, not {type(value).__name__}")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every path that the stage reads, for checks before a job starts."""
+        return tuple(source.path for source in (*self.sources, *self.eval))
