@@ -1,0 +1,264 @@
+"""A typed client of the REST API: one method per thing that the control plane does."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel
+
+from service.client.errors import ApiError, Unreachable
+from service.client.transport import ServerEvent, Transport
+from service.locations import server_url
+from service.schemas import (
+    Artifact,
+    Build,
+    Event,
+    Health,
+    Host,
+    Image,
+    Job,
+    Key,
+    LogLine,
+    LogPage,
+    Metrics,
+    Page,
+    Plan,
+    Samples,
+    Version,
+)
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Client:
+    """Talks to one control plane.
+
+        with Client() as navarch:
+            job = navarch.submit({"type": "command", "name": "hello", "image": "cpu", "command": ["echo", "hi"]})
+            for line in navarch.follow_logs(job.id):
+                print(line.line)
+
+    `url` defaults to `NAVARCH_URL`, then to the control plane that `navarch up` started here; `token` to
+    `NAVARCH_TOKEN`. Every method raises `ApiError` (the control plane refused; `code`, `hint`) or `Unreachable`.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None, timeout_s: float = 30.0) -> None:
+        self.url = (url or server_url()).rstrip("/")
+        self._transport = Transport(self.url, token or os.environ.get("NAVARCH_TOKEN"), timeout_s)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    # jobs
+
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+        """Queue a job. Sent with an Idempotency-Key, so that a broken connection never makes it twice."""
+        key = idempotency_key or uuid.uuid4().hex
+        return self._send(Job, "POST", "jobs", json_body=dict(spec), headers={"Idempotency-Key": key}, repeatable=True)
+
+    def plan(self, spec: Mapping[str, Any]) -> Plan:
+        """What a submit would do now, without doing it."""
+        return self._send(Plan, "POST", "jobs", params={"dry_run": "true"}, json_body=dict(spec), repeatable=True)
+
+    def jobs(
+        self,
+        *,
+        states: list[str] | None = None,
+        types: list[str] | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Job]:
+        """Jobs, newest first, page by page; at most `limit` of them."""
+        params = {"state": states or None, "type": types or None}
+        return self._pages(Job, "jobs", params, limit)
+
+    def job(self, ref: str) -> Job:
+        """One job, by id or name (the newest of that name)."""
+        return self._get(Job, f"jobs/{_segment(ref)}")
+
+    def stop(self, ref: str) -> Job:
+        """Ask a job to stop; its containers get SIGTERM and a grace period."""
+        return self._send(Job, "POST", f"jobs/{_segment(ref)}/stop", repeatable=True)
+
+    def delete(self, ref: str) -> None:
+        """Forget a finished job and remove its files."""
+        self._transport.request("DELETE", f"jobs/{_segment(ref)}")
+
+    def wait(self, ref: str, *, timeout_s: float | None = None, poll_s: float = 0.3) -> Job:
+        """The job, once it has finished. Raises TimeoutError when `timeout_s` is over before."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            job = self.job(ref)
+            if job.finished:
+                return job
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"Job {job.name} is still {job.state} after {timeout_s:g} s.")
+            time.sleep(poll_s)
+
+    def logs(
+        self,
+        ref: str,
+        *,
+        cursor: str | None = None,
+        limit: int | None = None,
+        replica: int | None = None,
+        tail: int | None = None,
+    ) -> LogPage:
+        """One page of what a job's containers printed."""
+        params = {"cursor": cursor, "limit": limit, "replica": replica, "tail": tail}
+        return self._get(LogPage, f"jobs/{_segment(ref)}/logs", params)
+
+    def follow_logs(
+        self,
+        ref: str,
+        *,
+        cursor: str | None = None,
+        replica: int | None = None,
+        tail: int | None = None,
+    ) -> Iterator[LogLine]:
+        """Lines as they come, until the job has ended; goes on by itself after a restart of the control plane."""
+        params = {"follow": "true", "cursor": cursor, "replica": replica, "tail": tail}
+        for event in self._follow(f"jobs/{_segment(ref)}/logs", params):
+            if event.event == "log":
+                yield LogLine.model_validate_json(event.data)
+
+    def metrics(self, ref: str, *, points: int | None = None, names: list[str] | None = None) -> Metrics:
+        """The series that a job reported, each downsampled to at most `points`."""
+        return self._get(Metrics, f"jobs/{_segment(ref)}/metrics", {"points": points, "name": names or None})
+
+    def samples(self, ref: str, *, limit: int | None = None) -> Samples:
+        """What the model under training answered to the sample prompts, latest first."""
+        return self._get(Samples, f"jobs/{_segment(ref)}/samples", {"limit": limit})
+
+    def events(self, ref: str | None = None, *, limit: int | None = None) -> Iterator[Event]:
+        """What happened, newest first: to one job, or everywhere."""
+        return self._pages(Event, f"jobs/{_segment(ref)}/events" if ref else "events", {}, limit)
+
+    # images
+
+    def build_image(self, recipe: str, **options: str | bool | None) -> Build:
+        """Start building an image; options as in the REST API's BuildRequest."""
+        body = {"recipe": recipe, **{key: value for key, value in options.items() if value is not None}}
+        return self._send(Build, "POST", "images/builds", json_body=body)
+
+    def build(self, build_id: str) -> Build:
+        return self._get(Build, f"images/builds/{_segment(build_id)}")
+
+    def follow_build(self, build_id: str) -> Iterator[str]:
+        """The build's log as it is written, until the build has ended."""
+        for event in self._follow(f"images/builds/{_segment(build_id)}/logs", {"follow": "true"}):
+            if event.event == "log":
+                yield LogLine.model_validate_json(event.data).line
+
+    def images(self) -> list[Image]:
+        return list(self._pages(Image, "images", {}, None))
+
+    def image(self, ref: str) -> Image:
+        return self._get(Image, f"images/{_path(ref)}")
+
+    def delete_image(self, ref: str) -> None:
+        self._transport.request("DELETE", f"images/{_path(ref)}")
+
+    # artifacts, hosts, keys, the control plane itself
+
+    def artifacts(self) -> list[Artifact]:
+        return list(self._pages(Artifact, "artifacts", {}, None))
+
+    def artifact(self, ref: str) -> Artifact:
+        return self._get(Artifact, f"artifacts/{_segment(ref)}")
+
+    def add_artifact(self, path: str, *, name: str | None = None, kind: str | None = None) -> Artifact:
+        """Register a Hugging Face directory or a data set, or convert and register a GGUF file."""
+        body = {key: value for key, value in (("path", path), ("name", name), ("kind", kind)) if value is not None}
+        return self._send(Artifact, "POST", "artifacts", json_body=body)
+
+    def delete_artifact(self, ref: str) -> None:
+        self._transport.request("DELETE", f"artifacts/{_segment(ref)}")
+
+    def hosts(self) -> list[Host]:
+        return list(self._pages(Host, "hosts", {}, None))
+
+    def keys(self) -> list[Key]:
+        return list(self._pages(Key, "keys", {}, None))
+
+    def add_key(self, public_key: str) -> Key:
+        """Let containers authorise this public key; adding it twice changes nothing."""
+        return self._send(Key, "POST", "keys", json_body={"public_key": public_key}, repeatable=True)
+
+    def health(self) -> Health:
+        """How the control plane is; also when it is not well (no exception then)."""
+        try:
+            return self._get(Health, "health")
+        except ApiError as error:
+            if error.status == 503 and error.problem.model_extra and "checks" in error.problem.model_extra:
+                return Health(ok=False, checks=error.problem.model_extra["checks"])
+            raise
+
+    def version(self) -> Version:
+        return self._get(Version, "version")
+
+    # the way there
+
+    def _get(self, model: type[Model], path: str, params: Mapping[str, Any] | None = None) -> Model:
+        return self._send(model, "GET", path, params=params, repeatable=True)
+
+    def _send(self, model: type[Model], method: str, path: str, **how: Any) -> Model:
+        return model.model_validate_json(self._transport.request(method, path, **how).content)
+
+    def _pages(self, model: type[Model], path: str, params: Mapping[str, Any], limit: int | None) -> Iterator[Model]:
+        cursor, left = None, limit
+        while left is None or left > 0:
+            size = 200 if left is None else min(left, 200)
+            page = self._get(Page[model], path, {**params, "cursor": cursor, "limit": size})  # type: ignore[valid-type]
+            for item in page.items:
+                yield item
+                left = None if left is None else left - 1
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    def _follow(self, path: str, params: dict[str, Any], patience_s: float = 30.0) -> Iterator[ServerEvent]:
+        """Events over as many connections as it takes, until an `end`; each goes on after the last event's id.
+
+        Raises Unreachable when the control plane stays away for `patience_s`.
+        """
+        last_id: str | None = None
+        away_since: float | None = None
+        while True:
+            try:
+                for event in self._transport.stream(path, params, last_id):
+                    away_since = None
+                    last_id = event.id if event.id is not None else last_id
+                    if last_id is not None:
+                        params.pop("tail", None)
+                    yield event
+                    if event.event == "end":
+                        return
+            except httpx.TransportError as error:
+                now = time.monotonic()
+                away_since = away_since if away_since is not None else now
+                if last_id is None or now - away_since > patience_s:
+                    raise Unreachable(self.url, str(error) or type(error).__name__) from error
+            time.sleep(0.3)
+
+
+def _segment(ref: str) -> str:
+    """A reference as one path segment: names can't hold slashes, and nobody may climb out of the path."""
+    return quote(ref, safe="") if ref not in {"", ".", ".."} else "%20"
+
+
+def _path(ref: str) -> str:
+    """An image reference keeps its slashes and colons."""
+    return quote(ref, safe="/:@")

@@ -1,0 +1,136 @@
+"""HTTP to the control plane: problems become exceptions, server-sent events become an iterator."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from service.client.errors import ApiError, Unreachable
+from service.schemas import ProblemDocument
+
+#: The server sends a comment at least every 15 s, so this much silence means that the connection is dead.
+SILENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class ServerEvent:
+    """One server-sent event; `id` is the cursor from which a new connection continues."""
+
+    event: str
+    data: str
+    id: str | None
+
+
+class Transport:
+    """A connection pool to one control plane."""
+
+    def __init__(self, url: str, token: str | None, timeout_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(
+            base_url=self.url + "/api/v1/",
+            headers=headers,
+            timeout=httpx.Timeout(timeout_s, connect=5.0),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json_body: object | None = None,
+        headers: Mapping[str, str] | None = None,
+        repeatable: bool = False,
+    ) -> httpx.Response:
+        """Send one request. A `repeatable` one is tried three times when the connection breaks under it.
+
+        Raises:
+            ApiError: the control plane answered with an error.
+            Unreachable: it did not answer.
+        """
+        tries = 3 if repeatable else 1
+        for left in reversed(range(tries)):
+            try:
+                response = self._http.request(method, path, params=_given(params), json=json_body, headers=headers)
+                break
+            except httpx.ConnectError as error:
+                raise Unreachable(self.url, _cause(error)) from error
+            except httpx.TransportError as error:
+                if not left:
+                    raise Unreachable(self.url, _cause(error)) from error
+                time.sleep(0.2)
+        _raise_for_problem(response)
+        return response
+
+    def stream(self, path: str, params: Mapping[str, Any] | None, last_id: str | None) -> Iterator[ServerEvent]:
+        """Events of one connection, until the server ends it or it breaks (httpx.TransportError)."""
+        headers = {"Accept": "text/event-stream"}
+        if last_id is not None:
+            headers["Last-Event-ID"] = last_id
+        timeout = httpx.Timeout(SILENCE_S, connect=5.0)
+        with self._http.stream("GET", path, params=_given(params), headers=headers, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+                _raise_for_problem(response)
+            yield from _events(response.iter_lines())
+
+
+def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:
+    event, identifier = "message", None
+    data: list[str] = []
+    for line in lines:
+        if not line:
+            if data:
+                yield ServerEvent(event, "\n".join(data), identifier)
+            event, data = "message", []
+            continue
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            event = value
+        elif field == "data":
+            data.append(value)
+        elif field == "id":
+            identifier = value
+
+
+def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (params or {}).items() if value is not None}
+
+
+def _cause(error: httpx.TransportError) -> str:
+    text = str(error).lower()
+    if "refused" in text:
+        return "connection refused"
+    return "timed out" if isinstance(error, httpx.TimeoutException) else (str(error) or type(error).__name__)
+
+
+def _raise_for_problem(response: httpx.Response) -> None:
+    if not response.is_error:
+        return
+    try:
+        problem = ProblemDocument.model_validate_json(response.content)
+    except ValueError:
+        title = response.reason_phrase or "error"
+        problem = ProblemDocument(
+            title=title,
+            status=response.status_code,
+            code="not_navarch",
+            detail=f"{response.url} answered {response.status_code} {title}, not as Navarch does.",
+            hint="Check that NAVARCH_URL points at a Navarch control plane.",
+        )
+    raise ApiError(problem)
+
+
+def decode(event: ServerEvent) -> Any:
+    return json.loads(event.data)

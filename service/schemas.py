@@ -1,0 +1,341 @@
+"""What the REST API sends and takes, as pydantic models that the server and the client share.
+
+Reading is tolerant (unknown members are ignored), so that an older client understands a newer server.
+Times are seconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Item = TypeVar("Item")
+
+#: The states in which nothing more happens to a job.
+FINISHED_STATES = frozenset({"succeeded", "failed", "stopped"})
+
+
+class Schema(BaseModel):
+    """Base of all: immutable, tolerant of members that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ProblemDocument(BaseModel):
+    """An error, as RFC 9457 has it, with a stable `code` and a `hint` on what to do next."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    code: str
+    detail: str
+    hint: str | None = None
+    instance: str | None = None
+
+
+class Page(Schema, Generic[Item]):
+    """One page of a list; `next_cursor` fetches the next one, null on the last."""
+
+    items: list[Item]
+    next_cursor: str | None = None
+
+
+class Progress(Schema):
+    """How far a job's training is, from its latest events."""
+
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    eta_s: float | None = None
+
+
+class Replica(Schema):
+    """One container of an attempt, as Docker last showed it."""
+
+    node_rank: int
+    host: str | None = None
+    container_name: str | None = None
+    container_id: str | None = None
+    state: str
+    exit_code: int | None = None
+    oom_killed: bool = False
+    gpus: list[str] = Field(default_factory=list, description="UUIDs of the GPUs that it holds")
+    ports: dict[str, int] = Field(default_factory=dict, description="container port → host port")
+
+
+class Attempt(Schema):
+    """One try at a job: a gang of replicas, all or none."""
+
+    number: int
+    state: str
+    reason: str | None = None
+    message: str | None = None
+    replicas: list[Replica] = Field(default_factory=list)
+
+
+class SshAccess(Schema):
+    """Where sshd of the job's first container answers; present once a handshake has succeeded."""
+
+    host: str
+    port: int
+    user: str = "root"
+    host_key: str | None = Field(default=None, description="public host key, to be pinned by the client")
+
+
+class ArtifactRef(Schema):
+    """A file or folder that the job left in its run directory."""
+
+    path: str
+    kind: str
+    metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class Job(Schema):
+    """What a user asked for, and how it stands."""
+
+    id: str
+    name: str
+    type: str
+    state: str
+    reason: str | None = Field(default=None, description="why it is in this state, for machines")
+    message: str | None = Field(default=None, description="why it is in this state, for people")
+    why: str | None = Field(default=None, description="what a waiting job waits for")
+    spec: dict[str, Any]
+    priority: int = 0
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    unreachable_since: float | None = None
+    progress: Progress = Progress()
+    attempts: list[Attempt] = Field(default_factory=list)
+    ssh: SshAccess | None = None
+    url: str | None = None
+    artifacts: list[ArtifactRef] = Field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED_STATES
+
+
+class PlannedReplica(Schema):
+    """Where one container would go and what would run in it."""
+
+    node_rank: int
+    host: str | None = None
+    gpus: list[str] = Field(default_factory=list)
+    image: str
+    command: list[str]
+    environment: dict[str, str] = Field(default_factory=dict)
+    ports: dict[str, int | None] = Field(default_factory=dict, description="null: from the host's pool at start")
+    mounts: list[str] = Field(default_factory=list, description="source:target:mode")
+
+
+class Plan(Schema):
+    """What a submit would do now (`dry_run`), without doing it."""
+
+    spec: dict[str, Any] = Field(description="the spec with every default filled in")
+    placeable: bool
+    why: str | None = Field(default=None, description="what it would wait for")
+    replicas: list[PlannedReplica] = Field(default_factory=list)
+
+
+class Event(Schema):
+    """One thing that happened, and who did it."""
+
+    id: int
+    time: float
+    actor: str
+    kind: str
+    message: str
+    job_id: str | None = None
+    job_name: str | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class LogLine(Schema):
+    """One line that a container printed; reading after `cursor` gives the next."""
+
+    cursor: str
+    time: float
+    replica: int
+    line: str
+
+
+class LogPage(Schema):
+    """Lines in the order in which they were stored; `next_cursor` continues, also after the job's end."""
+
+    items: list[LogLine]
+    next_cursor: str
+    end: bool = Field(description="the job has ended and there are no more lines")
+
+
+class Series(Schema):
+    """One metric over time, downsampled to what was asked for."""
+
+    name: str
+    steps: list[int]
+    times: list[float]
+    values: list[float | None]
+    total: int = Field(description="points before downsampling")
+
+
+class Metrics(Schema):
+    job_id: str
+    series: list[Series]
+
+    @property
+    def values(self) -> dict[str, list[float | None]]:
+        """The values by the metric's name."""
+        return {series.name: series.values for series in self.series}
+
+    @property
+    def steps(self) -> dict[str, list[int]]:
+        """The steps that the values belong to, by the metric's name."""
+        return {series.name: series.steps for series in self.series}
+
+
+class Sample(Schema):
+    """Answers to the sample prompts at one moment of the training."""
+
+    title: str
+    time: float
+    columns: list[str]
+    rows: list[list[str]]
+
+
+class Samples(Schema):
+    job_id: str
+    items: list[Sample]
+
+
+class BuildRequest(BaseModel):
+    """What image to build from which recipe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: str = Field(min_length=1, max_length=200)
+    tag: str | None = Field(default=None, max_length=256, description="default: navarch/RECIPE")
+    base: str | None = Field(default=None, max_length=256, description="instead of the recipe's base image")
+    wheelhouse: str | None = Field(default=None, max_length=4096, description="folder with wheels, on this machine")
+    index_url: str | None = Field(default=None, max_length=2048, description="a Python package index to use")
+    apt_mirror: str | None = Field(default=None, max_length=2048, description="a Debian/Ubuntu mirror to use")
+    ca_bundle: str | None = Field(default=None, max_length=4096, description="PEM file that re-signed TLS needs")
+    no_cache: bool = False
+
+
+class Build(Schema):
+    """One image build."""
+
+    id: str
+    recipe: str
+    tag: str
+    state: str
+    message: str | None = None
+    image: str | None = Field(default=None, description="digest of what was built")
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED_STATES
+
+
+class Image(Schema):
+    """An image that Navarch can run, by digest."""
+
+    id: str
+    tags: list[str]
+    recipe: str | None = None
+    size: int
+    created_at: float
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class ArtifactRequest(BaseModel):
+    """What to register: a Hugging Face directory, a data set, or a GGUF file to be converted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=4096, description="absolute path on the control plane's machine")
+    name: str | None = Field(default=None, max_length=100, description="default: from the path")
+    kind: str | None = Field(default=None, description="model, adapter, checkpoint or dataset; default: by looking")
+
+
+class Artifact(Schema):
+    """A model, adapter, checkpoint or data set with a path, a digest and where it came from."""
+
+    id: str
+    name: str
+    kind: str
+    path: str
+    digest: str | None = None
+    size: int | None = None
+    state: str = "ready"
+    message: str | None = None
+    source: str | None = Field(default=None, description="where it came from: a file, or job:NAME")
+    created_at: float
+
+
+class Gpu(Schema):
+    """One device of a host, known by its UUID."""
+
+    uuid: str
+    name: str
+    memory_mib: int
+    index: int | None = None
+    job: str | None = Field(default=None, description="the job that holds it now")
+
+
+class Host(Schema):
+    """A Docker Engine that Navarch may use; lifecycle, reachability and health are separate facts."""
+
+    id: str
+    name: str
+    url: str
+    state: str
+    reachable: bool
+    message: str | None = None
+    engine_version: str | None = None
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    gpus: list[Gpu] = Field(default_factory=list)
+    seen_at: float | None = None
+
+
+class Key(Schema):
+    """A public key that containers authorise."""
+
+    fingerprint: str
+    type: str
+    comment: str
+    public_key: str
+
+
+class KeyRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    public_key: str = Field(min_length=1, max_length=16384, description="one line, as in id_ed25519.pub")
+
+
+class Check(Schema):
+    """One thing that was looked at, and how it is."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Health(Schema):
+    ok: bool
+    checks: list[Check]
+
+
+class Version(Schema):
+    version: str
+    api: str = "v1"
+    deployment: str
