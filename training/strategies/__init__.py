@@ -1,1 +1,1 @@
-"""Strategies: how a module is spread over ranks and stepped."""
+"""How a model is spread over processes: `open_strategy` gives the one that a run's configuration names."""
