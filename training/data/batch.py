@@ -107,7 +107,9 @@ class PackedBatch:
         shape = (self.num_documents, width)
         lengths = torch.tensor(self.lengths, device=device)
         mask = torch.arange(width, device=device)[None, :] < lengths[:, None]
-        index = torch.tensor([0, *self.lengths[:-1]], device=device).cumsum(0)[:, None] + torch.arange(width, device=device)
+        index = torch.tensor([0, *self.lengths[:-1]], device=device).cumsum(0)[:, None] + torch.arange(
+            width, device=device
+        )
         index = torch.where(mask, index, torch.zeros_like(index))
         return PaddedBatch(
             input_ids=torch.where(mask, self.tokens[index], torch.full(shape, pad_id, device=device)),

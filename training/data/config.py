@@ -70,10 +70,14 @@ class DataConfig:
         metadata={"help": "chat template: auto (the tokenizer's own), a named one, or a path to a .jinja file"},
     )
     system: str = field(default="", metadata={"help": "system message for conversations that have none"})
-    train_on: TrainOn = field(default="assistant", metadata={"help": "assistant: all its turns; last: the last one only"})
+    train_on: TrainOn = field(
+        default="assistant", metadata={"help": "assistant: all its turns; last: the last one only"}
+    )
     over_long: OverLong = field(
         default="auto",
-        metadata={"help": "documents over max_length: truncate, drop, or split (text only); auto: pt splits, others cut"},
+        metadata={
+            "help": "documents over max_length: truncate, drop, or split (text only); auto: pt splits, others cut"
+        },
     )
     bad_rows: BadRows = field(default="stop", metadata={"help": "stop at the first bad row, or skip and count them"})
     window: int = field(default=4096, metadata={"help": "documents that are shuffled and packed together"})
