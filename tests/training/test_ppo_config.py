@@ -1,4 +1,4 @@
-"""PPO's options: bad values are refused by their key's name, and coati's arguments all have a counterpart in the table."""
+"""The options of PPO: bad values are refused by their key, and each of coati's arguments has its counterpart."""
 
 import re
 
@@ -8,9 +8,30 @@ from training import ppo_config
 from training.data.config import DataSource
 from training.ppo_config import CriticConfig, KLConfig, PPOTrainConfig, PtxConfig, RewardConfig
 
-COATI_ARGUMENTS = """prompt_dataset pretrain_dataset strategy model pretrain rm_model rm_path rm_pretrain save_path
-need_optim_ckpt num_episodes max_timesteps update_timesteps max_epochs train_batch_size ptx_batch_size
-experience_batch_size lora_rank kl_coef ptx_coef max_input_len max_seq_len""".split()
+COATI_ARGUMENTS = [
+    "prompt_dataset",
+    "pretrain_dataset",
+    "strategy",
+    "model",
+    "pretrain",
+    "rm_model",
+    "rm_path",
+    "rm_pretrain",
+    "save_path",
+    "need_optim_ckpt",
+    "num_episodes",
+    "max_timesteps",
+    "update_timesteps",
+    "max_epochs",
+    "train_batch_size",
+    "ptx_batch_size",
+    "experience_batch_size",
+    "lora_rank",
+    "kl_coef",
+    "ptx_coef",
+    "max_input_len",
+    "max_seq_len",
+]
 
 
 @pytest.mark.parametrize("name", COATI_ARGUMENTS)
