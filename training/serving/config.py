@@ -1,0 +1,48 @@
+"""Options of `navarch-train serve` (imports no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """One model behind an OpenAI-compatible API. A reward model is found by its manifest and serves /score instead."""
+
+    model: str = field(default="", metadata={"help": "model folder, artifact:NAME or hf:org/name"})
+    adapter: str | None = field(default=None, metadata={"help": "LoRA adapter folder, merged into the model at load"})
+    name: str | None = field(default=None, metadata={"help": "model id shown by /v1/models (default: the folder's name)"})
+    host: str = field(default="0.0.0.0", metadata={"help": "address to listen on"})
+    port: int = field(default=8000, metadata={"help": "port to listen on"})
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = field(
+        default="auto", metadata={"help": "auto: bf16 on a GPU, fp32 elsewhere"}
+    )
+    quantize: Literal["none", "int8", "int4"] = field(
+        default="none", metadata={"help": "weight-only quantization at load; a model quantized ahead needs none"}
+    )
+    group: int = field(default=128, metadata={"help": "weights that share a scale in int4 (32, 64 or 128)"})
+    max_batch: int = field(default=64, metadata={"help": "requests decoded together; more wait in the queue"})
+    max_length: int | None = field(
+        default=None, metadata={"help": "tokens of prompt + completion (default: the model's context, at most 4096)"}
+    )
+    max_queue: int = field(default=256, metadata={"help": "requests that may wait; beyond it, 429 with Retry-After"})
+    max_new_tokens: int = field(default=1024, metadata={"help": "completion length when a request gives none"})
+    drain_s: float = field(default=30.0, metadata={"help": "seconds that running requests get after SIGTERM"})
+    seed: int = field(default=0, metadata={"help": "seed of requests that give none"})
+    api_key_env: str | None = field(
+        default=None, metadata={"help": "environment variable that holds the key clients must send as bearer token"}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port is {self.port}: give 1 to 65535, or 0 for any free one")
+        if self.group not in (32, 64, 128):
+            raise ValueError(f"group is {self.group}: give 32, 64 or 128")
+        for name in ("max_batch", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length is {self.max_length}: give at least 2 tokens, or null for the model's context")
+        if self.max_queue < 0:
+            raise ValueError(f"max_queue is {self.max_queue}: give 0 (refuse when all slots are taken) or more")
