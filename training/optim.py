@@ -6,7 +6,7 @@ update is done on an fp32 copy and rounded into the weights afterwards. fp32 wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,9 @@ def decays(parameter: Tensor) -> bool:
     return parameter.ndim >= 2
 
 
-def global_norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm of all `gradients` together, as an fp32 scalar on their device. Raises nothing, never waits."""
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all `gradients` together, as an fp32 scalar on their device. Never waits for the device."""
+    norms = torch._foreach_norm(list(gradients), 2, dtype=torch.float32)
     return torch.linalg.vector_norm(torch.stack(list(norms)))
 
 
@@ -34,6 +34,33 @@ def clip_divisor(norm: Tensor, max_norm: float) -> Tensor:
     if max_norm <= 0:
         return torch.ones_like(norm)
     return (norm / max_norm).clamp_(min=1.0)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step's scalars. `divisor` divides the gradients; a `not_finite` of 1 leaves everything as it is."""
+
+    lr: float
+    divisor: Tensor
+    not_finite: Tensor
+    step: Tensor
+
+
+def adamw_(
+    masters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    update: Update,
+    config: OptimizerConfig,
+    weight_decay: float,
+) -> None:
+    """torch's fused AdamW on fp32 tensors, in place (`gradients` are overwritten). Decoupled decay: Loshchilov & Hutter."""
+    torch._fused_adamw_(
+        masters, gradients, exp_avgs, exp_avg_sqs, [], [update.step] * len(masters),
+        lr=update.lr, beta1=config.betas[0], beta2=config.betas[1], eps=config.eps, weight_decay=weight_decay,
+        amsgrad=False, maximize=False, grad_scale=update.divisor, found_inf=update.not_finite,
+    )  # fmt: skip
 
 
 class LossScale:
@@ -56,53 +83,74 @@ class LossScale:
         self.good_steps.fill_(int(state["good_steps"]))
 
 
-@dataclass
-class _Chunk:
-    """Neighbouring parameters of one group: [start, stop) of the group's flat buffers."""
+@dataclass(frozen=True)
+class Chunk:
+    """Neighbouring pieces `first` to `last` (exclusive), which are elements [start, stop) of the flat buffers."""
 
-    parameters: list[nn.Parameter]
+    first: int
+    last: int
     start: int
     stop: int
 
 
-class _Group:
-    """Parameters that share dtype, device and weight decay, with flat fp32 state for all of them."""
+class FlatAdam:
+    """fp32 masters and moments of a row of flattened pieces, and the update of one chunk of them.
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]], weight_decay: float) -> None:
-        self.named = named
+    `masters=False` when the weights are fp32 and are their own masters.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        device: torch.device,
+        *,
+        weight_decay: float,
+        masters: bool = True,
+        chunk_elements: int = CHUNK_ELEMENTS,
+    ) -> None:
+        self.sizes = list(sizes)
         self.weight_decay = weight_decay
-        first = named[0][1]
-        total = sum(p.numel() for _, p in named)
-        self.has_masters = first.dtype != torch.float32
-        self.exp_avg = torch.zeros(total, dtype=torch.float32, device=first.device)
-        self.exp_avg_sq = torch.zeros_like(self.exp_avg)
-        self.master = torch.empty_like(self.exp_avg) if self.has_masters else None
-        self.spans: list[tuple[int, int]] = []
-        self.chunks: list[_Chunk] = []
-        offset = 0
-        for _, parameter in named:
-            stop = offset + parameter.numel()
-            if not self.chunks or stop - self.chunks[-1].start > CHUNK_ELEMENTS:
-                self.chunks.append(_Chunk([], offset, offset))
-            self.chunks[-1].parameters.append(parameter)
-            self.chunks[-1].stop = stop
-            self.spans.append((offset, stop))
-            offset = stop
-        if self.master is not None:
-            for (_, parameter), (start, stop) in zip(named, self.spans, strict=True):
-                self.master[start:stop].copy_(parameter.detach().reshape(-1))
+        self.chunks: list[Chunk] = []
+        first = start = stop = 0
+        for index, size in enumerate(self.sizes):
+            if index > first and stop + size - start > chunk_elements:
+                self.chunks.append(Chunk(first, index, start, stop))
+                first, start = index, stop
+            stop += size
+        self.chunks.append(Chunk(first, len(self.sizes), start, stop))
+        self.master = torch.zeros(stop, dtype=torch.float32, device=device) if masters else None
+        self.exp_avg = torch.zeros(stop, dtype=torch.float32, device=device)
+        self.exp_avg_sq = torch.zeros(stop, dtype=torch.float32, device=device)
 
-    def views(self, flat: Tensor, chunk: _Chunk) -> list[Tensor]:
-        """`flat[chunk]` cut into tensors shaped like the chunk's parameters."""
-        pieces = flat[chunk.start : chunk.stop].split([p.numel() for p in chunk.parameters])
-        return [piece.view(p.shape) for piece, p in zip(pieces, chunk.parameters, strict=True)]
+    @property
+    def widest(self) -> int:
+        return max(chunk.stop - chunk.start for chunk in self.chunks)
+
+    def pieces(self, flat: Tensor, chunk: Chunk | None = None) -> list[Tensor]:
+        """`flat` (all of it, or one chunk's part) cut into the pieces, still flattened."""
+        if chunk is None:
+            return list(flat.split(self.sizes))
+        return list(flat[chunk.start : chunk.stop].split(self.sizes[chunk.first : chunk.last]))
+
+    def update_chunk(
+        self, chunk: Chunk, gradients: Sequence[Tensor], wide: Tensor, update: Update, config: OptimizerConfig
+    ) -> Tensor:
+        """Updates one chunk from its gradients of any dtype, using `wide` as fp32 scratch; returns the chunk's masters."""
+        assert self.master is not None
+        scratch = wide[: chunk.stop - chunk.start]
+        split = scratch.split(self.sizes[chunk.first : chunk.last])
+        torch._foreach_copy_([piece.view(g.shape) for piece, g in zip(split, gradients, strict=True)], list(gradients))
+        part = slice(chunk.start, chunk.stop)
+        master = self.master[part]
+        adamw_([master], [scratch], [self.exp_avg[part]], [self.exp_avg_sq[part]], update, config, self.weight_decay)
+        return master
 
 
 class MasterAdamW:
-    """AdamW over named parameters of any float dtype, in place, with everything that a resume needs addressable by name.
+    """AdamW over named parameters of any float dtype, in place; everything that a resume needs is addressable by name.
 
-    A step whose gradient norm is not finite changes nothing but the count of skipped steps: a bad batch can't reach the
-    weights. Parameters without a gradient count as having a zero one.
+    A step whose gradient norm is not finite changes nothing: a bad batch can't reach the weights. Parameters without a
+    gradient count as having a zero one.
     """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
@@ -114,20 +162,28 @@ class MasterAdamW:
                 grouped.setdefault(key, []).append((name, parameter))
         if not grouped:
             raise ValueError("nothing to train: no parameter of the model requires a gradient")
-        self.groups = [
-            _Group(members, config.weight_decay if decay else 0.0) for (_, _, decay), members in grouped.items()
-        ]
-        self.device = self.groups[0].exp_avg.device
+        self.groups: list[tuple[list[tuple[str, nn.Parameter]], FlatAdam]] = []
+        for (dtype, device, decay), members in grouped.items():
+            flat = FlatAdam(
+                [p.numel() for _, p in members], device,
+                weight_decay=config.weight_decay if decay else 0.0, masters=dtype != torch.float32,
+            )  # fmt: skip
+            if flat.master is not None:
+                self._copy(flat.pieces(flat.master), [p.detach() for _, p in members])
+            self.groups.append((members, flat))
+        self.device = self.groups[0][1].exp_avg.device
         self.step_count = torch.zeros((), dtype=torch.float32, device=self.device)
-        widest = max(
-            (chunk.stop - chunk.start for group in self.groups if group.has_masters for chunk in group.chunks),
-            default=0,
-        )
+        widest = max((flat.widest for _, flat in self.groups if flat.master is not None), default=0)
         self._wide = torch.empty(widest, dtype=torch.float32, device=self.device)
+
+    @staticmethod
+    def _copy(flat: list[Tensor], shaped: list[Tensor], *, into_flat: bool = True) -> None:
+        views = [piece.view(tensor.shape) for piece, tensor in zip(flat, shaped, strict=True)]
+        torch._foreach_copy_(views, shaped) if into_flat else torch._foreach_copy_(shaped, views)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [parameter for group in self.groups for _, parameter in group.named]
+        return [parameter for members, _ in self.groups for _, parameter in members]
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -139,63 +195,62 @@ class MasterAdamW:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norm = global_norm([p.grad for p in self.parameters])  # type: ignore[misc]
-        if loss_scale is not None:
-            norm = norm / loss_scale.scale
-        divisor = clip_divisor(norm, self.config.max_grad_norm)
-        if loss_scale is not None:
-            divisor = divisor * loss_scale.scale
-        not_finite = (~torch.isfinite(norm)).float()
-        self.step_count += 1
-        for group in self.groups:
-            self._update(group, lr, divisor, not_finite)
-        self.step_count -= not_finite
-        if loss_scale is not None:
-            loss_scale.update(not_finite)
+        update, norm = begin_update(
+            global_norm([p.grad for p in self.parameters]),  # type: ignore[misc]
+            lr, self.config, self.step_count, loss_scale,
+        )  # fmt: skip
+        for members, flat in self.groups:
+            for chunk in flat.chunks:
+                weights = [parameter for _, parameter in members[chunk.first : chunk.last]]
+                gradients = [p.grad for p in weights if p.grad is not None]
+                if flat.master is None:
+                    first = [m.view(p.shape) for m, p in zip(flat.pieces(flat.exp_avg, chunk), weights, strict=True)]
+                    second = [
+                        m.view(p.shape) for m, p in zip(flat.pieces(flat.exp_avg_sq, chunk), weights, strict=True)
+                    ]
+                    adamw_([p.data for p in weights], gradients, first, second, update, self.config, flat.weight_decay)
+                else:
+                    flat.update_chunk(chunk, gradients, self._wide, update, self.config)
+                    self._copy(flat.pieces(flat.master, chunk), list(weights), into_flat=False)
+        end_update(update, loss_scale)
         self.zero_grad()
         return norm
-
-    def _update(self, group: _Group, lr: float, divisor: Tensor, not_finite: Tensor) -> None:
-        for chunk in group.chunks:
-            gradients = [p.grad for p in chunk.parameters]
-            if group.master is None:
-                updated: list[Tensor] = [p.data for p in chunk.parameters]
-                first, second = group.views(group.exp_avg, chunk), group.views(group.exp_avg_sq, chunk)
-            else:
-                wide = self._wide[: chunk.stop - chunk.start]
-                shapes = [piece.view(p.shape) for piece, p in zip(
-                    wide.split([p.numel() for p in chunk.parameters]), chunk.parameters, strict=True
-                )]  # fmt: skip
-                torch._foreach_copy_(shapes, gradients)  # type: ignore[arg-type]
-                gradients = [wide]
-                updated = [group.master[chunk.start : chunk.stop]]
-                first, second = [group.exp_avg[chunk.start : chunk.stop]], [group.exp_avg_sq[chunk.start : chunk.stop]]
-            torch._fused_adamw_(
-                updated, gradients, first, second, [], [self.step_count] * len(updated),
-                lr=lr, beta1=self.config.betas[0], beta2=self.config.betas[1], eps=self.config.eps,
-                weight_decay=group.weight_decay, amsgrad=False, maximize=False,
-                grad_scale=divisor, found_inf=not_finite,
-            )  # fmt: skip
-            if group.master is not None:
-                torch._foreach_copy_(list(chunk.parameters), group.views(group.master, chunk))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Per parameter name: flat fp32 `master`, `exp_avg`, `exp_avg_sq` (views, not copies)."""
         found: dict[str, dict[str, Tensor]] = {}
-        for group in self.groups:
-            for (name, parameter), (start, stop) in zip(group.named, group.spans, strict=True):
-                master = parameter.detach().reshape(-1) if group.master is None else group.master[start:stop]
-                found[name] = {
-                    "master": master,
-                    "exp_avg": group.exp_avg[start:stop],
-                    "exp_avg_sq": group.exp_avg_sq[start:stop],
-                }
+        for members, flat in self.groups:
+            first, second = flat.pieces(flat.exp_avg), flat.pieces(flat.exp_avg_sq)
+            if flat.master is None:
+                masters = [parameter.detach().view(-1) for _, parameter in members]
+            else:
+                masters = flat.pieces(flat.master)
+            for (name, _), master, exp_avg, exp_avg_sq in zip(members, masters, first, second, strict=True):
+                found[name] = {"master": master, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
         return found
 
     @torch.no_grad()
     def refresh_weights(self) -> None:
         """Rounds the masters into the weights, after the masters were written from outside."""
-        for group in self.groups:
-            if group.master is not None:
-                for chunk in group.chunks:
-                    torch._foreach_copy_(list(chunk.parameters), group.views(group.master, chunk))
+        for members, flat in self.groups:
+            if flat.master is not None:
+                self._copy(flat.pieces(flat.master), [parameter for _, parameter in members], into_flat=False)
+
+
+def begin_update(
+    scaled_norm: Tensor, lr: float, config: OptimizerConfig, step_count: Tensor, loss_scale: LossScale | None
+) -> tuple[Update, Tensor]:
+    """Counts the step; gives its scalars and the true gradient norm, all as device tensors."""
+    norm = scaled_norm if loss_scale is None else scaled_norm / loss_scale.scale
+    divisor = clip_divisor(norm, config.max_grad_norm)
+    if loss_scale is not None:
+        divisor = divisor * loss_scale.scale
+    step_count += 1
+    return Update(lr=lr, divisor=divisor, not_finite=(~torch.isfinite(norm)).float(), step=step_count), norm
+
+
+def end_update(update: Update, loss_scale: LossScale | None) -> None:
+    """Takes a skipped step out of the count and moves the loss scale."""
+    update.step.sub_(update.not_finite)
+    if loss_scale is not None:
+        loss_scale.update(update.not_finite)

@@ -1,4 +1,4 @@
-"""What a stage may ask of a strategy: prepare a module for training, run backward and step, save, load, export, generate."""
+"""What a stage may ask of a strategy: prepare a module, run backward and step, save, load, export, generate."""
 
 from __future__ import annotations
 
@@ -101,16 +101,16 @@ class Strategy(ABC):
     ) -> Trained:
         """Moves `module` to the device and precision and gives it an optimizer. Its forward must compute its loss.
 
-        fp32 masters are taken from the weights *before* they are cast, so a module that was loaded in fp32 loses nothing.
+        fp32 masters are taken from the weights *before* they are cast: a module that was loaded in fp32 loses nothing.
         """
 
     def prepare_frozen(self, module: nn.Module) -> nn.Module:
-        """A model that is only read (a reference, a reward model): on the device, in the precision, without gradients."""
+        """A model that is only read (a reference, a reward model): on the device, in the precision, no gradients."""
         return module.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
 
     @abstractmethod
     def accumulate(self, trained: Trained, *, last: bool) -> AbstractContextManager[None]:
-        """Wraps forward and backward of one micro-batch; `last` says that `step` follows. Saves communication if it can."""
+        """Wraps forward and backward of one micro-batch; `last`: `step` follows. Saves communication where it can."""
 
     @abstractmethod
     def backward(self, trained: Trained, loss: Tensor) -> None:
@@ -118,7 +118,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def step(self, trained: Trained) -> Tensor:
-        """Clips, updates, clears gradients, advances the schedule. Returns the norm before clipping; waits for nothing."""
+        """Clips, updates, clears gradients, advances the schedule. Returns the norm before clipping, without waiting."""
 
     # weights
 
@@ -126,13 +126,13 @@ class Strategy(ABC):
     def full_state_dict(self, trained: Trained, *, masters: bool = False) -> dict[str, Tensor]:
         """All weights under the names of the given module, on rank 0; `{}` elsewhere. Every rank must call it.
 
-        `masters` gives the fp32 values behind the trained weights. Tensors may share memory with the live weights: write
-        them before the next step. Tied weights share one tensor.
+        `masters` gives the fp32 values behind the trained weights. Tensors may share memory with the live weights:
+        write them before the next step. Tied weights share one tensor.
         """
 
     @contextmanager
     def generation(self, trained: Trained) -> Iterator[nn.Module]:
-        """The given module with whole weights for rollouts, in eval mode and without gradients. Every rank must enter."""
+        """The given module with whole weights for rollouts, in eval mode, without gradients. Every rank must enter."""
         inner, was_training = trained.inner, trained.inner.training
         inner.eval()
         try:
