@@ -55,7 +55,7 @@ def adamw_(
     config: OptimizerConfig,
     weight_decay: float,
 ) -> None:
-    """torch's fused AdamW on fp32 tensors, in place (`gradients` are overwritten). Decoupled decay: Loshchilov & Hutter."""
+    """torch's fused AdamW (Loshchilov & Hutter) on fp32 tensors, in place; `gradients` are overwritten."""
     torch._fused_adamw_(
         masters, gradients, exp_avgs, exp_avg_sqs, [], [update.step] * len(masters),
         lr=update.lr, beta1=config.betas[0], beta2=config.betas[1], eps=config.eps, weight_decay=weight_decay,
@@ -135,7 +135,7 @@ class FlatAdam:
     def update_chunk(
         self, chunk: Chunk, gradients: Sequence[Tensor], wide: Tensor, update: Update, config: OptimizerConfig
     ) -> Tensor:
-        """Updates one chunk from its gradients of any dtype, using `wide` as fp32 scratch; returns the chunk's masters."""
+        """Updates a chunk from gradients of any dtype, with `wide` as fp32 scratch; returns the chunk's masters."""
         assert self.master is not None
         scratch = wide[: chunk.stop - chunk.start]
         split = scratch.split(self.sizes[chunk.first : chunk.last])

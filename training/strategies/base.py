@@ -118,7 +118,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def step(self, trained: Trained) -> Tensor:
-        """Clips, updates, clears gradients, advances the schedule. Returns the norm before clipping, without waiting."""
+        """Clips, updates, clears gradients, advances the schedule. Returns the norm before clipping; never waits."""
 
     # weights
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from training.errors import ConfigError
 
 Precision = Literal["bf16", "fp16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
 
 
-class StrategyError(ValueError):
+class StrategyError(ConfigError, ValueError):
     """A strategy, or a combination of options, that can't work: says which, why, and what to do instead."""
 
 
@@ -51,6 +54,11 @@ class StrategyConfig:
     timeout_s: int = 1800
     """A collective that waits longer than this ends the run with an error."""
 
+    @classmethod
+    def shorthand(cls, value: Any) -> Mapping[str, Any]:
+        """`strategy: ddp` means `strategy: {name: ddp}`."""
+        return {"name": str(value)}
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -68,8 +76,8 @@ class Capabilities:
     compile_blocks: bool
     """The model's blocks may be compiled (`torch.compile`) before `prepare`."""
     resume: Literal["bitwise", "exact_state"]
-    """bitwise: N+M steps equal N, save, load, M bit for bit. exact_state: weights, masters and moments are restored bit for
-    bit, sums over ranks may be taken in another order."""
+    """bitwise: N+M steps equal N, save, load, M bit for bit. exact_state: weights, masters and moments are restored bit
+    for bit, sums over ranks may be taken in another order."""
     resize: bool
     """A checkpoint may be loaded by another number of ranks."""
     rollouts: bool
@@ -127,7 +135,6 @@ class Wanted:
     world_size: int = 1
     device: Literal["cuda", "cpu", "unknown"] = "unknown"
     accumulation: int = 1
-    extra: dict[str, str] = field(default_factory=dict)
 
 
 def check_strategy(config: StrategyConfig, wanted: Wanted | None = None) -> Capabilities:

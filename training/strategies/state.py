@@ -1,8 +1,8 @@
 """Optimizer state on disk: flat fp32 pieces by parameter name, one file per rank, readable by any number of ranks.
 
-A parameter's `master`, `exp_avg` and `exp_avg_sq` are flattened; each rank writes the piece that it holds, and the pieces
-in rank order make the whole (padding at the end is cut). Every strategy that shards along flattened parameters (or not at
-all) uses this one format, so a run may be resumed by another number of ranks, or by another of these strategies.
+A parameter's `master`, `exp_avg` and `exp_avg_sq` are flattened; each rank writes the piece that it holds, and the
+pieces in rank order make the whole (padding at the end is cut). Every strategy that shards along flattened parameters
+(or not at all) uses this one format, so a run may be resumed by another number of ranks, or by another strategy.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class PieceReader:
         if read != stop - start:
             what = "is not in the checkpoint" if offset == 0 else f"has {offset} elements there, {stop} are needed"
             raise MissingInput(
-                f"state of '{name}' {what} ({self.paths[0].parent}); resume with the model and LoRA settings of that run"
+                f"state of '{name}' {what} ({self.paths[0].parent}); resume with that run's model and LoRA settings"
             )
         return found[0] if len(found) == 1 else torch.cat(found)
 
