@@ -21,6 +21,10 @@ def open_strategy(
     Raises StrategyError, before any GPU is touched, for what can't work.
     """
     kind = visible_device() if device == "auto" else device
+    if config.name.startswith("colossalai") and kind == "cpu":
+        from training.strategies.colossalai import accelerator_kind
+
+        kind = accelerator_kind()
     wanted = Wanted(
         precision=precision, lora=lora, stage=stage, accumulation=accumulation,
         world_size=planned_world_size(), device="cuda" if kind == "cuda" else "cpu",
@@ -29,7 +33,7 @@ def open_strategy(
     if config.name.startswith("colossalai"):
         from training.strategies.colossalai import open_colossalai
 
-        return open_colossalai(config, can, precision)
+        return open_colossalai(config, can, precision, accumulation)
     world = open_world(device=kind, timeout_s=config.timeout_s)
     if config.name == "naive":
         from training.strategies.naive import NaiveStrategy
