@@ -1,0 +1,191 @@
+"""Holds one rollout: its rows packed for the models by token budget, and what actor, critic and reference said of them.
+
+Notation: b completions on this rank, s columns of prompt + completion, r tokens of the longest completion, n action
+tokens (those really sampled) of the rows in a packed batch, t its tokens. An action's log-prob and value both come from
+the state *before* it: the position of the token that precedes it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from training import rl
+from training.data.batch import IGNORE, PackedBatch
+
+
+@dataclass(frozen=True)
+class Completions:
+    """Rows that were rolled out. tokens int64 [b, s], prompt + completion, right-padded; lengths are on the host.
+
+    A completion holds its stop token, so its length is at least 1. finished [b] bool: ended by a stop token.
+    """
+
+    tokens: Tensor
+    prompt_lengths: tuple[int, ...]
+    response_lengths: tuple[int, ...]
+    finished: Tensor
+    rows: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        """r: tokens of the longest completion."""
+        return max(self.response_lengths)
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each row, prompt and completion."""
+        return tuple(p + r for p, r in zip(self.prompt_lengths, self.response_lengths, strict=True))
+
+    @cached_property
+    def responses(self) -> Tensor:
+        """[b] completion lengths on the device of the tokens."""
+        return torch.tensor(self.response_lengths, device=self.tokens.device)
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[b, r] bool, True on action tokens."""
+        return rl.length_mask(self.responses, self.width)
+
+    def prompt_ids(self, row: int) -> list[int]:
+        return self.tokens[row, : self.prompt_lengths[row]].tolist()
+
+    def response_ids(self) -> list[list[int]]:
+        """Each completion's token ids, copied from the device at once."""
+        table = self.tokens.tolist()
+        return [
+            row[prompt : prompt + response]
+            for row, prompt, response in zip(table, self.prompt_lengths, self.response_lengths, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class ActionBatch:
+    """Some rows packed end to end. states [n]: where in the packed row each action's state is; places [n]: the action's
+    index in a flattened [b, r] table. `packed.labels` holds the action tokens at their states."""
+
+    packed: PackedBatch
+    states: Tensor
+    places: Tensor
+
+    @property
+    def actions(self) -> Tensor:
+        """[n] the sampled tokens."""
+        return self.packed.labels[self.states]
+
+
+def pack(completions: Completions, rows: Sequence[int], *, max_length: int | None = None) -> ActionBatch:
+    """The chosen rows in one packed batch, in the order given. Indices are made on the host and copied once."""
+    device, stride, width = completions.tokens.device, completions.tokens.shape[1], completions.width
+    lengths = [completions.lengths[row] for row in rows]
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    spans, states, places = [], [], []
+    for row, length, start in zip(rows, lengths, ends.tolist(), strict=False):
+        prompt, response = completions.prompt_lengths[row], completions.response_lengths[row]
+        spans.append(torch.arange(row * stride, row * stride + length))
+        states.append(torch.arange(start + prompt - 1, start + prompt + response - 1))
+        places.append(torch.arange(row * width, row * width + response))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    index = torch.stack([torch.cat(spans), positions]).to(device, non_blocking=True)
+    where = torch.stack([torch.cat(states), torch.cat(places)]).to(device, non_blocking=True)
+    tokens = completions.tokens.flatten()[index[0]]
+    labels = torch.full_like(tokens, IGNORE)
+    labels[where[0]] = tokens[where[0] + 1]
+    packed = PackedBatch(
+        tokens=tokens,
+        labels=labels,
+        positions=index[1],
+        cu_seqlens=ends.to(torch.int32).to(device, non_blocking=True),
+        max_seqlen=max_length or max(lengths),
+        num_targets=where.shape[1],
+        lengths=tuple(lengths),
+        rows=tuple(completions.rows[row] for row in rows),
+    )
+    return ActionBatch(packed, where[0], where[1])
+
+
+def by_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Row numbers in as few bins as longest-first packing finds, none above `budget` tokens unless one row is."""
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fitting = [i for i, free in enumerate(room) if free >= lengths[row]]
+        if fitting:
+            chosen = min(fitting, key=lambda i: (room[i], i))
+            bins[chosen].append(row)
+            room[chosen] -= lengths[row]
+        else:
+            bins.append([row])
+            room.append(budget - lengths[row])
+    return [sorted(each) for each in bins]
+
+
+def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Row numbers in exactly `count` bins, none empty, of about equal sums: longest first, to the lightest bin."""
+    if not 1 <= count <= len(lengths):
+        raise ValueError(f"{len(lengths)} rows can't fill {count} bins")
+    bins: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, 0, i) for i in range(count)]  # fewest rows breaks ties, so that no bin stays empty
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        tokens, held, chosen = heapq.heappop(heap)
+        bins[chosen].append(row)
+        heapq.heappush(heap, (tokens + lengths[row], held + 1, chosen))
+    return [sorted(each) for each in bins]
+
+
+@torch.no_grad()
+def evaluate_actions(
+    completions: Completions, budget: int, evaluate: Callable[[ActionBatch], Tensor], max_length: int | None = None
+) -> Tensor:
+    """[b, r] float32: `evaluate` gives one number per action of a packed batch ([n]); 0 elsewhere."""
+    table = torch.zeros(len(completions) * completions.width, device=completions.tokens.device)
+    for rows in by_budget(completions.lengths, budget):
+        batch = pack(completions, rows, max_length=max_length)
+        table[batch.places] = evaluate(batch).float()
+    return table.view(len(completions), completions.width)
+
+
+@torch.no_grad()
+def evaluate_rows(
+    completions: Completions, budget: int, evaluate: Callable[[PackedBatch], Tensor], max_length: int | None = None
+) -> Tensor:
+    """[b] float32: `evaluate` gives one number per row of a packed batch (a reward model's scores)."""
+    scores = torch.zeros(len(completions), device=completions.tokens.device)
+    for rows in by_budget(completions.lengths, budget):
+        batch = pack(completions, rows, max_length=max_length).packed
+        scores[torch.tensor(rows, device=scores.device)] = evaluate(batch).float()
+    return scores
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What the updates learn from; every table is [b, r] float32 and 0 outside the mask.
+
+    logprobs: of the policy that sampled. values: before each action. advantages: whitened if so configured; returns: of
+    the raw ones.
+    """
+
+    completions: Completions
+    logprobs: Tensor
+    ref_logprobs: Tensor
+    values: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+    scores: Tensor
+    """[b] as the reward model or function gave them."""
+    shaped_scores: Tensor
+    """[b] as they were learned from."""
+
+    def flat(self, places: Tensor) -> dict[str, Tensor]:
+        """The tables at a packed batch's actions, [n] each."""
+        names = ("logprobs", "values", "advantages", "returns")
+        return {f.name: getattr(self, f.name).flatten()[places] for f in fields(self) if f.name in names}
