@@ -1,4 +1,4 @@
-"""How a completion is generated: length, sampling and stopping (shared by rollouts, PPO and serving; imports no torch)."""
+"""How a completion is generated: length, sampling and stopping, for rollouts, PPO and serving (imports no torch)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ class ServeConfig:
 
     model: str = field(default="", metadata={"help": "model folder, artifact:NAME or hf:org/name"})
     adapter: str | None = field(default=None, metadata={"help": "LoRA adapter folder, merged into the model at load"})
-    name: str | None = field(default=None, metadata={"help": "model id shown by /v1/models (default: the folder's name)"})
+    name: str | None = field(
+        default=None, metadata={"help": "model id shown by /v1/models (default: the folder's name)"}
+    )
     host: str = field(default="0.0.0.0", metadata={"help": "address to listen on"})
     port: int = field(default=8000, metadata={"help": "port to listen on"})
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = field(
@@ -43,6 +45,8 @@ class ServeConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
         if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}: give at least 2 tokens, or null for the model's context")
+            raise ValueError(
+                f"max_length is {self.max_length}: give at least 2 tokens, or null for the model's context"
+            )
         if self.max_queue < 0:
             raise ValueError(f"max_queue is {self.max_queue}: give 0 (refuse when all slots are taken) or more")
