@@ -204,8 +204,8 @@ class RewardLossConfig:
     """The reward model's objective on pairs."""
 
     loss: Literal["log_sig", "log_exp"] = "log_sig"
-    """log_sig: −log σ(r_c − r_r − margin), Ouyang et al. 2022; log_exp: log(1 + exp(r_r − r_c + margin)), its other form
-    in coati."""
+    """log_sig: −log σ(r_c − r_r − margin), Ouyang et al. 2022; log_exp: the same as log(1 + exp(r_r − r_c + margin)),
+    the form that coati uses."""
     margin: float = 0.0
     """By how much the chosen answer's score should win (Llama 2, eq. 2); a row's own `margin` field comes first."""
     centering: float = 0.0
@@ -287,16 +287,16 @@ def load_config(stage: str, source: Mapping[str, Any] | str | Path, overrides: S
         value = tree.pop(key, None)
         if key == "type" and value not in (None, stage):
             raise ConfigError(f"This file describes a {value} run (type: {value}), not {stage}.")
-    for override in overrides:
-        key, found, text = override.partition("=")
-        if not found or not key:
-            raise ConfigError(f"{override!r} is not an override: write key=value, for example train.lr=1e-5.")
-        set_path(tree, key.strip(), parse_yaml(text, f"the value of {key}"))
     train = tree.get("train")
     if isinstance(train, dict) and "lora" in train:  # `train: {lora: …}` reads well too
         if tree.get("lora") is not None:
             raise ConfigError("lora is given twice, at the top and under train: remove one.")
         tree["lora"] = train.pop("lora")
+    for override in overrides:
+        key, found, text = override.partition("=")
+        if not found or not key:
+            raise ConfigError(f"{override!r} is not an override: write key=value, for example train.lr=1e-5.")
+        set_path(tree, key.strip(), parse_yaml(text, f"the value of {key}"))
     return build(config_class(stage), tree)
 
 

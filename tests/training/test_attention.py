@@ -1,0 +1,87 @@
+"""Packed rows give each document what it gets alone, for every architecture, and nothing of its neighbours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from tests.training.tiny import packed, tiny_config
+from training.models.attention import PACKED, PACKED_ARCHITECTURES, packed_hidden, supports_packed
+from training.models.load import from_config
+
+FALLBACK = ["gemma", "gpt2", "opt", "bloom", "falcon", "gptj"]
+
+
+def documents(seed: int, lengths: tuple[int, ...] = (5, 1, 9, 3), vocab: int = 64) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, vocab, (n,), generator=generator).tolist() for n in lengths]
+
+
+def alone(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
+    """Reference: transformers' own forward of one unpadded row with its own attention."""
+    return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False)[0][0]
+
+
+@pytest.mark.parametrize("architecture", [*sorted(PACKED_ARCHITECTURES), *FALLBACK])
+def test_each_document_of_a_packed_row_equals_the_document_alone(architecture: str) -> None:
+    config = tiny_config(architecture)
+    torch.manual_seed(0)
+    model = from_config(config).eval()
+    assert (model.config._attn_implementation == PACKED) == (architecture in PACKED_ARCHITECTURES)
+    reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    reference.load_state_dict(model.state_dict())
+    docs = documents(1)
+    batch = packed(docs, length=24)
+    with torch.no_grad():
+        hidden = packed_hidden(model, batch)
+        assert hidden.shape[0] == 24 and torch.isfinite(hidden).all()
+        start = 0
+        for doc in docs:
+            torch.testing.assert_close(hidden[start : start + len(doc)], alone(reference, doc), rtol=1e-4, atol=1e-5)
+            start += len(doc)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "bloom", "gpt2"])
+def test_changing_one_document_changes_no_other(architecture: str) -> None:
+    torch.manual_seed(0)
+    model = from_config(tiny_config(architecture)).eval()
+    docs = documents(2)
+    changed = [list(doc) for doc in docs]
+    changed[2] = documents(9)[2]
+    with torch.no_grad():
+        before, after = (packed_hidden(model, packed(d, length=20)) for d in (docs, changed))
+    torch.testing.assert_close(before[:6], after[:6], rtol=0, atol=0)
+    torch.testing.assert_close(before[15:18], after[15:18], rtol=0, atol=0)
+    assert not torch.allclose(before[6:15], after[6:15])
+
+
+def test_gradients_of_packed_and_single_documents_are_equal() -> None:
+    torch.manual_seed(0)
+    model = from_config(tiny_config("llama"))
+    docs = documents(3)
+    packed_hidden(model, packed(docs, length=20))[:18].square().sum().backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for doc in docs:
+        packed_hidden(model, packed([doc], length=len(doc))).square().sum().backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(together[name], p.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sliding_window_is_kept_within_documents() -> None:
+    config = tiny_config("mistral", sliding_window=4)
+    torch.manual_seed(0)
+    model = from_config(config).eval()
+    reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    reference.load_state_dict(model.state_dict())
+    docs = documents(4, (9, 6))
+    with torch.no_grad():
+        hidden = packed_hidden(model, packed(docs, length=15))
+        torch.testing.assert_close(hidden[:9], alone(reference, docs[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_soft_capped_attention_is_never_packed() -> None:
+    config = CONFIG_MAPPING["gemma2"]()
+    assert not supports_packed(config)

@@ -1,0 +1,181 @@
+"""Attention within the documents of a packed row, registered in transformers as the implementation "navarch_packed".
+
+On CUDA (bf16, fp16) it is torch's variable-length flash attention; elsewhere each document goes through SDPA by itself.
+Architectures of transformers 4.51.3 that route attention through its registry and pass keyword arguments down to it
+(LLaMA, Qwen2, Mistral, …) run packed; the others (BLOOM with its ALiBi, GPT-2, OPT, Falcon, …) get padded rows and
+their own attention, through the same function `packed_hidden`, with the same result.
+
+Notation: t tokens of a packed row, n documents, h heads, e head dimension, d hidden size.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+from training.data.batch import PackedBatch
+
+PACKED = "navarch_packed"
+PACKED_ARCHITECTURES = frozenset(
+    {
+        "cohere",
+        "glm",
+        "gpt_neox",
+        "granite",
+        "helium",
+        "llama",
+        "mistral",
+        "olmo",
+        "olmo2",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "starcoder2",
+    }  # fmt: skip
+)
+"""model_type of the architectures whose packed forward the tests compare with the unpacked one."""
+
+
+def supports_packed(config: Any) -> bool:
+    """Whether a model with this config takes packed rows (else it gets padded ones)."""
+    if config.model_type not in PACKED_ARCHITECTURES:
+        return False
+    return not getattr(config, "attn_logit_softcapping", None)
+
+
+def packed_hidden(model: PreTrainedModel, batch: PackedBatch, *, pad_id: int = 0) -> Tensor:
+    """[t, d] last hidden states (after the final norm) of every token; rows of the pad tail are unspecified but finite.
+
+    `model` is a causal LM or its base model. A token sees its own document up to itself, whatever the architecture.
+    """
+    base = model.base_model
+    if getattr(base.config, "_attn_implementation", None) == PACKED:
+        tokens, positions, bounds = batch.tokens, batch.positions, batch.cu_seqlens
+        if not tokens.is_cuda:  # nothing is compiled for a fixed length there: leave the pad tail out
+            tokens, positions = tokens[: batch.num_tokens], positions[: batch.num_tokens]
+            bounds = bounds[: batch.num_documents + 1]
+        hidden: Tensor = base(
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            attention_mask=_no_mask(tokens.device),
+            use_cache=False,
+            cu_seq_lens_q=bounds,
+            max_length_q=batch.max_seqlen,
+        )[0][0]
+    else:
+        rows = batch.padded(pad_id)
+        extra = {}
+        if "position_ids" in inspect.signature(base.forward).parameters:
+            extra["position_ids"] = rows.position_ids
+        states = base(input_ids=rows.input_ids, attention_mask=rows.attention_mask.long(), use_cache=False, **extra)[0]
+        hidden = states.flatten(0, 1).index_select(0, _real_positions(batch.lengths, states.shape[1], states.device))
+    missing = batch.tokens.shape[0] - hidden.shape[0]
+    return F.pad(hidden, (0, 0, 0, missing)) if missing else hidden
+
+
+def _real_positions(lengths: tuple[int, ...], width: int, device: torch.device) -> Tensor:
+    """[sum(lengths)] indices into flattened [n, width] rows of the real tokens, made on the host."""
+    spans = [torch.arange(row * width, row * width + length) for row, length in enumerate(lengths)]
+    return torch.cat(spans).to(device, non_blocking=True)
+
+
+@cache
+def _no_mask(device: torch.device) -> Tensor:
+    """A 4-d mask passes through transformers untouched, so that it builds no dense [t, t] mask; it is never read."""
+    return torch.ones(1, 1, 1, 1, device=device)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: q [1, h, t, e], k and v [1, h_kv, t, e] → ([1, t, h, e], None).
+
+    Without document bounds (generation, evaluation of ordinary rows) this is transformers' own SDPA.
+    """
+    if cu_seq_lens_q is None:
+        sdpa: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
+        result: tuple[Tensor, None] = sdpa(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return result
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [t, h, e]
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
+        assert max_length_q is not None
+        window = (sliding_window - 1, 0) if sliding_window else (-1, 0)
+        out = _varlen()(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)
+    else:
+        out = _each_document(q, k, v, cu_seq_lens_q, dropout, scaling, sliding_window)
+    return out[None], None
+
+
+@cache
+def _varlen() -> Any:
+    """varlen_attn under one signature: torch 2.10 says is_causal, 2.11 window_size, 2.12 and later enable_gqa too."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = inspect.signature(varlen_attn).parameters
+
+    def call(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None, window: Any) -> Any:
+        options: dict[str, Any] = {"scale": scale} if "scale" in known else {}
+        if "enable_gqa" in known:
+            options["enable_gqa"] = q.shape[1] != k.shape[1]
+        if "window_size" in known:
+            options["window_size"] = window
+        elif window == (-1, 0):
+            options["is_causal"] = True
+        else:
+            raise NotImplementedError("sliding-window attention on packed rows needs torch 2.11 or later")
+        return varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), bounds, bounds, longest, longest, **options)
+
+    return call
+
+
+def _each_document(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, dropout: float, scale: float | None, window: int | None
+) -> Tensor:
+    """Causal SDPA over each [start, stop) by itself; [t, h, e]."""
+    edges = bounds.tolist()
+    grouped = q.shape[1] != k.shape[1]
+    pieces = []
+    for start, stop in pairwise(edges):
+        if start == stop:
+            continue
+        one_q, one_k, one_v = (each[start:stop].transpose(0, 1)[None] for each in (q, k, v))
+        mask = None
+        if window and stop - start > window:
+            ahead = torch.arange(stop - start, device=q.device)
+            distance = ahead[:, None] - ahead[None, :]
+            mask = (distance >= 0) & (distance < window)
+        out = F.scaled_dot_product_attention(
+            one_q,
+            one_k,
+            one_v,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=grouped,
+        )
+        pieces.append(out[0].transpose(0, 1))
+    return torch.cat(pieces)
+
+
+ALL_ATTENTION_FUNCTIONS.update({PACKED: packed_attention})

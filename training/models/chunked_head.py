@@ -1,0 +1,242 @@
+"""Language-model head with cross-entropy or log-probs, chunk by chunk: [tokens, vocabulary] never exists as a whole.
+
+Notation: t tokens, c tokens of a chunk, d hidden size, V vocabulary.
+
+Cross-entropy's gradient is known in the forward pass, so each chunk's logits become gradients in place and nothing is
+computed twice. Log-probs get their upstream gradient only in the backward pass and recompute a chunk's logits there.
+Weight gradients are accumulated over chunks in fp32: sums of bf16-rounded partials would be biased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.data.batch import IGNORE
+
+CPU_CHUNK = 512
+"""On a CPU smaller chunks stay in cache and spare memory; the result is the same."""
+
+
+def chunk_size(tokens: Tensor, chunk: int) -> int:
+    return chunk if tokens.is_cuda else min(chunk, CPU_CHUNK)
+
+
+def cross_entropy_sum(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    chunk: int = 8192,
+    num_targets: int | None = None,
+    compiled: bool = False,
+) -> Tensor:
+    """Sum over targets of −log softmax(scale · (hidden·weightᵀ + bias))[label], fp32 scalar.
+
+    hidden [t, d], weight [V, d], labels [t] with -100 for no target. num_targets, when the host knows it, lets rows
+    without a target be left out of the products. Gradients flow to hidden, weight and bias.
+    """
+    size = chunk_size(hidden, chunk)
+    hidden, labels = only_targets(hidden, labels, num_targets, size)
+    result: Tensor = _CrossEntropy.apply(hidden, weight, bias, labels, scale, size, torch.is_grad_enabled(), compiled)  # type: ignore[no-untyped-call]
+    return result
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    chunk: int = 8192,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """([t] log-probs of the labels, [t] entropies) of softmax(logits / temperature); fp32, 0 where label is -100.
+
+    Gradients flow from both to hidden, weight and bias.
+    """
+    result: tuple[Tensor, Tensor] = _LogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, labels, scale / temperature, chunk_size(hidden, chunk), compiled
+    )
+    return result
+
+
+def only_targets(hidden: Tensor, labels: Tensor, num_targets: int | None, chunk: int) -> tuple[Tensor, Tensor]:
+    """Rows that have a target, filled up to whole chunks by rows without, when that saves a chunk; no host sync."""
+    if num_targets is None:
+        return hidden, labels
+    total = labels.shape[0]
+    needed = -(-max(num_targets, 1) // chunk) * chunk if hidden.is_cuda else max(num_targets, 1)
+    if needed >= total:
+        return hidden, labels
+    index = torch.argsort((labels == IGNORE).to(torch.uint8), stable=True)[:needed]
+    return hidden.index_select(0, index), labels.index_select(0, index)
+
+
+def _softmax_gradient(logits: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """(fp32 loss sum, d loss / d logits in the logits' dtype) for [c, V] unscaled logits."""
+    wide = logits.float() * scale
+    target = labels != IGNORE
+    safe = torch.where(target, labels, 0)
+    normaliser = torch.logsumexp(wide, dim=-1)
+    loss = torch.where(target, normaliser - wide.gather(1, safe[:, None])[:, 0], 0.0).sum()
+    hit = torch.arange(wide.shape[1], device=wide.device)[None, :] == safe[:, None]
+    gradient = torch.exp(wide - normaliser[:, None]) - hit.float()
+    gradient = torch.where(target[:, None], gradient * scale, 0.0)
+    return loss, gradient.to(logits.dtype)
+
+
+def _statistics(logits: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """([c] log-prob of the label, [c] entropy, [c] log-normaliser), fp32, of softmax(scale · logits)."""
+    wide = logits.float() * scale
+    target = labels != IGNORE
+    normaliser = torch.logsumexp(wide, dim=-1)
+    picked = wide.gather(1, torch.where(target, labels, 0)[:, None])[:, 0]
+    entropy = normaliser - (torch.exp(wide - normaliser[:, None]) * wide).sum(-1)
+    zero = torch.zeros_like(normaliser)
+    return torch.where(target, picked - normaliser, zero), torch.where(target, entropy, zero), normaliser
+
+
+def _statistics_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    normaliser: Tensor,
+    entropy: Tensor,
+    grad_logprob: Tensor,
+    grad_entropy: Tensor,
+    scale: float,
+) -> Tensor:
+    """[c, V] gradient of the logits: g_l·(1[label] − p) − g_e·p·(log p + H), times the scale."""
+    target = labels != IGNORE
+    logp = logits.float() * scale - normaliser[:, None]
+    p = torch.exp(logp)
+    hit = (torch.arange(logits.shape[1], device=logits.device)[None, :] == labels[:, None]).float()
+    gradient = grad_logprob[:, None] * (hit - p) - grad_entropy[:, None] * p * (logp + entropy[:, None])
+    return torch.where(target[:, None], gradient * scale, 0.0).to(logits.dtype)
+
+
+@cache
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
+
+
+def _maybe(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    return _fused(function) if compiled else function
+
+
+def _wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """left · right with an fp32 result (the products of bf16 matrices are summed in fp32 anyway)."""
+    if left.dtype == torch.float32:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        scale: float,
+        chunk: int,
+        with_gradient: bool,
+        compiled: bool,
+    ) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            need_hidden, need_weight, need_bias = (with_gradient and need for need in ctx.needs_input_grad[:3])
+            compute = _maybe(_softmax_gradient, compiled)
+            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+            grad_hidden = torch.empty_like(hidden) if need_hidden else None
+            grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
+            grad_bias = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device) if need_bias else None
+            for start in range(0, hidden.shape[0], chunk):
+                piece = hidden[start : start + chunk]
+                loss, gradient = compute(_logits(piece, weight, bias), labels[start : start + chunk], scale)
+                total += loss
+                if grad_hidden is not None:
+                    torch.mm(gradient, weight, out=grad_hidden[start : start + chunk])
+                if grad_weight is not None:
+                    grad_weight += _wide_product(gradient.t(), piece)
+                if grad_bias is not None:
+                    grad_bias += gradient.float().sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden.mul_(grad.to(grad_hidden.dtype)),
+            None if grad_weight is None else (grad_weight.mul_(grad)).to(ctx.dtype),
+            None if grad_bias is None else (grad_bias.mul_(grad)).to(ctx.dtype),
+            *(None,) * 5,
+        )
+
+
+class _LogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        scale: float,
+        chunk: int,
+        compiled: bool,
+    ) -> tuple[Tensor, Tensor]:
+        compute = _maybe(_statistics, compiled)
+        with torch.autocast(hidden.device.type, enabled=False):
+            pieces = [
+                compute(_logits(hidden[i : i + chunk], weight, bias), labels[i : i + chunk], scale)
+                for i in range(0, hidden.shape[0], chunk)
+            ]
+        logprobs, entropy, normaliser = (torch.cat(column) for column in zip(*pieces, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, labels, normaliser, entropy)
+        ctx.scale, ctx.chunk, ctx.compiled = scale, chunk, compiled
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> Any:  # type: ignore[override]
+        hidden, weight, bias, labels, normaliser, entropy = ctx.saved_tensors
+        compute = _maybe(_statistics_gradient, ctx.compiled)
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
+        grad_bias = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device) if need_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, hidden.shape[0], ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                gradient = compute(
+                    _logits(hidden[part], weight, bias), labels[part], normaliser[part], entropy[part],
+                    grad_logprobs[part], grad_entropy[part], ctx.scale,
+                )  # fmt: skip
+                if grad_hidden is not None:
+                    torch.mm(gradient, weight, out=grad_hidden[part])
+                if grad_weight is not None:
+                    grad_weight += _wide_product(gradient.t(), hidden[part])
+                if grad_bias is not None:
+                    grad_bias += gradient.float().sum(0)
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(weight.dtype),
+            *(None,) * 4,
+        )
