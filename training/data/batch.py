@@ -5,8 +5,9 @@ Notation: t tokens in the batch (padding included), n documents, p pairs, b rows
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 
@@ -44,8 +45,8 @@ class PackedBatch:
     max_seqlen: upper bound of a segment's length, the same for all batches of a loader.
     lengths: tokens of each real document, on the host. num_tokens: their sum. num_targets: labels that count.
     rows: id of each document's row, "file.jsonl:12"; both documents of a pair carry the same id.
-    pairs: int64 [p, 2], document numbers of (chosen, rejected), always in one batch; None where there are no pairs. p = 0
-    in batches that only fill up an evaluation step.
+    pairs: int64 [p, 2], document numbers of (chosen, rejected): documents alternate chosen, rejected …; None where
+    there are no pairs. p = 0 in batches that only fill up an evaluation step.
     prompt_lengths: int64 [n], leading tokens of each document that are prompt (pairs and prompts only).
     margins: float32 [p], by how much chosen should win, where the data says so (else zeros).
     """
@@ -79,9 +80,14 @@ class PackedBatch:
         """[n] index of each real document's last token in the packed row (where rewards are read)."""
         return self.cu_seqlens[1 : self.num_documents + 1].long() - 1
 
-    def _map(self, change: object) -> Self:
+    @property
+    def last(self) -> torch.Tensor:
+        """[2·p] `last_tokens` under the name that pair losses use: chosen, rejected, chosen …"""
+        return self.last_tokens
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})  # type: ignore[operator]
+        return replace(self, **{k: change(v) for k, v in tensors.items() if isinstance(v, torch.Tensor)})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -124,8 +130,8 @@ class StepBatch:
     """What one rank needs for one optimizer step, with the step's totals over all ranks (known without communication).
 
     micro_batches: this rank's, the same number on every rank. num_targets, num_documents, num_pairs, num_tokens: summed
-    over all ranks and micro-batches (num_targets is the denominator of the loss). step counts from 0 over the whole run;
-    epoch is how many passes over the data are done after this step, as a fraction.
+    over all ranks and micro-batches (num_targets is the denominator of the loss). step counts from 0 over the whole
+    run; epoch is how many passes over the data are done after this step, as a fraction.
     """
 
     micro_batches: tuple[PackedBatch, ...]
@@ -144,10 +150,11 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One prompt of PPO: its row id, the conversation's text as rendered, its tokens, and the row's other fields
-    (a reward function may want a reference answer)."""
+    """One PPO prompt: row id, the conversation up to the assistant's turn, its text as rendered, its tokens, and the
+    row's other fields (a reward function may want a reference answer)."""
 
     row: str
+    messages: tuple[dict[str, str], ...]
     text: str
     tokens: tuple[int, ...]
-    fields: dict[str, object]
+    fields: dict[str, Any]

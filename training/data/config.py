@@ -1,4 +1,4 @@
-"""Says where a stage's documents come from and how they are read: the `data` section of every run file (no torch here)."""
+"""Says where a stage's documents come from and how they are read: the `data` section of every run file (no torch)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class DataSource:
 class DataConfig:
     """All sources of a stage, the held-out part, and how rows become tokens.
 
-    In YAML either a list of sources (`data: [a.jsonl, {path: b.json, weight: 2}]`), one path, or a mapping with `sources`.
+    In YAML a list of sources (`data: [a.jsonl, {path: b.json, weight: 2}]`), one path, or a mapping with `sources`.
     """
 
     sources: tuple[DataSource, ...] = ()
