@@ -1,0 +1,210 @@
+"""From a spec and its placement to the exact containers: image, command, environment, ports, mounts, devices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from jobs.placement import Placed, Placement
+from jobs.spec import SSH_PORT, JobSpec, JobType, Mount
+
+CONTAINER_DIR = "/run/navarch"
+RUN_TARGET = "/workspace/run"
+GO_FILE = f"{CONTAINER_DIR}/go"
+SINGLE_NODE_MASTER_PORT = 29500
+LABEL_DEPLOYMENT = "navarch.deployment"
+LABEL_JOB = "navarch.job"
+LABEL_ATTEMPT = "navarch.attempt"
+LABEL_REPLICA = "navarch.replica"
+
+
+@dataclass(frozen=True)
+class ContainerPlan:
+    """Everything that the engine is told about one container."""
+
+    name: str
+    host_id: str
+    image: str
+    command: tuple[str, ...]
+    workdir: str
+    environment: Mapping[str, str]
+    labels: Mapping[str, str]
+    ports: Mapping[int, int]
+    """Container port → host port; with host networking both are the same and nothing is published."""
+    mounts: tuple[Mount, ...]
+    gpus: tuple[str, ...]
+    host_network: bool
+    ipc: str | None
+    shm_size: int | None
+    cpus: float | None
+    memory: int | None
+    ulimits: Mapping[str, int]
+    extra_hosts: Mapping[str, str]
+    files: Mapping[str, bytes] = field(repr=False)
+    """Name within /run/navarch → content."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """How one replica's host is reached by the others."""
+
+    host_id: str
+    host_name: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the containers of one attempt have in common."""
+
+    deployment: str
+    job_id: str
+    job_name: str
+    attempt: int
+    run_dir: str
+    """The job's run folder on the host."""
+    authorized_keys: str
+    host_key: str
+    host_key_public: str
+    secrets: Mapping[str, str] = field(repr=False)
+    extra_mounts: tuple[Mount, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """The training sections with every path as the container sees it."""
+    interface: str | None = None
+    """The network interface that holds the hosts' cluster addresses."""
+
+
+def container_name(deployment: str, job_name: str, attempt: int, rank: int) -> str:
+    return f"navarch-{deployment[:8]}-{job_name}-{attempt}-{rank}"
+
+
+def job_command(spec: JobSpec, world_size: int, node_rank: int, master: str, master_port: int) -> tuple[str, ...]:
+    """What the container runs: the user's own words, navarch-train, or torchrun with navarch-train in it."""
+    if spec.type is JobType.COMMAND:
+        return tuple(spec.command or ())
+    train = ("navarch-train", spec.type.value, "--config", f"{CONTAINER_DIR}/run.yaml")
+    if world_size == 1 or spec.type is JobType.SERVE:
+        return train
+    return (
+        "torchrun",
+        f"--nnodes={spec.resources.nodes}",
+        f"--node-rank={node_rank}",
+        f"--nproc-per-node={spec.resources.processes_per_node}",
+        f"--master-addr={master}",
+        f"--master-port={master_port}",
+        "--no-python",
+        *train,
+    )
+
+
+def port_map(spec: JobSpec, placed: Placed) -> dict[int, int]:
+    """Container port → host port of one replica. Ports that the user asked for are rank 0's; sshd's is everyone's."""
+    pool = iter(placed.pool_ports)
+    ports: dict[int, int] = {}
+    for request in spec.published():
+        outside = next(pool) if request.host is None else request.host
+        is_ssh = request.container == SSH_PORT
+        if placed.node_rank > 0 and request.host is not None:
+            continue
+        inside = outside if spec.host_network and not is_ssh else request.container
+        ports[inside] = outside
+    return ports
+
+
+def pool_ports(spec: JobSpec) -> int:
+    """How many ports each replica needs from its host's pool."""
+    return sum(1 for request in spec.published() if request.host is None)
+
+
+def plan_containers(
+    spec: JobSpec, placement: Placement, addresses: Sequence[Address], launch: Launch
+) -> tuple[ContainerPlan, ...]:
+    """One ContainerPlan for each replica; `addresses` in the order of the ranks."""
+    master = addresses[0].address if spec.host_network else "127.0.0.1"
+    master_port = placement.master_port or SINGLE_NODE_MASTER_PORT
+    peers = {a.host_name: a.address for a in addresses} if spec.host_network else {}
+    return tuple(
+        _container(spec, placed, address, launch, master, master_port, peers)
+        for placed, address in zip(placement.replicas, addresses, strict=True)
+    )
+
+
+def _container(
+    spec: JobSpec,
+    placed: Placed,
+    address: Address,
+    launch: Launch,
+    master: str,
+    master_port: int,
+    peers: Mapping[str, str],
+) -> ContainerPlan:
+    ports = port_map(spec, placed)
+    resources = spec.resources
+    environment = {
+        "MASTER_ADDR": master,
+        "MASTER_PORT": str(master_port),
+        "WORLD_SIZE": str(spec.world_size),
+        "NNODES": str(resources.nodes),
+        "NODE_RANK": str(placed.node_rank),
+        "NPROC_PER_NODE": str(resources.processes_per_node),
+        "NAVARCH_JOB": launch.job_name,
+        "NAVARCH_ATTEMPT": str(launch.attempt),
+        "NAVARCH_RUN_DIR": RUN_TARGET,
+        "NAVARCH_HOSTFILE": f"{CONTAINER_DIR}/hostfile",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if spec.host_network:
+        environment["NAVARCH_SSH_PORT"] = str(ports[SSH_PORT])
+        environment["NAVARCH_BARRIER"] = "1"
+        if launch.interface:
+            environment["NCCL_SOCKET_IFNAME"] = launch.interface
+            environment["GLOO_SOCKET_IFNAME"] = launch.interface
+    if launch.attempt > 1 and spec.type is not JobType.COMMAND:
+        environment["NAVARCH_RESUME"] = "auto"
+    environment.update(spec.env)
+    return ContainerPlan(
+        name=container_name(launch.deployment, launch.job_name, launch.attempt, placed.node_rank),
+        host_id=placed.host_id,
+        image=spec.image,
+        command=job_command(spec, spec.world_size, placed.node_rank, master, master_port),
+        workdir=spec.workdir,
+        environment=environment,
+        labels={
+            LABEL_DEPLOYMENT: launch.deployment,
+            LABEL_JOB: launch.job_id,
+            LABEL_ATTEMPT: str(launch.attempt),
+            LABEL_REPLICA: str(placed.node_rank),
+        },
+        ports=ports,
+        mounts=(*spec.mounts, *launch.extra_mounts, Mount(source=launch.run_dir, target=RUN_TARGET)),
+        gpus=placed.gpus,
+        host_network=spec.host_network,
+        ipc=spec.ipc,
+        shm_size=None if spec.ipc == "host" else resources.shm or _default_shm(spec),
+        cpus=resources.cpus,
+        memory=resources.memory,
+        ulimits=dict(resources.ulimits),
+        extra_hosts=peers,
+        files=_files(spec, launch, peers),
+    )
+
+
+def _default_shm(spec: JobSpec) -> int | None:
+    """Data loaders and NCCL need more than Docker's 64 MB as soon as several processes share a node."""
+    return 4 * 1024**3 if spec.resources.gpus or spec.resources.processes_per_node > 1 else None
+
+
+def _files(spec: JobSpec, launch: Launch, peers: Mapping[str, str]) -> dict[str, bytes]:
+    slots = spec.resources.processes_per_node
+    names = list(peers) or ["localhost"]
+    files = {"hostfile": "".join(f"{name} slots={slots}\n" for name in names).encode()}
+    if spec.ssh:
+        files["authorized_keys"] = launch.authorized_keys.encode()
+        files["ssh_host_ed25519_key"] = launch.host_key.encode()
+        files["ssh_host_ed25519_key.pub"] = launch.host_key_public.encode()
+    if launch.secrets:
+        files["env"] = "".join(f"{name}={value}\n" for name, value in launch.secrets.items()).encode()
+    if spec.type.trains:
+        files["run.yaml"] = yaml.safe_dump(dict(launch.training), sort_keys=False, allow_unicode=True).encode()
+    return files

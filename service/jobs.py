@@ -1,0 +1,340 @@
+"""What can be done with jobs: submit, plan, stop, delete. The API and the tests call these; each is one transaction."""
+
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete as sql_delete
+from sqlmodel import Session, col, select
+
+from jobs.launch import Address, ContainerPlan, Launch, plan_containers, pool_ports
+from jobs.placement import Demand, HostCapacity, Placement, impossible, place
+from jobs.problems import SpecError
+from jobs.spec import JobSpec, parse_spec, redacted
+from jobs.states import TERMINAL, Desired, JobState, Reason
+from service import schemas
+from service.errors import Problem
+from service.paths import Resolved, resolve_paths
+from service.secrets import SecretBox
+from service.settings import Settings
+from service.store.capacity import capacities
+from service.store.database import Database
+from service.store.events import record_job, transition
+from service.store.tables import Artifact, Attempt, Event, Idempotency, Job, Replica
+
+Wake = Callable[[str], None]
+_IDS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job as a client sent it."""
+
+    document: Mapping[str, Any]
+    actor: str = ""
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    job: Job
+    replayed: bool
+    """Whether an earlier submit with the same Idempotency-Key made it."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A submission that passed everything that needs no transaction."""
+
+    spec: JobSpec
+    submission: Submission
+    named: bool
+    resolved: Resolved
+    sealed: bytes | None
+    digest: str
+
+
+def new_id() -> str:
+    """Ten characters, sortable by time to a quarter of a second, then random."""
+    moment = int(time.time() * 4)
+    stamp = "".join(_IDS[(moment >> shift) & 31] for shift in range(30, -5, -5))
+    return stamp + "".join(secrets.choice(_IDS) for _ in range(5))
+
+
+def parse(document: Mapping[str, Any]) -> JobSpec:
+    """The spec in a document. Raises Problem `invalid_spec` that names every mistake."""
+    try:
+        return parse_spec(document)
+    except SpecError as error:
+        raise Problem(
+            "invalid_spec",
+            "; ".join(p.message for p in error.problems) + ".",
+            "`navarch submit --dry-run` checks a job without starting it.",
+            problems=[{"path": p.path, "message": p.message} for p in error.problems],
+        ) from None
+
+
+def demand_of(spec: JobSpec) -> Demand:
+    r = spec.resources
+    return Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec), r.cpus, r.memory)
+
+
+def find(session: Session, id_or_name: str) -> Job:
+    """The job with this id, else the newest with this name. Raises Problem `job_not_found`."""
+    job = session.get(Job, id_or_name)
+    if job is None:
+        newest = select(Job).where(Job.name == id_or_name).order_by(col(Job.created_at).desc()).limit(1)
+        job = session.exec(newest).first()
+    if job is None:
+        raise Problem("job_not_found", f"There is no job {id_or_name!r}.", "`navarch ps -a` lists all jobs.")
+    return job
+
+
+class Jobs:
+    """The application's functions on jobs."""
+
+    def __init__(self, database: Database, settings: Settings, wake: Wake = lambda _: None) -> None:
+        self._database = database
+        self._settings = settings
+        self._wake = wake
+        self._secrets = SecretBox(settings.data_dir)
+
+    def submit(self, document: Mapping[str, Any], *, actor: str = "", idempotency_key: str | None = None) -> Submitted:
+        """Accepts a job. Raises Problem when it can't ever run or the Idempotency-Key was used for another one."""
+        result = self.submit_many([Submission(document, actor, idempotency_key)])[0]
+        if isinstance(result, Problem):
+            raise result
+        return result
+
+    def submit_many(self, submissions: Sequence[Submission]) -> list[Submitted | Problem]:
+        """Accepts several jobs in one transaction; each is accepted or refused by itself, in the same order."""
+        with self._database.read() as session:
+            checked = [self._checked(session, submission) for submission in submissions]
+        results: list[Submitted | Problem] = []
+        with self._database.write() as session:
+            for item in checked:
+                results.append(item if isinstance(item, Problem) else self._accept(session, item))
+        for result in results:
+            if isinstance(result, Submitted) and not result.replayed:
+                self._wake(result.job.id)
+        return results
+
+    def plan(self, document: Mapping[str, Any]) -> schemas.Plan:
+        """What a submit would do now, without doing it. Raises the same Problems as submit."""
+        spec = parse(document)
+        with self._database.read() as session:
+            resolved = self._resolve(session, spec)
+            hosts = self._possible(session, spec)
+        name = spec.name if document.get("name") else f"{spec.type}-1a2b"
+        placement = place(demand_of(spec), hosts)
+        if not isinstance(placement, Placement):
+            return schemas.Plan(spec=self._shown(spec), placeable=False, why=placement.why)
+        named = {host.id: host.name for host in hosts}
+        addresses = [Address(p.host_id, named[p.host_id], "127.0.0.1") for p in placement.replicas]
+        launch = Launch(
+            deployment="0" * 8,
+            job_id="0" * 12,
+            job_name=name,
+            attempt=1,
+            run_dir=str(self._settings.job_dir("JOB") / "run"),
+            authorized_keys="",
+            host_key="",
+            host_key_public="",
+            secrets=dict.fromkeys(spec.secrets, ""),
+            extra_mounts=tuple(resolved.mounts.values()),
+            training=resolved.training,
+        )
+        plans = plan_containers(spec, placement, addresses, launch)
+        replicas = [_planned(rank, plan, named) for rank, plan in enumerate(plans)]
+        return schemas.Plan(spec=self._shown(spec), placeable=True, replicas=replicas)
+
+    def stop(self, id_or_name: str, *, actor: str = "") -> Job:
+        """Asks a job to stop. Stopping one that has ended is no mistake: it stays as it is."""
+        with self._database.write() as session:
+            job = find(session, id_or_name)
+            if JobState(job.state) not in TERMINAL and job.desired != Desired.STOP:
+                job.desired = Desired.STOP
+                record_job(
+                    session, job, "job.stop_requested", f"{actor or 'a user'} asked {job.name} to stop", actor=actor
+                )
+                if job.state == JobState.QUEUED:
+                    transition(
+                        session,
+                        job,
+                        JobState.STOPPED,
+                        "stopped on request, before it started",
+                        reason=Reason.STOPPED_BY_USER,
+                        actor=actor,
+                    )
+            session.flush()
+        self._wake(job.id)
+        return job
+
+    def delete(self, id_or_name: str, *, actor: str = "") -> None:
+        """Forgets a job that has ended, and its files. Raises Problem `job_active`, `artifact_in_use`."""
+        with self._database.write() as session:
+            job = find(session, id_or_name)
+            if JobState(job.state) not in TERMINAL:
+                raise Problem(
+                    "job_active",
+                    f"Job {job.name} is {job.state} and can't be deleted.",
+                    f"Stop it first: `navarch stop {job.name}`.",
+                )
+            left = select(Replica).where(
+                Replica.job_id == job.id, col(Replica.removed_at).is_(None), col(Replica.container_id).is_not(None)
+            )
+            if session.exec(left).first() is not None:
+                raise Problem(
+                    "job_active", f"The containers of {job.name} are being removed.", "Try again in a moment."
+                )
+            own = str(self._settings.job_dir(job.id))
+            if user := _user_of(session, [own], besides=job.id):
+                raise Problem(
+                    "artifact_in_use",
+                    f"What job {job.name} made is used by job {user}.",
+                    f"Wait until {user} has ended, or stop it.",
+                )
+            record_job(session, job, "job.deleted", f"{job.name} was deleted", actor=actor)
+            for table in (Artifact, Replica, Attempt):
+                session.exec(sql_delete(table).where(col(table.job_id) == job.id))
+            session.exec(sql_delete(Idempotency).where(col(Idempotency.job_id) == job.id))
+            session.delete(job)
+            job_id = job.id
+        shutil.rmtree(self._settings.job_dir(job_id), ignore_errors=True)
+
+    def _checked(self, session: Session, submission: Submission) -> "_Checked | Problem":
+        try:
+            spec = parse(submission.document)
+            resolved = self._resolve(session, spec)
+            self._possible(session, spec)
+        except Problem as problem:
+            return problem
+        text = json.dumps(submission.document, sort_keys=True, separators=(",", ":"), default=str)
+        return _Checked(
+            spec,
+            submission,
+            bool(submission.document.get("name")),
+            resolved,
+            self._secrets.seal(spec.secrets),
+            hashlib.sha256(text.encode()).hexdigest(),
+        )
+
+    def _resolve(self, session: Session, spec: JobSpec) -> Resolved:
+        def artifact_path(name: str) -> str:
+            artifact = session.exec(select(Artifact).where(Artifact.name == name)).first()
+            if artifact is None:
+                raise Problem(
+                    "artifact_not_found", f"There is no artifact {name!r}.", "`navarch artifact ls` lists them."
+                )
+            if artifact.state != "ready":
+                raise Problem("artifact_not_found", f"Artifact {name!r} is {artifact.state}, not ready.")
+            return artifact.path
+
+        return resolve_paths(spec, [self._settings.data_dir, *self._settings.mount_roots], artifact_path)
+
+    def _possible(self, session: Session, spec: JobSpec) -> list[HostCapacity]:
+        hosts = capacities(session)
+        refusal = impossible(demand_of(spec), hosts)
+        if refusal is not None:
+            code, sentence = refusal
+            raise Problem(code, f"The job {sentence}.", "Ask for less, or add a host that has it.")
+        return hosts
+
+    def _accept(self, session: Session, item: _Checked) -> Submitted | Problem:
+        key = item.submission.idempotency_key
+        if key is not None:
+            earlier = session.get(Idempotency, key)
+            if earlier is not None:
+                job = session.get(Job, earlier.job_id)
+                if earlier.digest != item.digest or job is None:
+                    return Problem(
+                        "idempotency_conflict",
+                        f"Idempotency-Key {key!r} was used before, for another job.",
+                        "Use a new key for a new job.",
+                    )
+                return Submitted(job, replayed=True)
+        spec = item.spec
+        job_id = new_id()
+        name = spec.name if item.named else f"{spec.type}-{job_id[-4:]}"
+        while not item.named and _active(session, name):
+            name = f"{spec.type}-{new_id()[-6:]}"
+        if item.named and _active(session, name):
+            return Problem(
+                "name_taken",
+                f"A job named {name!r} is still active.",
+                f"Stop it (`navarch stop {name}`), choose another name, or leave `name` out to get one.",
+            )
+        demand = demand_of(spec)
+        job = Job(
+            id=job_id,
+            name=name,
+            type=spec.type.value,
+            document={**redacted(item.submission.document), "name": name},
+            secrets=item.sealed,
+            resolved={
+                "training": item.resolved.training,
+                "mounts": [mount.model_dump() for mount in item.resolved.mounts.values()],
+            },
+            owner=item.submission.actor,
+            priority=spec.priority,
+            nodes=demand.nodes,
+            gpus=demand.gpus,
+            ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
+            why="has just been submitted",
+            message="waits for its turn",
+        )
+        session.add(job)
+        session.add(
+            Event(
+                actor=item.submission.actor,
+                kind="job.submitted",
+                subject=f"job/{job_id}",
+                job_id=job_id,
+                job_name=name,
+                new=JobState.QUEUED.value,
+                message=f"{name} was submitted",
+            )
+        )
+        if key is not None:
+            session.add(Idempotency(key=key, digest=item.digest, job_id=job_id))
+        session.flush()
+        return Submitted(job, replayed=False)
+
+    @staticmethod
+    def _shown(spec: JobSpec) -> dict[str, Any]:
+        document = spec.model_dump(mode="json", exclude={"training"})
+        return redacted({**document, **spec.training})
+
+
+def _active(session: Session, name: str) -> bool:
+    """Whether a job with this name hasn't ended yet."""
+    query = select(col(Job.id)).where(Job.name == name, col(Job.finished_at).is_(None))
+    return session.exec(query).first() is not None
+
+
+def _user_of(session: Session, paths: Sequence[str], besides: str) -> str | None:
+    """The name of an active job that mounts something under one of these paths."""
+    active = select(Job).where(col(Job.finished_at).is_(None), col(Job.id) != besides)
+    for job in session.exec(active):
+        for mount in job.resolved.get("mounts", ()):
+            if any(mount["source"] == path or mount["source"].startswith(path + "/") for path in paths):
+                return job.name
+    return None
+
+
+def _planned(rank: int, plan: ContainerPlan, names: Mapping[str, str]) -> schemas.PlannedReplica:
+    return schemas.PlannedReplica(
+        node_rank=rank,
+        host=names[plan.host_id],
+        gpus=list(plan.gpus),
+        image=plan.image,
+        command=list(plan.command),
+        environment=dict(plan.environment),
+        ports={str(inside): outside for inside, outside in plan.ports.items()},
+        mounts=[f"{m.source}:{m.target}:{'ro' if m.read_only else 'rw'}" for m in plan.mounts],
+    )

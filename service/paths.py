@@ -1,0 +1,76 @@
+"""Turns the paths of a spec into mounts: artifacts by name, host paths under allowed roots, everything else as is."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.launch import RUN_TARGET
+from jobs.spec import JobSpec, Mount
+from service.errors import Problem
+
+ARTIFACT_PREFIX = "artifact:"
+_NO_PATHS = frozenset({"run_dir", "resume", "prompts", "stop", "system", "template"})
+"""Training keys that hold text, or paths that the training itself makes inside the container."""
+
+
+@dataclass
+class Resolved:
+    """The training sections as the container sees them, and what has to be mounted for that."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    mounts: dict[str, Mount] = field(default_factory=dict)
+
+
+def check_mount(source: Path, roots: Iterable[Path], what: str) -> Path:
+    """The real path of `source`, if it exists and lies under an allowed root."""
+    allowed = [root.resolve() for root in roots]
+    real = source.resolve()
+    if not any(real == root or root in real.parents for root in allowed):
+        shown = ", ".join(str(root) for root in allowed)
+        raise Problem(
+            "mount_not_allowed",
+            f"{what} {source} lies outside the folders that jobs may mount ({shown}).",
+            f"Move it there, or start the control plane with `navarch up --mount-root {source.parent}`.",
+            path=str(source),
+        )
+    if not real.exists():
+        raise Problem(
+            "path_missing", f"{what} {source} does not exist.", "Check the path, or make it first.", path=str(source)
+        )
+    return real
+
+
+def resolve_paths(spec: JobSpec, roots: list[Path], artifact_path: Callable[[str], str]) -> Resolved:
+    """Checks every host path of a spec and rewrites `artifact:NAME`. Raises Problem."""
+    for mount in spec.mounts:
+        check_mount(Path(mount.source), roots, "The mount")
+    resolved = Resolved()
+    targets = [*(m.target for m in spec.mounts), RUN_TARGET]
+
+    def walk(value: Any, where: str) -> Any:
+        if isinstance(value, Mapping):
+            return {k: v if k in _NO_PATHS else walk(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [walk(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return path(value, where) if isinstance(value, str) else value
+
+    def path(value: str, where: str) -> str:
+        if value.startswith(ARTIFACT_PREFIX):
+            name, _, rest = value.removeprefix(ARTIFACT_PREFIX).partition("/")
+            target = f"/workspace/artifacts/{name}"
+            resolved.mounts[target] = Mount(source=artifact_path(name), target=target, read_only=True)
+            return f"{target}/{rest}" if rest else target
+        if not value.startswith("/"):
+            return value
+        file, colon, _ = value.partition(".py:")
+        host_path = file + ".py" if colon else value
+        if any(host_path == t or host_path.startswith(t + "/") for t in targets):
+            return value
+        check_mount(Path(host_path), roots, f"`{where}`:")
+        resolved.mounts.setdefault(host_path, Mount(source=host_path, target=host_path, read_only=True))
+        return value
+
+    for key, section in spec.training.items():
+        resolved.training[key] = section if key in _NO_PATHS else walk(section, key)
+    return resolved

@@ -1,0 +1,56 @@
+"""Reads what every host has and what of it is taken, as placement wants it."""
+
+from collections import defaultdict
+
+from sqlmodel import Session, col, select
+
+from jobs.placement import HostCapacity
+from service.store.tables import Attempt, GpuLease, Host, Job, PortLease, Replica
+
+
+def capacities(session: Session) -> list[HostCapacity]:
+    """All hosts that aren't removed, with their leases; four queries, whatever there is."""
+    gpus: dict[str, set[str]] = defaultdict(set)
+    for lease in session.exec(select(GpuLease)):
+        gpus[lease.host_id].add(lease.gpu)
+    ports: dict[str, dict[int, str]] = defaultdict(dict)
+    held = (
+        select(PortLease.host_id, PortLease.port, Job.name)
+        .join(Attempt, col(Attempt.id) == col(PortLease.attempt_id))
+        .join(Job, col(Job.id) == col(Attempt.job_id))
+    )
+    for host_id, port, name in session.exec(held):
+        ports[host_id][port] = name
+    running: dict[str, int] = defaultdict(int)
+    for host_id in session.exec(
+        select(Replica.host_id)
+        .join(Attempt, col(Attempt.id) == col(Replica.attempt_id))
+        .where(col(Attempt.finished_at).is_(None))
+    ):
+        running[host_id] += 1
+    hosts = session.exec(select(Host).where(Host.lifecycle != "removed").order_by(col(Host.name)))
+    return [
+        HostCapacity(
+            id=host.id,
+            name=host.name,
+            gpus=tuple(str(gpu["uuid"]) for gpu in host.facts.get("gpus", ())),
+            taken_gpus=frozenset(gpus[host.id]),
+            first_port=host.first_port,
+            last_port=host.last_port,
+            taken_ports=ports[host.id],
+            containers=running[host.id],
+            max_containers=host.max_containers,
+            cpus=float(host.facts.get("cpus", 1)),
+            memory=int(host.facts.get("memory_bytes", 1 << 62)),
+            unusable=_unusable(host),
+        )
+        for host in hosts
+    ]
+
+
+def _unusable(host: Host) -> str:
+    if host.lifecycle != "active":
+        return f"is {host.lifecycle}"
+    if not host.reachable:
+        return "can't be reached now"
+    return ""

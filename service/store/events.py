@@ -1,0 +1,70 @@
+"""The one way to change a job's state, and the one way to write an event: both in the caller's transaction."""
+
+import time
+from typing import Any
+
+from sqlmodel import Session
+
+from jobs.states import TERMINAL, JobState, Reason, check_move
+from service.store.tables import Event, Job
+
+CONTROLLER = "controller"
+
+
+def record(session: Session, kind: str, subject: str, message: str, *, actor: str = CONTROLLER, **data: Any) -> None:
+    """Writes an event that is no change of a job's state."""
+    session.add(Event(actor=actor, kind=kind, subject=subject, message=message, data=data))
+
+
+def record_job(session: Session, job: Job, kind: str, message: str, *, actor: str = CONTROLLER, **data: Any) -> None:
+    """Writes an event about a job."""
+    session.add(
+        Event(
+            actor=actor,
+            kind=kind,
+            subject=f"job/{job.id}",
+            job_id=job.id,
+            job_name=job.name,
+            message=message,
+            data=data,
+        )
+    )
+
+
+def transition(
+    session: Session,
+    job: Job,
+    to: JobState,
+    message: str,
+    *,
+    reason: Reason | None = None,
+    actor: str = CONTROLLER,
+    now: float | None = None,
+) -> None:
+    """Moves a job to another state with its reason, a sentence and an event. Raises IllegalTransition."""
+    old = JobState(job.state)
+    check_move(old, to)
+    moment = time.time() if now is None else now
+    job.state = to.value
+    job.reason = reason.value if reason else None
+    job.message = message
+    if to is not JobState.QUEUED:
+        job.why = None
+    if to is JobState.RUNNING and job.started_at is None:
+        job.started_at = moment
+    if to in TERMINAL:
+        job.finished_at = moment
+    session.add(
+        Event(
+            time=moment,
+            actor=actor,
+            kind="job.state",
+            subject=f"job/{job.id}",
+            job_id=job.id,
+            job_name=job.name,
+            old=old.value,
+            new=to.value,
+            reason=job.reason,
+            message=message,
+        )
+    )

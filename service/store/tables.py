@@ -1,0 +1,254 @@
+"""The rows: what is wanted, what was last seen, and who holds what. Times are seconds since the epoch."""
+
+import time
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+
+class Meta(SQLModel, table=True):
+    """Facts of the deployment itself, such as its id."""
+
+    __tablename__ = "meta"
+    key: str = Field(primary_key=True)
+    value: str
+
+
+class Job(SQLModel, table=True):
+    """What a user asked for, and how far it is."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        # One active job per name; a finished job's name is free again.
+        Index(
+            "ix_job_active_name",
+            "name",
+            unique=True,
+            sqlite_where=text("finished_at IS NULL"),
+            postgresql_where=text("finished_at IS NULL"),
+        ),
+        Index("ix_job_queue", "state", "priority", "created_at"),
+        Index("ix_job_list", "created_at", "id"),
+        Index("ix_job_name", "name", "created_at"),
+    )
+    id: str = Field(primary_key=True)
+    name: str
+    type: str
+    document: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The spec as given, values of secrets hidden."""
+    secrets: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """The secrets' values, encrypted."""
+    resolved: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """What submit made of the spec's paths: mounts to add and the training sections as the container sees them."""
+    owner: str = ""
+    priority: int = 50
+    state: str = Field(default="queued")
+    reason: str | None = None
+    message: str | None = None
+    why: str | None = None
+    """What a waiting job waits for."""
+    desired: str = "run"
+    nodes: int = 1
+    gpus: int = 0
+    ports: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """{"fixed": [host ports], "pool": how many from the pool}, of each node."""
+    attempts: int = 0
+    user_retries: int = 0
+    system_retries: int = 0
+    progress: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    host_key: str | None = None
+    """The public SSH host key of the job's containers."""
+    created_at: float = Field(default_factory=time.time)
+    started_at: float | None = None
+    finished_at: float | None = None
+    not_before: float = 0.0
+    """A retry waits until then."""
+    unreachable_since: float | None = None
+    failures: int = 0
+    """Steps of the controller that failed one after the other, for backing off."""
+    lease_owner: str | None = None
+    lease_until: float = 0.0
+    lease_token: int = 0
+
+
+class Attempt(SQLModel, table=True):
+    """One try at a job: a gang of containers, all or none."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (UniqueConstraint("job_id", "number"),)
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: str = Field(foreign_key="job.id", index=True)
+    number: int
+    state: str = "provisioning"
+    reason: str | None = None
+    message: str | None = None
+    master_address: str = "127.0.0.1"
+    master_port: int | None = None
+    created_at: float = Field(default_factory=time.time)
+    started_at: float | None = None
+    """When its containers were all ready."""
+    released_at: float | None = None
+    """When the barrier was opened."""
+    stopping_at: float | None = None
+    stop_deadline: float | None = None
+    """When what still runs is killed."""
+    finished_at: float | None = None
+
+
+class Replica(SQLModel, table=True):
+    """One container of an attempt."""
+
+    __tablename__ = "replica"
+    __table_args__ = (
+        UniqueConstraint("attempt_id", "node_rank"),
+        Index(
+            "ix_replica_live_container",
+            "container_name",
+            unique=True,
+            sqlite_where=text("removed_at IS NULL"),
+            postgresql_where=text("removed_at IS NULL"),
+        ),
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    attempt_id: int = Field(foreign_key="attempt.id", index=True)
+    job_id: str = Field(foreign_key="job.id", index=True)
+    node_rank: int
+    host_id: str = Field(foreign_key="host.id")
+    container_name: str
+    container_id: str | None = None
+    state: str = "pending"
+    gpus: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    ports: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """Container port → host port."""
+    exit_code: int | None = None
+    oom_killed: bool = False
+    error: str | None = None
+    """What the engine said."""
+    error_kind: str | None = None
+    error_message: str | None = None
+    """What the training said in its last `error` event."""
+    started_at: float | None = None
+    finished_at: float | None = None
+    harvested_at: float | None = None
+    """When its exit facts and the end of its log were stored."""
+    removed_at: float | None = None
+    lifted: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    """Bytes of its log whose events have been lifted."""
+
+
+class Host(SQLModel, table=True):
+    """A Docker Engine; lifecycle, reachability and health are separate facts."""
+
+    __tablename__ = "host"
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    url: str
+    address: str
+    """Where published ports are reached, and where the other hosts find it."""
+    lifecycle: str = "active"
+    reachable: bool = False
+    unreachable_since: float | None = None
+    health: str = "unknown"
+    message: str | None = None
+    boot_id: str | None = None
+    engine_id: str | None = None
+    facts: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """cpus, memory_bytes, engine_version, gpus: [{uuid, name, memory_mib, index}], driver."""
+    first_port: int = 20000
+    last_port: int = 21999
+    max_containers: int = 8
+    seen_at: float | None = None
+
+
+class GpuLease(SQLModel, table=True):
+    """This GPU belongs to this attempt. The primary key is what makes two holders impossible."""
+
+    __tablename__ = "gpu_lease"
+    gpu: str = Field(primary_key=True)
+    host_id: str = Field(foreign_key="host.id", index=True)
+    attempt_id: int = Field(foreign_key="attempt.id", index=True)
+
+
+class PortLease(SQLModel, table=True):
+    """This port of a host belongs to this attempt."""
+
+    __tablename__ = "port_lease"
+    host_id: str = Field(foreign_key="host.id", primary_key=True)
+    port: int = Field(primary_key=True)
+    attempt_id: int = Field(foreign_key="attempt.id", index=True)
+
+
+class Event(SQLModel, table=True):
+    """One thing that happened, and who did it."""
+
+    __tablename__ = "event"
+    id: int | None = Field(default=None, primary_key=True)
+    time: float = Field(default_factory=time.time)
+    actor: str
+    kind: str
+    """job.submitted, job.state, host.unreachable, image.built, artifact.registered, …"""
+    subject: str = Field(index=True)
+    """job/ID, host/ID, image/TAG, artifact/NAME."""
+    job_id: str | None = Field(default=None, index=True)
+    job_name: str | None = None
+    old: str | None = None
+    new: str | None = None
+    reason: str | None = None
+    message: str = ""
+    data: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+class ImageBuild(SQLModel, table=True):
+    """One build of an image, so that a build survives the control plane's restart."""
+
+    __tablename__ = "image_build"
+    id: str = Field(primary_key=True)
+    recipe: str
+    tag: str
+    options: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    state: str = Field(default="queued", index=True)
+    """queued, running, succeeded, failed."""
+    message: str | None = None
+    image_id: str | None = None
+    owner: str = ""
+    created_at: float = Field(default_factory=time.time)
+    started_at: float | None = None
+    finished_at: float | None = None
+    starts: int = 0
+    """How often it was started; more than once means that a restart interrupted it."""
+    lease_owner: str | None = None
+    lease_until: float = 0.0
+    lease_token: int = 0
+
+
+class Artifact(SQLModel, table=True):
+    """A model, adapter, checkpoint or dataset with a path and where it came from."""
+
+    __tablename__ = "artifact"
+    id: str = Field(primary_key=True)
+    name: str = Field(unique=True)
+    kind: str
+    path: str
+    digest: str | None = None
+    size: int | None = Field(default=None, sa_column=Column(BigInteger))
+    state: str = "ready"
+    message: str | None = None
+    source: str | None = None
+    job_id: str | None = Field(default=None, index=True)
+    attempt: int | None = None
+    run_path: str | None = None
+    """Path within the job's run folder, for what a job left."""
+    metrics: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    created_at: float = Field(default_factory=time.time)
+
+
+class Idempotency(SQLModel, table=True):
+    """A key that a client sent with a submit, and what came of it."""
+
+    __tablename__ = "idempotency"
+    key: str = Field(primary_key=True)
+    digest: str
+    """SHA-256 of the request's body."""
+    job_id: str
+    created_at: float = Field(default_factory=time.time)
