@@ -1,0 +1,36 @@
+#!/bin/sh
+# install-training.sh DEST: makes the virtual environment of the training programs. Wheels come from the wheelhouse
+# first, then from the package index; torch also from PyTorch's own index where that answers.
+set -eu
+dest=$1
+cd /navarch
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_DEFAULT_TIMEOUT=60
+[ -n "${PIP_INDEX_URL:-}" ] || unset PIP_INDEX_URL
+[ -n "${PIP_EXTRA_INDEX_URL:-}" ] || unset PIP_EXTRA_INDEX_URL
+[ -n "${PIP_TRUSTED_HOST:-}" ] || unset PIP_TRUSTED_HOST
+if [ -s network/ca-bundle.pem ]; then
+    export PIP_CERT=/navarch/network/ca-bundle.pem SSL_CERT_FILE=/navarch/network/ca-bundle.pem
+fi
+
+python=/usr/bin/python3
+[ ! -x /opt/navarch-python/bin/python3 ] || python=/opt/navarch-python/bin/python3
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "navarch: $("$python" --version) of this base is too old: set \`python:\` in the recipe to an image with Python 3.11" >&2
+    exit 1
+fi
+"$python" -m venv "$dest"
+
+set -- --find-links wheelhouse
+if ! ls wheelhouse/torch-*.whl >/dev/null 2>&1 && [ -n "${TORCH_INDEX_URL:-}" ]; then
+    if "$dest/bin/python" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)' "$TORCH_INDEX_URL/torch/" 2>/dev/null; then
+        set -- "$@" --extra-index-url "$TORCH_INDEX_URL"
+    else
+        echo "navarch: $TORCH_INDEX_URL does not answer: torch comes from the package index"
+    fi
+fi
+echo "navarch: installing $(grep -h '^torch' torch.txt) and the training packages"
+"$dest/bin/pip" install -q "$@" -r torch.txt -r requirements.txt
+# These name versions of torch and of each other that they don't need; what they do need is in requirements.txt.
+"$dest/bin/pip" install -q "$@" --no-deps -r requirements-no-deps.txt
+"$dest/bin/python" -c 'import torch, transformers; print("navarch: torch", torch.__version__, "transformers", transformers.__version__)'
+find "$dest" -name '*.a' -size +1M -delete

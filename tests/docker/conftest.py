@@ -1,0 +1,78 @@
+"""What tests against a real Docker Engine share: a client, images, containers that are removed, an SSH key."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from docker.errors import NotFound
+from docker.models.containers import Container
+
+from images.build import BuildOptions, build, finish
+
+TEST_LABEL = "navarch.test"
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def docker_client() -> Iterator[docker.DockerClient]:
+    """The engine that DOCKER_HOST names, or the local one."""
+    client = docker.from_env(timeout=600)
+    client.ping()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def system_image(docker_client: docker.DockerClient) -> str:
+    """An image with SSH and the entrypoint, but no training environment: made in seconds, starts the same way.
+
+    Give it to jobs of `type: command`; the name resolves like any image's.
+    """
+    return finish(build(docker_client, "cpu", training=False)).tag
+
+
+@pytest.fixture(scope="session")
+def cpu_image(docker_client: docker.DockerClient) -> str:
+    """The full `cpu` image with the training package of this tree; minutes the first time, seconds after a change."""
+    return finish(build(docker_client, "cpu", BuildOptions(wheelhouse=test_wheelhouse()))).tag
+
+
+def test_wheelhouse() -> Path | None:
+    """Folder with torch's CPU wheel: `make` fills it; without one the build asks PyTorch's index, then PyPI."""
+    folder = Path(os.environ.get("NAVARCH_STATE", REPOSITORY / ".navarch")) / "wheelhouse"
+    return folder if folder.is_dir() and any(folder.glob("torch-*.whl")) else None
+
+
+test_wheelhouse.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def run_container(docker_client: docker.DockerClient) -> Iterator[Callable[..., Container]]:
+    """Starts containers like docker-py's `containers.run(image, command, **options)`; removes them after the test."""
+    mark = uuid.uuid4().hex
+
+    def run(image: str, command: Any = None, **options: Any) -> Container:
+        labels = {**options.pop("labels", {}), TEST_LABEL: mark}
+        return docker_client.containers.run(image, command, detach=True, labels=labels, **options)
+
+    yield run
+    for container in docker_client.containers.list(all=True, filters={"label": f"{TEST_LABEL}={mark}"}):
+        try:
+            container.remove(force=True, v=True)
+        except NotFound:
+            continue
+
+
+@pytest.fixture(scope="session")
+def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh key pair of OpenSSH; the public key is beside it with the ending .pub."""
+    path = tmp_path_factory.mktemp("ssh") / "id_ed25519"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    return path
