@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from training import rl
 from training.data.batch import IGNORE, PackedBatch
+from training.ppo_config import PPOTrainConfig
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,62 @@ class Experience:
     shaped_scores: Tensor
     """[b] as they were learned from."""
 
+    kl: Tensor
+    """Per-token estimate of KL(policy ‖ reference), by the configured estimator."""
+
     def flat(self, places: Tensor) -> dict[str, Tensor]:
         """The tables at a packed batch's actions, [n] each."""
         names = ("logprobs", "values", "advantages", "returns")
-        return {f.name: getattr(self, f.name).flatten()[places] for f in fields(self) if f.name in names}
+        return {name: getattr(self, name).flatten()[places] for name in names}
+
+
+def build_experience(
+    completions: Completions,
+    *,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    values: Tensor,
+    scores: Tensor,
+    shaped_scores: Tensor,
+    kl_coef: float,
+    estimator: str,
+    train: PPOTrainConfig,
+    reduce: rl.Reduce = rl.one_rank,
+) -> Experience:
+    """Rewards, advantages and returns of a rollout. Tables [b, r], scores [b]; whitening is over all ranks."""
+    mask = completions.mask
+    kl = torch.where(mask, rl.kl_estimate(logprobs, ref_logprobs, estimator), 0.0)
+    rewards = rl.token_rewards(shaped_scores, kl, completions.responses, kl_coef)
+    if train.whiten_rewards:
+        rewards = rl.whiten(rewards, mask, shift_mean=False, reduce=reduce)
+    advantages, returns = rl.gae(rewards, values, mask, train.gamma, train.lam)
+    if train.whiten_advantages:
+        advantages = rl.whiten(advantages, mask, reduce=reduce)
+    return Experience(
+        completions, logprobs, ref_logprobs, values, rewards, advantages, returns, scores, shaped_scores, kl
+    )
+
+
+def describe(experience: Experience, reduce: rl.Reduce = rl.one_rank) -> dict[str, float]:
+    """The rollout's figures over all ranks, by the names of the metrics; one copy from the device."""
+    data, mask = experience.completions, experience.completions.mask
+    everyone = torch.ones_like(experience.scores, dtype=torch.bool)
+    kl = torch.where(mask, experience.kl, 0.0).sum(1)
+    count, reward, reward_variance = rl.masked_moments(experience.scores, everyone, reduce)
+    tokens, kl_per_token, _ = rl.masked_moments(experience.kl, mask, reduce)
+    figures = {
+        "completions": count,
+        "tokens": tokens,
+        "reward": reward,
+        "reward_std": reward_variance.sqrt(),
+        "shaped_reward": rl.masked_mean(experience.shaped_scores.double(), everyone, reduce),
+        "kl": rl.masked_mean(kl.double(), everyone, reduce),
+        "kl_per_token": kl_per_token,
+        "value": rl.masked_mean(experience.values.double(), mask, reduce),
+        "return": rl.masked_mean(experience.returns.double(), mask, reduce),
+        "explained_variance": rl.explained_variance(experience.values, experience.returns, mask, reduce).double(),
+        "response_length": rl.masked_mean(data.responses.double(), everyone, reduce),
+        "eos_fraction": rl.masked_mean(data.finished.double(), everyone, reduce),
+    }
+    numbers = torch.stack(list(figures.values())).tolist()
+    return dict(zip(figures, numbers, strict=True))

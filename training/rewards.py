@@ -12,14 +12,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from training import rl
+from training.data.batch import PromptRow
+from training.data.template import TextCodec
 from training.errors import ConfigError, DataError, MissingInput
+from training.experience import Completions, evaluate_rows
 from training.ppo_config import RewardConfig
+
+if TYPE_CHECKING:
+    from training.models.heads import RewardModel
 
 
 class RewardFailed(DataError):
@@ -166,6 +172,65 @@ def must_retokenize(actor: Codec, reward: Codec, allowed: bool, reward_path: str
             "completion decoded and tokenised again for it."
         )
     return True
+
+
+class ModelReward:
+    """Scores from a reward model, on the actor's own token ids or on texts tokenised again for it."""
+
+    def __init__(self, model: RewardModel, codec: TextCodec, actor_codec: TextCodec, config: RewardConfig) -> None:
+        assert config.model is not None
+        self.model, self.codec, self.actor_codec, self.name = model, codec, actor_codec, config.model
+        self.retokenize = must_retokenize(actor_codec, codec, config.retokenize, config.model)
+
+    def score(self, completions: Completions, prompts: Sequence[PromptRow], budget: int) -> Tensor:
+        """[b] float32; RewardFailed names the row whose score is no number."""
+        if self.retokenize:
+            completions = self._tokenised_again(completions, prompts)
+        scores = evaluate_rows(completions, budget, self.model.scores)
+        bad = (~scores.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            raise RewardFailed(
+                f"Row {completions.rows[bad[0]]}: the reward model {self.name} gives {scores[bad[0]].item()}, "
+                "which is not a finite number. Check it with navarch-train rm's evaluation; a checkpoint of this run was saved."
+            )
+        return scores
+
+    def _tokenised_again(self, completions: Completions, prompts: Sequence[PromptRow]) -> Completions:
+        """Each conversation in the reward model's own tokens, up to the assistant's stop token."""
+        texts = [self.actor_codec.decode(ids) for ids in completions.response_ids()]
+        encoded = self.codec.encode_chats(
+            [
+                [*prompt.messages, {"role": "assistant", "content": text}]
+                for prompt, text in zip(prompts, texts, strict=True)
+            ]
+        )
+        tokens = torch.zeros(len(encoded), max(len(each) for each in encoded), dtype=torch.long)
+        for row, each in enumerate(encoded):
+            tokens[row, : len(each)] = torch.from_numpy(each.tokens).long()
+        return Completions(
+            tokens.to(completions.tokens.device),
+            tuple(len(each) - 1 for each in encoded),
+            (1,) * len(encoded),
+            completions.finished,
+            completions.rows,
+        )
+
+
+def score_completions(
+    reward: FunctionReward | ModelReward,
+    completions: Completions,
+    prompts: Sequence[PromptRow],
+    codec: TextCodec,
+    budget: int,
+) -> Tensor:
+    """[b] float32 on the completions' device: one score per row, or RewardFailed."""
+    if isinstance(reward, ModelReward):
+        return reward.score(completions, prompts, budget)
+    samples = [
+        RewardSample(prompt.row, prompt.text, codec.decode(ids), prompt.fields)
+        for prompt, ids in zip(prompts, completions.response_ids(), strict=True)
+    ]
+    return torch.tensor(reward.score(samples), dtype=torch.float32, device=completions.tokens.device)
 
 
 class ScoreShaping:

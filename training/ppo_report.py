@@ -1,0 +1,84 @@
+"""What a PPO run tells of each step besides its means: how time was spent, and a table of completions to read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from training.data.batch import PromptRow
+from training.data.template import TextCodec
+from training.experience import Experience
+
+SHOWN_CHARACTERS = 300
+
+
+class Phases:
+    """Seconds of each named phase of a step; the device has finished when a phase ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """`{phase}_seconds` since the last take, and their sum."""
+        figures = {f"{name}_seconds": seconds for name, seconds in self.seconds.items()}
+        self.seconds = {}
+        return {**figures, "step_seconds": sum(figures.values())}
+
+
+def sample_table(
+    experience: Experience, prompts: Sequence[PromptRow], codec: TextCodec, count: int, step: int
+) -> list[dict[str, object]]:
+    """`count` rows spread evenly over the rollout: prompt's last turn, completion, score, KL and length."""
+    data = experience.completions
+    chosen = [i * len(data) // min(count, len(data)) for i in range(min(count, len(data)))]
+    ids = data.response_ids()
+    kl = experience.kl.sum(1).tolist()
+    scores = experience.scores.tolist()
+    finished = data.finished.tolist()
+    return [
+        {
+            "step": step,
+            "row": prompts[i].row,
+            "prompt": prompts[i].messages[-1]["content"] if prompts[i].messages else prompts[i].text,
+            "completion": codec.decode(ids[i]),
+            "score": round(scores[i], 4),
+            "kl": round(kl[i], 4),
+            "tokens": len(ids[i]),
+            "finished": bool(finished[i]),
+        }
+        for i in chosen
+    ]
+
+
+def keep_samples(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Append whole rows as JSON lines; a full disk must not stop training."""
+    with suppress(OSError), path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def shown(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+    """The rows with long texts cut, for the log."""
+    return [
+        {name: _cut(value) if isinstance(value, str) else value for name, value in row.items() if name != "step"}
+        for row in rows
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
