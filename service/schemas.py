@@ -19,13 +19,13 @@ FINISHED_STATES = frozenset({"succeeded", "failed", "stopped"})
 class Schema(BaseModel):
     """Base of all: immutable, tolerant of members that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class ProblemDocument(BaseModel):
     """An error, as RFC 9457 has it, with a stable `code` and a `hint` on what to do next."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
     type: str = "about:blank"
     title: str
@@ -165,6 +165,23 @@ class LogLine(Schema):
     line: str
 
 
+class JobStatus(Schema):
+    """How a job stands, sent beside its log lines while one follows them."""
+
+    id: str
+    name: str
+    state: str
+    reason: str | None = None
+    message: str | None = None
+    why: str | None = None
+    unreachable_since: float | None = None
+    progress: Progress = Progress()
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED_STATES
+
+
 class LogPage(Schema):
     """Lines in the order in which they were stored; `next_cursor` continues, also after the job's end."""
 
@@ -215,7 +232,7 @@ class Samples(Schema):
 class BuildRequest(BaseModel):
     """What image to build from which recipe."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     recipe: str = Field(min_length=1, max_length=200)
     tag: str | None = Field(default=None, max_length=256, description="default: navarch/RECIPE")
@@ -259,7 +276,7 @@ class Image(Schema):
 class ArtifactRequest(BaseModel):
     """What to register: a Hugging Face directory, a data set, or a GGUF file to be converted."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     path: str = Field(min_length=1, max_length=4096, description="absolute path on the control plane's machine")
     name: str | None = Field(default=None, max_length=100, description="default: from the path")
@@ -317,7 +334,7 @@ class Key(Schema):
 
 
 class KeyRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     public_key: str = Field(min_length=1, max_length=16384, description="one line, as in id_ed25519.pub")
 

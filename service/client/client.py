@@ -24,6 +24,7 @@ from service.schemas import (
     Host,
     Image,
     Job,
+    JobStatus,
     Key,
     LogLine,
     LogPage,
@@ -129,10 +130,25 @@ class Client:
         tail: int | None = None,
     ) -> Iterator[LogLine]:
         """Lines as they come, until the job has ended; goes on by itself after a restart of the control plane."""
+        for item in self.follow(ref, cursor=cursor, replica=replica, tail=tail):
+            if isinstance(item, LogLine):
+                yield item
+
+    def follow(
+        self,
+        ref: str,
+        *,
+        cursor: str | None = None,
+        replica: int | None = None,
+        tail: int | None = None,
+    ) -> Iterator[LogLine | JobStatus]:
+        """Log lines, and the job's status whenever it changes, until the job has ended and every line was given."""
         params = {"follow": "true", "cursor": cursor, "replica": replica, "tail": tail}
         for event in self._follow(f"jobs/{_segment(ref)}/logs", params):
             if event.event == "log":
                 yield LogLine.model_validate_json(event.data)
+            elif event.event in ("job", "end"):
+                yield JobStatus.model_validate_json(event.data)
 
     def metrics(self, ref: str, *, points: int | None = None, names: list[str] | None = None) -> Metrics:
         """The series that a job reported, each downsampled to at most `points`."""
@@ -190,7 +206,8 @@ class Client:
     def hosts(self) -> list[Host]:
         return list(self._pages(Host, "hosts", {}, None))
 
-    def keys(self) -> list[Key]:
+    def authorized(self) -> list[Key]:
+        """The public keys that every new container authorises."""
         return list(self._pages(Key, "keys", {}, None))
 
     def add_key(self, public_key: str) -> Key:

@@ -1,0 +1,134 @@
+"""Turns every failure of a request into a problem document: our own, FastAPI's, and what nobody foresaw."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sqlite3
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from jobs.problems import SpecError, dotted
+from service.errors import KINDS, Problem
+from service.schemas import ProblemDocument
+
+MEDIA_TYPE = "application/problem+json"
+_CODES = {400: "malformed_body", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
+log = structlog.get_logger(__name__)
+
+#: For OpenAPI: what every operation may answer besides its own success.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": description,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}},
+    }
+    for status, description in {
+        400: "The request can't be read",
+        401: "A valid token is needed",
+        403: "Not allowed from here",
+        404: "No such thing",
+        409: "Not possible in the present state",
+        413: "The body is too large",
+        415: "Send JSON or YAML",
+        422: "The request is not valid",
+        500: "Navarch made a mistake",
+        502: "The Docker Engine refused",
+        503: "What Navarch stands on does not answer",
+        507: "No space left",
+    }.items()
+}
+
+
+class ProblemResponse(Response):
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False, default=str).encode()
+
+
+def respond(problem: Problem, path: str, headers: dict[str, str] | None = None) -> Response:
+    if problem.status == 401:
+        headers = {"WWW-Authenticate": "Bearer", **(headers or {})}
+    return ProblemResponse(problem.document(instance=path), problem.status, headers)
+
+
+def from_spec_error(error: SpecError) -> Problem:
+    """A spec's problems as one document; `problems` lists them all."""
+    errors = [{"path": problem.path, "message": problem.message} for problem in error.problems]
+    hint = "Correct the spec and submit it again."
+    return Problem("invalid_spec", _sentence("; ".join(p.message for p in error.problems)), hint, problems=errors)
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers, and the problem document in the OpenAPI schema."""
+
+    @app.exception_handler(Problem)
+    def ours(request: Request, error: Problem) -> Response:
+        return respond(error, request.url.path)
+
+    @app.exception_handler(SpecError)
+    def of_the_spec(request: Request, error: SpecError) -> Response:
+        return respond(from_spec_error(error), request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    def of_parameters(request: Request, error: RequestValidationError) -> Response:
+        errors = [
+            {"path": dotted(part for part in item["loc"] if part != "body"), "message": _sentence(str(item["msg"]))}
+            for item in error.errors()
+        ]
+        detail = "; ".join(
+            f"`{item['path']}`: {item['message']}" if item["path"] else item["message"] for item in errors
+        )
+        malformed = any(item["type"] == "json_invalid" for item in error.errors())
+        code = "malformed_body" if malformed else "invalid_request"
+        return respond(
+            Problem(code, detail, "See /docs for what this operation takes.", problems=errors), request.url.path
+        )
+
+    @app.exception_handler(HTTPException)
+    def of_starlette(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed", 401: "unauthorized", 403: "forbidden"}.get(
+            error.status_code
+        )
+        if code is None:
+            code = "malformed_body" if error.status_code == 400 else "invalid_request"
+        detail = f"{request.method} {request.url.path} does not exist."
+        if error.status_code not in (404, 405):
+            detail = _sentence(str(error.detail))
+        problem = Problem(code, detail, "See /docs for what the API offers.")
+        return respond(problem, request.url.path, dict(error.headers or {}))
+
+    @app.exception_handler(OperationalError)
+    def of_the_database(request: Request, error: OperationalError) -> Response:
+        log.error("database error", path=request.url.path, error=str(error.orig))
+        hint = "See that the database runs and its disk is not full, then try again; `navarch doctor` looks at both."
+        full = isinstance(error.orig, sqlite3.OperationalError) and "full" in str(error.orig)
+        code = "disk_full" if full else "database_unavailable"
+        return respond(Problem(code, f"The database refused: {error.orig}.", hint), request.url.path)
+
+    @app.exception_handler(Exception)
+    def unforeseen(request: Request, error: Exception) -> Response:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            hint = "Free some space on the disk that holds the data folder."
+            return respond(Problem("disk_full", "There is no space left on the disk.", hint), request.url.path)
+        log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+        detail = f"{request.method} {request.url.path} failed inside Navarch ({type(error).__name__})."
+        return respond(Problem("internal", detail, "The control plane's log has the details."), request.url.path)
+
+
+def schema() -> dict[str, Any]:
+    """ProblemDocument for the OpenAPI components, with all stable codes."""
+    document = ProblemDocument.model_json_schema()
+    document["properties"]["code"]["enum"] = sorted(KINDS)
+    return document
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!", ")")) else ".")

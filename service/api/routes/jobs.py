@@ -1,0 +1,142 @@
+"""`/jobs`: submit, list, look at, stop and delete jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from jobs.spec import JobSpec, JobType
+from service import schemas
+from service.api import views
+from service.api.bodies import spec_of
+from service.api.parameters import JobRef, Limit, PageCursor, States, Types
+from service.api.problems import RESPONSES
+from service.api.state import actor_of, state_of
+from service.errors import Problem
+from service.jobs import Submission
+
+router = APIRouter(tags=["jobs"], responses=RESPONSES)
+
+
+def spec_schema() -> dict[str, Any]:
+    """The JSON schema of a spec's common keys; training types have sections of their own besides."""
+    schema = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    schema["properties"].pop("training", None)
+    schema["additionalProperties"] = True
+    schema["properties"]["type"] = {"enum": [kind.value for kind in JobType], "type": "string"}
+    schema["description"] = "A job. Types other than `command` also take the sections of their stage (model, data, …)."
+    return {
+        name: schema[name]
+        for name in ("title", "type", "description", "properties", "required", "additionalProperties")
+    }
+
+
+_EXAMPLE = {"type": "command", "name": "hello", "image": "cpu", "command": ["echo", "hello"]}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"$ref": "#/components/schemas/JobSpec"}, "example": _EXAMPLE}
+            for kind in ("application/json", "application/yaml")
+        },
+    }
+}
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    response_model=schemas.Job,
+    summary="Submit a job",
+    openapi_extra=_BODY,
+    responses={
+        200: {
+            "description": "The plan (with `dry_run`), or the job that an earlier request with this key made",
+            "content": {
+                "application/json": {
+                    "schema": {"anyOf": [{"$ref": "#/components/schemas/Job"}, {"$ref": "#/components/schemas/Plan"}]}
+                }
+            },
+        }
+    },
+)
+async def submit(
+    request: Request,
+    dry_run: Annotated[bool, Query(description="Answer with the plan; start nothing.")] = False,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=200,
+            pattern=r"^[\x21-\x7e]+$",
+            description="Makes repeating safe: the same key with the same body gives the same job.",
+        ),
+    ] = None,
+) -> Response:
+    """Queue a job from a JSON or YAML spec. With an Idempotency-Key a repeated request gives the first answer."""
+    state = state_of(request)
+    document = await spec_of(request)
+    if dry_run:
+        plan = await run_in_threadpool(state.jobs.plan, document)
+        return _json(plan)
+    submission = Submission(document, actor_of(request), idempotency_key)
+    answer = await request.app.state.submits.submit(submission)
+    if isinstance(answer, Problem):
+        raise answer
+    job: schemas.Job = answer.job
+    headers = {"Location": f"/api/v1/jobs/{job.id}"}
+    if answer.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return _json(job, 200 if answer.replayed else 201, headers)
+
+
+@router.get("/jobs", response_model=schemas.Page[schemas.Job], summary="List jobs")
+def list_jobs(
+    request: Request, state: States = None, type: Types = None, limit: Limit = 50, cursor: PageCursor = None
+) -> Response:
+    """Jobs, the newest first."""
+    with state_of(request).database.read() as session:
+        return _json(views.job_page(session, state or (), type or (), limit, cursor))
+
+
+@router.get("/jobs/{ref}", response_model=schemas.Job, summary="Look at a job")
+def get_job(request: Request, ref: JobRef) -> Response:
+    with state_of(request).database.read() as session:
+        return _json(views.job(session, views.find_job(session, ref)))
+
+
+@router.post("/jobs/{ref}/stop", response_model=schemas.Job, status_code=202, summary="Stop a job")
+def stop_job(request: Request, ref: JobRef) -> Response:
+    """Ask a job to stop: its containers get SIGTERM and its grace period. Stopping twice, or late, is no mistake."""
+    state = state_of(request)
+    row = state.jobs.stop(ref, actor=actor_of(request))
+    with state.database.read() as session:
+        return _json(views.job(session, views.find_job(session, row.id)), 202)
+
+
+@router.delete("/jobs/{ref}", status_code=204, response_class=Response, summary="Delete a finished job")
+def delete_job(request: Request, ref: JobRef) -> Response:
+    """Forget a finished job, its logs, metrics and files. An active one must be stopped first (`job_active`)."""
+    state_of(request).jobs.delete(ref, actor=actor_of(request))
+    return Response(status_code=204)
+
+
+@router.get("/jobs/{ref}/events", response_model=schemas.Page[schemas.Event], summary="What happened to a job")
+def job_events(request: Request, ref: JobRef, limit: Limit = 50, cursor: PageCursor = None) -> Response:
+    with state_of(request).database.read() as session:
+        row = views.find_job(session, ref)
+        return _json(views.event_page(session, row.id, limit, cursor))
+
+
+@router.get("/events", response_model=schemas.Page[schemas.Event], tags=["events"], summary="What happened")
+def events(request: Request, limit: Limit = 50, cursor: PageCursor = None) -> Response:
+    """Events of all jobs, hosts, images and artifacts, the newest first."""
+    with state_of(request).database.read() as session:
+        return _json(views.event_page(session, None, limit, cursor))
+
+
+def _json(model: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(model.model_dump_json(), status, headers, media_type="application/json")

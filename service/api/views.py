@@ -1,0 +1,264 @@
+"""Reads rows and shows them as the REST schemas: a fixed number of queries a page, however long it is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, or_
+from sqlmodel import Session, col, select
+
+from service import schemas
+from service.api.cursors import Cursor
+from service.errors import Problem
+from service.store import tables
+
+MAX_PAGE = 200
+SSH_CONTAINER_PORT = "22"
+
+
+def find_job(session: Session, ref: str) -> tables.Job:
+    """By id, else the newest of that name. Raises Problem `job_not_found`."""
+    row = session.get(tables.Job, ref)
+    if row is None:
+        by_name = select(tables.Job).where(tables.Job.name == ref)
+        row = session.exec(by_name.order_by(col(tables.Job.created_at).desc()).limit(1)).first()
+    if row is None:
+        raise Problem("job_not_found", f"There is no job {ref!r}.", "`navarch ps -a` lists all jobs.")
+    return row
+
+
+def job(session: Session, row: tables.Job) -> schemas.Job:
+    return _jobs(session, [row])[0]
+
+
+def job_page(
+    session: Session, states: Sequence[str], types: Sequence[str], limit: int, cursor: str | None
+) -> schemas.Page[schemas.Job]:
+    """Jobs, newest first."""
+    query = select(tables.Job)
+    if states:
+        query = query.where(col(tables.Job.state).in_(states))
+    if types:
+        query = query.where(col(tables.Job.type).in_(types))
+    if cursor is not None:
+        after = Cursor.parse(cursor)
+        created, identifier = col(tables.Job.created_at), col(tables.Job.id)
+        query = query.where(_before(created, after.time, identifier, after.id))
+    query = query.order_by(col(tables.Job.created_at).desc(), col(tables.Job.id).desc()).limit(limit + 1)
+    rows = session.exec(query).all()
+    shown = rows[:limit]
+    following = str(Cursor(shown[-1].created_at, shown[-1].id)) if len(rows) > limit else None
+    return schemas.Page[schemas.Job](items=_jobs(session, shown), next_cursor=following)
+
+
+def _before(created: Any, time: float, identifier: Any, last: str) -> ColumnElement[bool]:
+    return or_(created < time, and_(created == time, identifier < last))
+
+
+def _jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
+    ids = [row.id for row in rows if row.attempts > 0]
+    attempts: dict[str, list[tables.Attempt]] = defaultdict(list)
+    replicas: dict[int, list[tables.Replica]] = defaultdict(list)
+    artifacts: dict[str, list[tables.Artifact]] = defaultdict(list)
+    hosts: dict[str, tables.Host] = {}
+    if ids:
+        for attempt in session.exec(
+            select(tables.Attempt).where(col(tables.Attempt.job_id).in_(ids)).order_by(col(tables.Attempt.number))
+        ):
+            attempts[attempt.job_id].append(attempt)
+        for replica in session.exec(
+            select(tables.Replica).where(col(tables.Replica.job_id).in_(ids)).order_by(col(tables.Replica.node_rank))
+        ):
+            replicas[replica.attempt_id].append(replica)
+        for artifact in session.exec(
+            select(tables.Artifact)
+            .where(col(tables.Artifact.job_id).in_(ids))
+            .order_by(col(tables.Artifact.created_at))
+        ):
+            artifacts[artifact.job_id or ""].append(artifact)
+        hosts = {host.id: host for host in session.exec(select(tables.Host))}
+    return [_job(row, attempts[row.id], replicas, hosts, artifacts[row.id]) for row in rows]
+
+
+def _job(
+    row: tables.Job,
+    attempts: list[tables.Attempt],
+    replicas: dict[int, list[tables.Replica]],
+    hosts: dict[str, tables.Host],
+    artifacts: Iterable[tables.Artifact],
+) -> schemas.Job:
+    tries = [_attempt(attempt, replicas[attempt.id or 0], hosts) for attempt in attempts]
+    return schemas.Job(
+        id=row.id,
+        name=row.name,
+        type=row.type,
+        state=row.state,
+        reason=row.reason,
+        message=row.message,
+        why=row.why,
+        spec=row.document,
+        priority=row.priority,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        unreachable_since=row.unreachable_since,
+        progress=schemas.Progress.model_validate(row.progress or {}),
+        attempts=tries,
+        ssh=_ssh(row, attempts, replicas, hosts),
+        url=_url(row, attempts, replicas, hosts),
+        artifacts=[_artifact_ref(artifact) for artifact in artifacts],
+    )
+
+
+def _attempt(row: tables.Attempt, replicas: list[tables.Replica], hosts: dict[str, tables.Host]) -> schemas.Attempt:
+    return schemas.Attempt(
+        number=row.number,
+        state=row.state,
+        reason=row.reason,
+        message=row.message,
+        replicas=[
+            schemas.Replica(
+                node_rank=replica.node_rank,
+                host=hosts[replica.host_id].name if replica.host_id in hosts else replica.host_id,
+                container_name=replica.container_name,
+                container_id=replica.container_id,
+                state=replica.state,
+                exit_code=replica.exit_code,
+                oom_killed=replica.oom_killed,
+                gpus=replica.gpus,
+                ports=replica.ports,
+            )
+            for replica in replicas
+        ],
+    )
+
+
+def _first_ready(
+    row: tables.Job, attempts: list[tables.Attempt], replicas: dict[int, list[tables.Replica]]
+) -> tables.Replica | None:
+    """The replica of rank 0 that runs now, sshd and all."""
+    if row.finished_at is not None or not attempts:
+        return None
+    latest = replicas[attempts[-1].id or 0]
+    first = latest[0] if latest else None
+    return first if first is not None and first.node_rank == 0 and first.state == "ready" else None
+
+
+def _ssh(
+    row: tables.Job,
+    attempts: list[tables.Attempt],
+    replicas: dict[int, list[tables.Replica]],
+    hosts: dict[str, tables.Host],
+) -> schemas.SshAccess | None:
+    first = _first_ready(row, attempts, replicas)
+    port = first.ports.get(SSH_CONTAINER_PORT) if first is not None else None
+    if first is None or port is None or not row.document.get("ssh", True):
+        return None
+    host = hosts.get(first.host_id)
+    return schemas.SshAccess(host=host.address if host else "127.0.0.1", port=port, host_key=row.host_key)
+
+
+def _url(
+    row: tables.Job,
+    attempts: list[tables.Attempt],
+    replicas: dict[int, list[tables.Replica]],
+    hosts: dict[str, tables.Host],
+) -> str | None:
+    """Where a serving job answers: its first published port that isn't sshd's."""
+    first = _first_ready(row, attempts, replicas)
+    if first is None or row.type != "serve":
+        return None
+    ports = [outside for inside, outside in first.ports.items() if inside != SSH_CONTAINER_PORT]
+    host = hosts.get(first.host_id)
+    return f"http://{host.address if host else '127.0.0.1'}:{ports[0]}" if ports else None
+
+
+def _artifact_ref(row: tables.Artifact) -> schemas.ArtifactRef:
+    return schemas.ArtifactRef(path=row.run_path or row.path, kind=row.kind, metrics=row.metrics)
+
+
+def event_page(session: Session, job_id: str | None, limit: int, cursor: str | None) -> schemas.Page[schemas.Event]:
+    """Events, newest first."""
+    query = select(tables.Event)
+    if job_id is not None:
+        query = query.where(tables.Event.job_id == job_id)
+    if cursor is not None:
+        query = query.where(col(tables.Event.id) < Cursor.number(cursor))
+    rows = session.exec(query.order_by(col(tables.Event.id).desc()).limit(limit + 1)).all()
+    items = [event(row) for row in rows[:limit]]
+    return schemas.Page[schemas.Event](items=items, next_cursor=str(items[-1].id) if len(rows) > limit else None)
+
+
+def event(row: tables.Event) -> schemas.Event:
+    facts = {"subject": row.subject, "old": row.old, "new": row.new, "reason": row.reason}
+    return schemas.Event(
+        id=row.id or 0,
+        time=row.time,
+        actor=row.actor,
+        kind=row.kind,
+        message=row.message,
+        job_id=row.job_id,
+        job_name=row.job_name,
+        data={**{key: value for key, value in facts.items() if value is not None}, **row.data},
+    )
+
+
+def hosts(session: Session) -> list[schemas.Host]:
+    """All hosts, each GPU with the job that holds it."""
+    holders = {
+        lease.gpu: name
+        for lease, name in session.exec(
+            select(tables.GpuLease, tables.Job.name)
+            .join(tables.Attempt, col(tables.Attempt.id) == col(tables.GpuLease.attempt_id))
+            .join(tables.Job, col(tables.Job.id) == col(tables.Attempt.job_id))
+        )
+    }
+    return [host(row, holders) for row in session.exec(select(tables.Host).order_by(col(tables.Host.name)))]
+
+
+def host(row: tables.Host, holders: dict[str, str]) -> schemas.Host:
+    facts = row.facts or {}
+    return schemas.Host(
+        id=row.id,
+        name=row.name,
+        url=row.url,
+        state=row.lifecycle,
+        reachable=row.reachable,
+        message=row.message,
+        engine_version=facts.get("engine_version"),
+        cpus=facts.get("cpus"),
+        memory_bytes=facts.get("memory_bytes"),
+        gpus=[schemas.Gpu(**gpu, job=holders.get(gpu["uuid"])) for gpu in facts.get("gpus") or []],
+        seen_at=row.seen_at,
+    )
+
+
+def build(row: tables.ImageBuild) -> schemas.Build:
+    return schemas.Build(
+        id=row.id,
+        recipe=row.recipe,
+        tag=row.tag,
+        state=row.state,
+        message=row.message,
+        image=row.image_id,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def artifact(row: tables.Artifact) -> schemas.Artifact:
+    return schemas.Artifact(
+        id=row.id,
+        name=row.name,
+        kind=row.kind,
+        path=row.path,
+        digest=row.digest,
+        size=row.size,
+        state=row.state,
+        message=row.message,
+        source=row.source,
+        created_at=row.created_at,
+    )

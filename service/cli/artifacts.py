@@ -1,0 +1,90 @@
+"""`navarch artifact`: models and data sets that jobs can name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.cli import output
+from service.cli.context import Json, complete_artifacts, connect
+from service.errors import Problem
+
+app = typer.Typer(help="Models, adapters, checkpoints and data sets.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="Its name or id.", metavar="ARTIFACT", autocompletion=complete_artifacts)]
+
+
+@app.command("import")
+def import_(
+    path: Annotated[
+        Path, typer.Argument(help="A GGUF file, or a Hugging Face or data folder.", metavar="FILE.gguf|DIR")
+    ],
+    name: Annotated[str | None, typer.Option(help="How jobs will name it; default: from the path.")] = None,
+    kind: Annotated[str | None, typer.Option(help="model, adapter, checkpoint or dataset.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Register a model or data set; a GGUF file is converted to a Hugging Face directory."""
+    absolute = path.expanduser().absolute()
+    if not absolute.exists():
+        raise Problem("path_missing", f"There is no file or folder {path}.", "Give a GGUF file or a folder.")
+    with connect(timeout_s=1800) as client:
+        if as_json:
+            output.as_json(client.add_artifact(str(absolute), name=name, kind=kind))
+            return
+        doing = "Converting" if absolute.suffix == ".gguf" else "Reading"
+        with output.errors().status(f"{doing} {output.escape(absolute.name)}…"):
+            artifact = client.add_artifact(str(absolute), name=name, kind=kind)
+    output.say(
+        f"[bold]{output.escape(artifact.name)}[/] {artifact.kind} {output.size(artifact.size)} [dim]{artifact.path}[/]"
+    )
+    output.say(f"[dim]in a spec: model: artifact:{artifact.name}[/]")
+
+
+@app.command("ls")
+def ls(as_json: Json = False) -> None:
+    """List artifacts."""
+    with connect() as client:
+        artifacts = client.artifacts()
+    if as_json:
+        output.as_json(artifacts)
+        return
+    if not artifacts:
+        output.say("No artifacts yet. [dim]navarch artifact import FILE.gguf|DIR registers one; jobs leave theirs.[/]")
+        return
+    table = output.table("NAME", "KIND", "SIZE", "STATE", "MADE", "FROM", right=("SIZE",))
+    for artifact in artifacts:
+        table.add_row(
+            f"[bold]{output.escape(artifact.name)}[/]",
+            artifact.kind,
+            output.size(artifact.size),
+            output.state(artifact.state),
+            output.ago(artifact.created_at),
+            f"[dim]{output.escape(artifact.source or artifact.path)}[/]",
+        )
+    output.console().print(table)
+
+
+@app.command("show")
+def show(artifact: Name, as_json: Json = False) -> None:
+    """Show one artifact."""
+    with connect() as client:
+        found = client.artifact(artifact)
+    if as_json:
+        output.as_json(found)
+        return
+    output.say(f"[bold]{output.escape(found.name)}[/] {found.kind} {output.state(found.state)} [dim]{found.id}[/]")
+    rows = (("path", found.path), ("size", output.size(found.size)), ("digest", found.digest), ("from", found.source))
+    for name, value in (*rows, ("made", output.date(found.created_at)), ("message", found.message)):
+        if value:
+            output.say(f"  [dim]{name:<8}[/] {output.escape(value)}")
+
+
+@app.command("rm")
+def rm(artifacts: Annotated[list[str], typer.Argument(metavar="ARTIFACT…", autocompletion=complete_artifacts)]) -> None:
+    """Forget artifacts; files that Navarch made are removed, yours are left alone."""
+    with connect() as client:
+        for ref in artifacts:
+            client.delete_artifact(ref)
+            output.say(f"{output.escape(ref)} removed")

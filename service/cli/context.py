@@ -1,0 +1,83 @@
+"""What all commands share: which control plane, the client to it, and completion of names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+
+@dataclass
+class Chosen:
+    """Options given before the command's name."""
+
+    url: str | None = None
+    machine: bool = False
+
+
+chosen = Chosen()
+
+
+def connect(timeout_s: float = 30.0) -> Client:
+    """A client to the chosen control plane."""
+    from service.client import Client
+
+    return Client(chosen.url, timeout_s=timeout_s)
+
+
+def _remember(value: bool) -> bool:
+    chosen.machine = chosen.machine or value
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.", callback=_remember)]
+
+
+def complete_jobs(incomplete: str) -> list[tuple[str, str]]:
+    """Names of the newest jobs; silent when the control plane doesn't answer at once."""
+    from service.client import ClientError
+
+    try:
+        with connect(timeout_s=1.0) as client:
+            jobs = list(client.jobs(limit=100))
+    except ClientError:
+        return []
+    seen: dict[str, str] = {}
+    for job in jobs:
+        if job.name.startswith(incomplete):
+            seen.setdefault(job.name, f"{job.type}, {job.state}")
+    return list(seen.items())
+
+
+def complete_active_jobs(incomplete: str) -> list[tuple[str, str]]:
+    return [
+        (name, said)
+        for name, said in complete_jobs(incomplete)
+        if not said.endswith(("succeeded", "failed", "stopped"))
+    ]
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    from images.recipes import builtin_recipes
+
+    return [name for name in builtin_recipes() if name.startswith(incomplete)]
+
+
+def complete_artifacts(incomplete: str) -> list[str]:
+    from service.client import ClientError
+
+    try:
+        with connect(timeout_s=1.0) as client:
+            return [artifact.name for artifact in client.artifacts() if artifact.name.startswith(incomplete)]
+    except ClientError:
+        return []
+
+
+JobName = Annotated[str, typer.Argument(help="A job's name or id.", metavar="JOB", autocompletion=complete_jobs)]
+ActiveJob = Annotated[
+    str, typer.Argument(help="A job's name or id.", metavar="JOB", autocompletion=complete_active_jobs)
+]

@@ -1,0 +1,221 @@
+"""`navarch ps | show | stop | rm`: the jobs themselves."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli import output
+from service.cli.context import JobName, Json, complete_active_jobs, complete_jobs, connect
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from service.client import Client
+    from service.schemas import Job
+
+ACTIVE = ["queued", "provisioning", "running", "stopping"]
+
+
+def ps(
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Finished ones too.")] = False,
+    state: Annotated[list[str] | None, typer.Option(help="Only in this state (repeatable).")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--type", help="Only of this type (repeatable).")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most N jobs, the newest.")] = 50,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every second.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    states = state or (None if everything else ACTIVE)
+    with connect() as client:
+        if watch and not as_json:
+            _watch(client, states, kind, limit)
+            return
+        jobs = list(client.jobs(states=states, types=kind, limit=limit))
+    if as_json:
+        output.as_json(jobs)
+    elif jobs:
+        output.console().print(_table(jobs))
+    else:
+        output.say("No jobs." if everything else "No active jobs. [dim]navarch ps -a lists finished ones.[/]")
+
+
+def _watch(client: Client, states: list[str] | None, types: list[str] | None, limit: int) -> None:
+    from rich.live import Live
+
+    from service.client import Unreachable
+
+    with Live(console=output.console(), auto_refresh=False, screen=False) as live:
+        try:
+            while True:
+                try:
+                    live.update(_table(list(client.jobs(states=states, types=types, limit=limit))), refresh=True)
+                except Unreachable as error:
+                    live.update(f"[red]{output.escape(error)}[/] Trying again…", refresh=True)
+                time.sleep(1)
+        except KeyboardInterrupt:
+            return
+
+
+def _table(jobs: list[Job]) -> Table:
+    table = output.table("NAME", "TYPE", "STATE", "AGE", "RAN", "GPUS", "HOST", "SSH", "DETAIL", right=("AGE", "GPUS"))
+    for job in jobs:
+        resources = job.spec.get("resources") or {}
+        gpus = int(resources.get("gpus") or 0) * int(resources.get("nodes") or 1)
+        table.add_row(
+            f"[bold]{output.escape(job.name)}[/]",
+            job.type,
+            output.state(job.state),
+            output.duration(time.time() - job.created_at),
+            _ran(job),
+            str(gpus) if gpus else "–",
+            output.escape(", ".join(dict.fromkeys(_hosts(job)))),
+            str(job.ssh.port) if job.ssh else "",
+            _detail(job),
+        )
+    return table
+
+
+def _hosts(job: Job) -> list[str]:
+    return [replica.host for replica in job.attempts[-1].replicas if replica.host] if job.attempts else []
+
+
+def _ran(job: Job) -> str:
+    if job.started_at is None:
+        return ""
+    return output.duration((job.finished_at or time.time()) - job.started_at)
+
+
+def _detail(job: Job) -> str:
+    from service.cli.follow import figures
+
+    if job.unreachable_since is not None and not job.finished:
+        return f"[red]host unreachable since {output.date(job.unreachable_since)}[/]"
+    if job.state == "queued" and job.why:
+        return f"[dim]{output.escape(job.why)}[/]"
+    if job.state in ("failed", "stopped") and job.message:
+        return f"[dim]{output.escape(job.message)}[/]"
+    return f"[dim]{figures(job)}[/]"
+
+
+def show(
+    job: JobName,
+    samples: Annotated[bool, typer.Option("--samples", help="What the model answered to the sample prompts.")] = False,
+    spec: Annotated[bool, typer.Option("--spec", help="Only the spec, as YAML that can be submitted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show one job in full."""
+    with connect() as client:
+        found = client.job(job)
+        if samples:
+            from service.cli.follow import samples as show_samples
+
+            answered = client.samples(found.id)
+            if as_json:
+                output.as_json(answered)
+            elif answered.items:
+                show_samples(client, found.id)
+            else:
+                output.say("It has no samples: its spec has no `samples` section, or it has not come so far.")
+            return
+        events = list(client.events(found.id, limit=8)) if not as_json else []
+    if as_json:
+        output.as_json(found)
+        return
+    from service.cli.specs import dump
+
+    if spec:
+        output.plain(dump(found.spec))
+        return
+    _show(found)
+    if events:
+        output.say("\n[bold]events[/]")
+        for event in reversed(events):
+            output.say(f"  [dim]{output.date(event.time)}[/]  {output.escape(event.message or event.kind)}")
+    output.say("\n[bold]spec[/]")
+    output.plain(dump(found.spec))
+
+
+def _show(job: Job) -> None:
+    from service.cli.follow import figures
+
+    output.say(f"[bold]{output.escape(job.name)}[/]  {output.state(job.state)}  [dim]{job.type} · {job.id}[/]")
+    if job.message:
+        _row("message", output.escape(job.message) + (f" [dim]({job.reason})[/]" if job.reason else ""))
+    if job.why and job.state == "queued":
+        _row("waits", output.escape(job.why))
+    if job.unreachable_since is not None:
+        _row("host", f"[red]unreachable since {output.date(job.unreachable_since)}[/]")
+    _row("submitted", f"{output.date(job.created_at)} [dim]({output.ago(job.created_at)})[/]")
+    if job.started_at is not None:
+        _row("ran", _ran(job))
+    if figures(job):
+        _row("progress", figures(job))
+    if job.ssh is not None:
+        _row("ssh", f"ssh -p {job.ssh.port} {job.ssh.user}@{job.ssh.host}   [dim]or: navarch ssh {job.name}[/]")
+    if job.url is not None:
+        _row("url", output.escape(job.url))
+    for artifact in job.artifacts:
+        _row(artifact.kind, output.escape(artifact.path))
+    for attempt in job.attempts:
+        said = f"  {output.escape(attempt.message)}" if attempt.message else ""
+        output.say(f"\n[bold]attempt {attempt.number}[/] {output.state(attempt.state)}{said}")
+        table = output.table("RANK", "HOST", "CONTAINER", "STATE", "EXIT", "GPUS", "PORTS")
+        for replica in attempt.replicas:
+            exited = "" if replica.exit_code is None else str(replica.exit_code)
+            table.add_row(
+                str(replica.node_rank),
+                output.escape(replica.host or ""),
+                output.escape(replica.container_name or ""),
+                replica.state,
+                exited + (" [red]OOM[/]" if replica.oom_killed else ""),
+                str(len(replica.gpus)) if replica.gpus else "–",
+                ", ".join(f"{outside}→{inside}" for inside, outside in replica.ports.items()),
+            )
+        output.console().print(table)
+
+
+def _row(name: str, value: Any) -> None:
+    output.say(f"  [dim]{name:<10}[/] {value}")
+
+
+def stop(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", autocompletion=complete_active_jobs)],
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Return when it has stopped.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Stop jobs: SIGTERM, then a grace period in which a training saves a checkpoint."""
+    with connect() as client:
+        stopped = []
+        for ref in jobs:
+            job = client.stop(ref)
+            if wait:
+                job = client.wait(job.id)
+            stopped.append(job)
+            if not as_json:
+                output.say(f"{output.escape(job.name)} is {output.state(job.state)}")
+    if as_json:
+        output.as_json(stopped)
+
+
+def rm(
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB…", autocompletion=complete_jobs)],
+    force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it is active.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove finished jobs with their logs, metrics and files."""
+    removed = []
+    with connect() as client:
+        for ref in jobs:
+            job = client.job(ref)
+            if force and not job.finished:
+                client.stop(job.id)
+                client.wait(job.id)
+            client.delete(job.id)
+            removed.append(job.id)
+            if not as_json:
+                output.say(f"{output.escape(job.name)} removed")
+    if as_json:
+        output.as_json({"removed": removed})

@@ -1,0 +1,206 @@
+"""`navarch up | down | doctor | token | version`: the control plane itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli import output
+from service.cli.context import Json, chosen, connect
+
+if TYPE_CHECKING:
+    from service.schemas import Check
+    from service.settings import Settings
+
+DataDir = Annotated[
+    Path | None, typer.Option(help="Where everything is kept; default: ./.navarch if there is one, else ~/.navarch.")
+]
+tokens = typer.Typer(help="API tokens of the control plane on this machine.", no_args_is_help=True)
+
+
+def up(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; others than loopback need a token.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default 8470; 0 takes a free one.")] = None,
+    data_dir: DataDir = None,
+    mount_root: Annotated[
+        list[Path] | None, typer.Option(help="A folder that jobs may mount from (repeatable).", metavar="DIR")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Run in the background.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the control plane."""
+    from service import process
+
+    settings = _settings(host=host, port=port, data_dir=data_dir, mount_roots=mount_root)
+    if not detach:
+        _authorise_own_key(settings)
+        if not as_json:
+            output.note(f"Navarch listens on {settings.host}:{settings.port}; Ctrl-C ends it, containers go on.")
+        process.serve(settings)
+        return
+    before = process.running(settings.data_dir)
+    found = process.start_detached(settings, _arguments(settings))
+    if as_json:
+        output.as_json({"url": found.url, "pid": found.pid, "data_dir": str(settings.data_dir)})
+        return
+    output.say(f"Navarch {'already runs' if before else 'runs'} at [bold]{found.url}[/] [dim](pid {found.pid})[/]")
+    output.say(f"[dim]log {settings.data_dir / process.LOG_NAME}; API docs {found.url}/docs; navarch down ends it[/]")
+
+
+def _settings(**given: Any) -> Settings:
+    from pydantic import ValidationError
+
+    from service.errors import Problem
+    from service.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in given.items() if value})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "NAVARCH_" + ".".join(str(part) for part in first["loc"]).upper()
+        detail = f"{name} is {first['input']!r}: {first['msg'].lower()}."
+        raise Problem("invalid_request", detail, "Correct the variable or the option.") from None
+
+
+def _arguments(settings: Settings) -> list[str]:
+    """The options with which the process in the background gets the same settings."""
+    arguments = ["--host", settings.host, "--port", str(settings.port), "--data-dir", str(settings.data_dir)]
+    for root in settings.mount_roots:
+        arguments += ["--mount-root", str(root)]
+    return arguments
+
+
+def _authorise_own_key(settings: Settings) -> None:
+    """Who starts the control plane may log in to its containers."""
+    from service.locations import config_dir
+    from service.ssh import KeyRing, user_key
+
+    KeyRing(settings.data_dir).add(user_key(config_dir()).public)
+
+
+def down(
+    data_dir: DataDir = None,
+    containers: Annotated[bool, typer.Option("--containers", help="Also remove all its containers.")] = False,
+    as_json: Json = False,
+) -> None:
+    """End the control plane. Jobs go on in their containers and are taken up again by the next `navarch up`."""
+    from service import process
+
+    settings = _settings(data_dir=data_dir)
+    found = process.stop(settings.data_dir)
+    removed = _remove_containers(settings) if containers else []
+    if as_json:
+        output.as_json({"stopped": found is not None, "removed": removed})
+        return
+    output.say("Navarch has ended." if found else "No control plane was running here.")
+    if containers:
+        output.say(f"{len(removed)} containers removed." if len(removed) != 1 else "1 container removed.")
+
+
+def _remove_containers(settings: Settings) -> list[str]:
+    """Remove every container of this data folder's deployment, whatever its state; their names."""
+    import docker
+    from docker.errors import DockerException, NotFound
+
+    from service.deployment import deployment_id
+    from service.errors import Problem
+
+    deployment = deployment_id(settings)
+    if deployment is None:
+        return []
+    removed = []
+    try:
+        engine = docker.DockerClient(base_url=settings.engine_url, timeout=60)
+        for container in engine.containers.list(all=True, filters={"label": f"navarch.deployment={deployment}"}):
+            try:
+                container.remove(force=True, v=True)
+            except NotFound:
+                continue
+            removed.append(str(container.name))
+    except DockerException as error:
+        hint = f"See that the engine at {settings.engine_url} runs, then try again."
+        raise Problem("engine_unreachable", f"Containers could not be removed: {error}", hint) from error
+    return removed
+
+
+def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """Look at everything that Navarch stands on, and say what to do about what is wrong."""
+    from service.doctor import examine
+
+    checks = examine(_settings(data_dir=data_dir), chosen.url)
+    if as_json:
+        output.as_json(checks)
+    else:
+        for check in checks:
+            _show(check)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(output.FAILED)
+
+
+def _show(check: Check) -> None:
+    mark = "[green]✓[/]" if check.ok else "[red]✗[/]"
+    output.say(f"{mark} [bold]{check.name:<14}[/] {output.escape(check.detail)}")
+
+
+def version(as_json: Json = False) -> None:
+    """Print the versions of this command and of the control plane."""
+    from importlib.metadata import version as installed
+
+    from service.client import ClientError
+
+    here = installed("navarch")
+    try:
+        with connect(timeout_s=3) as client:
+            there = client.version()
+    except ClientError:
+        there = None
+    if as_json:
+        output.as_json({"client": here, "server": there.model_dump() if there else None})
+        return
+    output.say(f"navarch {here}, Python {sys.version.split()[0]}")
+    said = f"control plane {there.version} (deployment {there.deployment})" if there else "no control plane answers"
+    output.say(f"[dim]{said}[/]")
+
+
+@tokens.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="Whose it is.")], data_dir: DataDir = None, as_json: Json = False
+) -> None:
+    """Make a token and show it, this once. From then on every request needs one."""
+    from service.tokens import Tokens
+
+    made = Tokens(_settings(data_dir=data_dir).data_dir).create(name)
+    if as_json:
+        output.as_json({"name": name, "token": made})
+        return
+    output.plain(made)
+    output.note("[dim]Keep it: it can't be shown again. Clients send it from NAVARCH_TOKEN.[/]")
+
+
+@tokens.command("ls")
+def ls(data_dir: DataDir = None, as_json: Json = False) -> None:
+    """List the tokens' names."""
+    from service.tokens import Tokens
+
+    known = Tokens(_settings(data_dir=data_dir).data_dir).all()
+    if as_json:
+        output.as_json({"tokens": [{"name": token.name, "created_at": token.created_at} for token in known]})
+        return
+    for token in known:
+        output.say(f"[bold]{output.escape(token.name)}[/] [dim]made {output.date(token.created_at)}[/]")
+    if not known:
+        output.say("No tokens: whoever can reach the loopback address may use Navarch.")
+
+
+@tokens.command("rm")
+def rm(name: str, data_dir: DataDir = None) -> None:
+    """Withdraw a token, at once."""
+    from service.errors import Problem
+    from service.tokens import Tokens
+
+    if not Tokens(_settings(data_dir=data_dir).data_dir).remove(name):
+        raise Problem("not_found", f"There is no token named {name}.", "`navarch token ls` lists them.")
+    output.say(f"{output.escape(name)} withdrawn")

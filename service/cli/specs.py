@@ -1,0 +1,187 @@
+"""Reads a job's YAML as its author meant it: overrides applied, relative paths made absolute."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jobs.problems import SpecError
+from jobs.spec import load_document
+from service.errors import Problem
+
+#: Where specs hold paths. `[]` stands for each item of a list (or the one thing that stands in its place).
+PATH_KEYS = (
+    "model",
+    "tokenizer",
+    "reference",
+    "resume",
+    "adapter",
+    "data[]",
+    "data[].path",
+    "data.sources[]",
+    "data.sources[].path",
+    "eval.data[]",
+    "eval.data[].path",
+    "data.eval[]",
+    "data.eval[].path",
+    "reward.model",
+    "critic.model",
+    "ptx.data[]",
+    "ptx.data[].path",
+)
+_SCHEMES = ("artifact:", "hf:", "/")
+
+
+def read(file: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """The spec in `file` (`-` is standard input) with `key=value` overrides.
+
+    Paths in the file are relative to the file's folder, paths in overrides to the working folder.
+    Raises Problem.
+    """
+    document, folder = _load(file)
+    given = [parse_override(text) for text in overrides]
+    absolutize(document, folder)
+    for key, value in given:
+        probe: dict[str, Any] = {}
+        set_key(probe, key, value)
+        absolutize(probe, Path.cwd())
+        set_key(document, key, _at(probe, key))
+    return document
+
+
+def _load(file: str) -> tuple[dict[str, Any], Path]:
+    if file == "-":
+        text, folder = sys.stdin.read(), Path.cwd()
+    else:
+        path = Path(file).expanduser().absolute()
+        try:
+            text, folder = path.read_text(), path.parent
+        except FileNotFoundError:
+            raise Problem("path_missing", f"There is no file {file}.", "Give the path of a job's YAML file.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise Problem("path_missing", f"{file} can't be read: {why}.", "Give a job's YAML file.") from None
+    try:
+        return load_document(text), folder
+    except SpecError as error:
+        raise Problem("invalid_spec", f"{file}: {error}.", "See jobs/examples for specs that work.") from None
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`train.lr=1e-5` → (["train", "lr"], 1e-5). Values are YAML. Raises Problem `invalid_override`."""
+    import yaml
+
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise Problem("invalid_override", f"{text!r} is not KEY=VALUE.", "Write overrides as train.lr=1e-5.")
+    try:
+        parsed = yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError:
+        raise Problem(
+            "invalid_override", f"The value of {key!r} is not valid YAML: {value!r}.", "Put quotes around text."
+        ) from None
+    return parts, _number(parsed)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-5` as text; everybody means a number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if value[:1].isdigit() and "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def set_key(document: dict[str, Any], key: list[str], value: Any) -> None:
+    """Set a dotted key; sections on the way are made, list items are named by number. Raises Problem."""
+    place: Any = document
+    for depth, part in enumerate(key):
+        last = depth == len(key) - 1
+        if isinstance(place, list):
+            if not part.isdigit() or int(part) >= len(place):
+                where = ".".join(key[:depth])
+                detail = f"`{where}` is a list of {len(place)}; {part!r} is none of its items."
+                raise Problem("invalid_override", detail, f"Use a number from 0 to {len(place) - 1}.")
+            index: Any = int(part)
+        elif isinstance(place, dict):
+            index = part
+        else:
+            where = ".".join(key[:depth])
+            raise Problem("invalid_override", f"`{where}` is {place!r}, which holds no `{part}`.", "Override it whole.")
+        if last:
+            place[index] = value
+        else:
+            if isinstance(place, dict) and place.get(index) is None:
+                place[index] = {}
+            place = place[index]
+
+
+def absolutize(document: dict[str, Any], folder: Path) -> None:
+    """Make the relative paths in a spec absolute, in place."""
+    for key in PATH_KEYS:
+        _walk(document, key.split("."), folder)
+    mounts = document.get("mounts")
+    if isinstance(mounts, list):
+        document["mounts"] = [_mount(mount, folder) for mount in mounts]
+    reward = document.get("reward")
+    if isinstance(reward, dict) and isinstance(reward.get("function"), str):
+        path, colon, name = reward["function"].partition(":")
+        if path.endswith(".py"):
+            reward["function"] = _absolute(path, folder) + colon + name
+
+
+def _walk(place: Any, key: list[str], folder: Path) -> None:
+    if not isinstance(place, dict):
+        return
+    name = key[0].removesuffix("[]")
+    value = place.get(name)
+    if key[0].endswith("[]"):
+        if isinstance(value, str) and len(key) == 1:
+            place[name] = _absolute(value, folder)
+        for index, item in enumerate(value) if isinstance(value, list) else ():
+            if len(key) == 1 and isinstance(item, str):
+                value[index] = _absolute(item, folder)
+            elif len(key) > 1:
+                _walk(item, key[1:], folder)
+        if isinstance(value, dict) and len(key) > 1:
+            _walk(value, key[1:], folder)
+    elif len(key) == 1:
+        if isinstance(value, str):
+            place[name] = _absolute(value, folder)
+    else:
+        _walk(value, key[1:], folder)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    if not path or path.startswith(_SCHEMES):
+        return path
+    import os
+
+    return os.path.normpath(folder / Path(path).expanduser())
+
+
+def _mount(mount: Any, folder: Path) -> Any:
+    if isinstance(mount, dict) and isinstance(mount.get("source"), str):
+        return {**mount, "source": _absolute(mount["source"], folder)}
+    if not isinstance(mount, str) or ":" not in mount:
+        return mount
+    source, _, rest = mount.partition(":")
+    return f"{_absolute(source, folder)}:{rest}"
+
+
+def _at(document: dict[str, Any], key: list[str]) -> Any:
+    place: Any = document
+    for part in key:
+        place = place[part]
+    return place
+
+
+def dump(document: dict[str, Any]) -> str:
+    """A spec as YAML, in the order in which it was written."""
+    import yaml
+
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)

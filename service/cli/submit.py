@@ -1,0 +1,97 @@
+"""`navarch submit`: a YAML file and overrides become a job, or a plan of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.cli import output
+from service.cli.context import Json, connect
+
+if TYPE_CHECKING:
+    from service.client import Client
+    from service.schemas import Plan
+
+
+def submit(
+    file: Annotated[str, typer.Argument(help="The job as YAML; - reads standard input.", metavar="FILE")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Values to replace, as train.lr=1e-5.", metavar="[KEY=VALUE]…")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run where; start nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the job; exit with 0 if it succeeds.")] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Submitting again with the same key gives the same job.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a job.
+
+    Relative paths in FILE (model, data, mounts) are relative to FILE, those in overrides to the working folder.
+    """
+    from service.cli import specs
+
+    document = specs.read(file, overrides or [])
+    with connect() as client:
+        if dry_run:
+            plan = client.plan(document)
+            output.as_json(plan) if as_json else _show_plan(plan)
+            return
+        if document.get("ssh") is not False:
+            authorise(client)
+        job = client.submit(document, idempotency_key=idempotency_key)
+        if as_json and not follow:
+            output.as_json(job)
+            return
+        if not as_json:
+            output.say(f"[bold]{output.escape(job.name)}[/] submitted [dim]({job.type}, id {job.id})[/]")
+        if follow:
+            from service.cli.follow import follow_job
+
+            raise typer.Exit(follow_job(client, job.id, as_json=as_json))
+        output.say(f"[dim]navarch logs -f {job.name}   navarch show {job.name}   navarch stop {job.name}[/]")
+
+
+def authorise(client: Client) -> None:
+    """Let the control plane's containers know this person's key, once."""
+    from service.locations import config_dir
+    from service.ssh import user_key
+
+    key = user_key(config_dir())
+    known = {key.fingerprint for key in client.authorized()}
+    if key.public.fingerprint not in known:
+        client.add_key(key.public.line)
+
+
+def _show_plan(plan: Plan) -> None:
+    from service.cli.specs import dump
+
+    if plan.placeable:
+        output.say("[green]It would start now.[/]")
+    else:
+        output.say(f"[yellow]It would wait:[/] {output.escape(plan.why or 'no reason given')}")
+    for replica in plan.replicas:
+        output.say(f"\n[bold]replica {replica.node_rank}[/] on {output.escape(replica.host or 'no host yet')}")
+        _row("image", replica.image)
+        _row("command", _shell(replica.command))
+        _row("gpus", ", ".join(replica.gpus) or "none")
+        _row("ports", ", ".join(f"{outside or 'automatic'}→{inside}" for inside, outside in replica.ports.items()))
+        for index, mount in enumerate(replica.mounts):
+            _row("mounts" if index == 0 else "", mount)
+        environment = [f"{name}={value}" for name, value in sorted(replica.environment.items())]
+        for index, line in enumerate(environment):
+            _row("env" if index == 0 else "", line)
+    output.say("\n[bold]spec[/]")
+    output.plain(dump(plan.spec))
+
+
+def _row(name: str, value: Any) -> None:
+    if value:
+        output.say(f"  [dim]{name:<8}[/] {output.escape(value)}")
+
+
+def _shell(command: list[str]) -> str:
+    import shlex
+
+    return shlex.join(command)

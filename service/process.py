@@ -1,0 +1,181 @@
+"""The control plane as a process: start it here or in the background, find the one that runs, end it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.errors import Problem
+from service.locations import Endpoint
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+LOG_NAME = "navarch.log"
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A control plane that answers."""
+
+    url: str
+    pid: int
+
+
+def running(data_dir: Path) -> Running | None:
+    """The control plane that serves this data folder, if one does."""
+    endpoint = Endpoint.read(data_dir)
+    if endpoint is None or not _locked(data_dir):
+        return None
+    return Running(endpoint.url, endpoint.pid)
+
+
+def serve(settings: Settings) -> None:
+    """Run the control plane until SIGTERM or Ctrl-C. Raises Problem when it can't start."""
+    import uvicorn
+
+    from service.api.app import create_app
+    from service.api.security import check_bind
+    from service.tokens import Tokens
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    check_bind(settings.host, Tokens(settings.data_dir, settings.token))
+    with only_one(settings.data_dir), _bound(settings.host, settings.port) as bound:
+        port = bound.getsockname()[1]
+        url = f"http://{_reachable(settings.host)}:{port}"
+        app = create_app(settings, on_ready=lambda: Endpoint(url, os.getpid()).write(settings.data_dir))
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=3,
+            timeout_keep_alive=30,
+        )
+        try:
+            uvicorn.Server(config).run(sockets=[bound])
+        finally:
+            Endpoint.forget(settings.data_dir)
+
+
+def start_detached(settings: Settings, arguments: list[str]) -> Running:
+    """Start `navarch up` in the background and wait until it answers. Raises Problem with the end of its log if not."""
+    found = running(settings.data_dir)
+    if found is not None:
+        return found
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    log = settings.data_dir / LOG_NAME
+    start = log.stat().st_size if log.exists() else 0
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "service.cli.main", "up", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        found = running(settings.data_dir)
+        if found is not None and found.pid == process.pid and _answers(found.url):
+            return found
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    else:
+        process.terminate()
+    said = _end_of(log, start)
+    raise Problem("internal", f"The control plane did not start: {said}", f"Its log is {log}.")
+
+
+def stop(data_dir: Path) -> Running | None:
+    """End the control plane of this data folder and wait for it. Containers go on. None if there was none."""
+    found = running(data_dir)
+    if found is None:
+        Endpoint.forget(data_dir)
+        return None
+    os.kill(found.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while _locked(data_dir):
+        if time.monotonic() > deadline:
+            os.kill(found.pid, signal.SIGKILL)
+            deadline = time.monotonic() + 5
+        time.sleep(0.05)
+    Endpoint.forget(data_dir)
+    return found
+
+
+@contextmanager
+def only_one(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder's lock: two control planes on one folder would fight over its files."""
+    with (data_dir / "navarch.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            endpoint = Endpoint.read(data_dir)
+            where = f" at {endpoint.url} (pid {endpoint.pid})" if endpoint else ""
+            hint = "`navarch down` ends it; --data-dir runs a second one beside it."
+            raise Problem("engine_error", f"A control plane already uses {data_dir}{where}.", hint) from None
+        yield
+
+
+def _locked(data_dir: Path) -> bool:
+    try:
+        with (data_dir / "navarch.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                hint = "Choose another with --port; `navarch down` ends a control plane that was started here."
+                raise Problem("port_taken", f"Port {port} on {host} is taken by another program.", hint) from error
+            hint = "Use an address of this machine, such as 127.0.0.1."
+            raise Problem("invalid_request", f"Can't listen on {host}:{port}: {error.strerror}.", hint) from error
+        yield bound
+
+
+def _reachable(host: str) -> str:
+    if host in ("0.0.0.0", "::", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _answers(url: str) -> bool:
+    import httpx
+
+    try:
+        return httpx.get(f"{url}/api/v1/version", timeout=2, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _end_of(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return (lines[-1] if lines else "it said nothing").removeprefix("error: ")
