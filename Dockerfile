@@ -17,7 +17,7 @@ RUN python3 -m venv /opt/navarch-control \
     && mkdir -p /src/jobs /src/images /src/service /src/training \
     && if ls /src/ca-bundle*.pem >/dev/null 2>&1; then export PIP_CERT=$(ls /src/ca-bundle*.pem | head -1); fi \
     && if [ -z "$PIP_INDEX_URL" ]; then unset PIP_INDEX_URL; fi \
-    && /opt/navarch-control/bin/pip install -q --no-cache-dir -c /src/constraints.txt /src setuptools \
+    && /opt/navarch-control/bin/pip install -q --no-cache-dir -c /src/constraints.txt /src setuptools wheel \
     && /opt/navarch-control/bin/pip uninstall -q -y navarch
 
 COPY jobs /src/jobs
