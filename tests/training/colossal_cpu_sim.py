@@ -25,7 +25,7 @@ def _accelerator() -> Any:
     from colossalai.accelerator.cpu_accelerator import CpuAccelerator
 
     class HostAsDevice(CpuAccelerator):
-        """Answers what ColossalAI asks of a GPU with the host's own facts. ZeRO asserts that its name is cuda or npu."""
+        """Answers what ColossalAI asks of a GPU with the host's own facts. ZeRO asserts the name cuda or npu."""
 
         support_set_device = False
 
@@ -126,3 +126,24 @@ def install() -> None:
 
     memory.colo_device_memory_capacity = lambda device: 1 << 34
     memory.colo_device_memory_used = lambda device: 1 << 20
+    _keep_shards_on_the_device()
+
+
+def _keep_shards_on_the_device() -> None:
+    """Gemini tells a chunk's place by the device's type, which is "cpu" for both here: every shard stays "on the GPU"."""
+    from colossalai.zero.gemini.chunk import Chunk
+
+    def shard_move(self: Any, device: torch.device, force_copy: bool = False, non_blocking: bool = False) -> None:
+        if self.cuda_shard is None:
+            source = self.cpu_shard if self.optim_sync_flag else self.paired_chunk.payload
+            self.cuda_shard, self.cpu_shard = source.to(self.dtype), None
+        self.optim_sync_flag = True
+
+    close_chunk = Chunk.close_chunk
+
+    def close_on_the_device(self: Any) -> None:
+        close_chunk(self)
+        if not self.is_gathered:
+            shard_move(self, torch.device("cpu"))
+
+    Chunk.shard_move, Chunk.close_chunk = shard_move, close_on_the_device

@@ -45,6 +45,28 @@ class Trained:
         return self.config.lr * self.schedule(self.steps)
 
 
+def cast_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Moves the module and casts its parameters. Buffers keep their dtype: rounding rotary frequencies to bf16 gives
+    wrong angles at far positions."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    module.to(device=device)
+
+
+@contextmanager
+def buffers_kept(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Undoes what a library's cast inside the block does to float buffers."""
+    kept = [
+        (owner, name, buffer.detach().clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None and buffer.is_floating_point()
+    ]
+    yield
+    for owner, name, buffer in kept:
+        owner._buffers[name] = buffer.to(device)
+
+
 class Strategy(ABC):
     """Spreads training over processes. Stages know this interface and nothing of what is behind it.
 
@@ -106,7 +128,8 @@ class Strategy(ABC):
 
     def prepare_frozen(self, module: nn.Module) -> nn.Module:
         """A model that is only read (a reference, a reward model): on the device, in the precision, no gradients."""
-        return module.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
+        cast_weights(module, self.device, self.dtype)
+        return module.eval().requires_grad_(False)
 
     @abstractmethod
     def accumulate(self, trained: Trained, *, last: bool) -> AbstractContextManager[None]:

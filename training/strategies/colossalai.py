@@ -14,7 +14,7 @@ from colossalai.booster import Booster
 from colossalai.booster.plugin import LowLevelZeroPlugin
 from torch import Tensor, nn
 
-from training.strategies.base import Schedule, Strategy, Trained
+from training.strategies.base import Schedule, Strategy, Trained, buffers_kept, cast_weights
 from training.strategies.colossalai_zero import Shard, ZeroOptimizer
 from training.strategies.config import Capabilities, OptimizerConfig, StrategyConfig
 from training.strategies.state import KEYS, PieceReader, read_rng, write_pieces, write_rng
@@ -127,14 +127,14 @@ class ZeroStrategy(ShardedStrategy):
         self, module: nn.Module, optimizer: OptimizerConfig, schedule: Schedule, *, name: str = "model"
     ) -> Trained:
         wide = wide_weights(module)
-        module.to(device=self.device, dtype=self.dtype)
+        cast_weights(module, self.device, self.dtype)
         element = torch.empty((), dtype=self.dtype).element_size()
-        bucket_m = max(1, self.config.bucket_mb // element)
+        bucket_m = self.config.bucket_mb / element
         offload = self.config.name == "colossalai_zero2_cpu"
         plugin = LowLevelZeroPlugin(
             stage=self.stage,
             precision=self.precision,
-            reduce_bucket_size_in_m=bucket_m,
+            reduce_bucket_size_in_m=max(1, int(bucket_m)),
             overlap_communication=True,
             cpu_offload=offload,
             cast_inputs=False,
@@ -144,13 +144,14 @@ class ZeroStrategy(ShardedStrategy):
             [(key, p) for key, p in module.named_parameters() if p.requires_grad],
             optimizer,
             stage=self.stage,
-            bucket_elements=bucket_m * 1024 * 1024,
+            bucket_elements=int(bucket_m * 1024 * 1024),
             cpu_offload=offload,
         )
         # boost keeps an optimizer that is already wrapped, so ours goes through the front door
-        model, boosted, *_ = Booster(plugin=plugin).boost(
-            model=module, optimizer=zero, criterion=None, dataloader=None, lr_scheduler=None
-        )
+        with buffers_kept(module, self.device):
+            model, boosted, *_ = Booster(plugin=plugin).boost(
+                model=module, optimizer=zero, criterion=None, dataloader=None, lr_scheduler=None
+            )
         if self.dtype != torch.float32:
             for shard in zero.shards():
                 if shard.name in wide and shard.stop > shard.start:

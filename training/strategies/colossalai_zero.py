@@ -1,11 +1,11 @@
 """ColossalAI's ZeRO-1/2 optimizer with a step that never waits for the device and, on one rank, never talks.
 
-Sharding, gradient buckets and their overlap with backward are ColossalAI's. Replaced are the parts where 0.5.0 loses its
-time or its exactness:
+Sharding, gradient buckets and their overlap with backward are ColossalAI's. Replaced are the parts where 0.5.0 loses
+its time or its exactness:
 
 - `step` took the norm gradient by gradient in fp64 with several host syncs, scaled, cast and copied weights tensor by
-  tensor. Here masters and moments are flat, so that norm, clipping, update and rounding are a few large kernels, and the
-  updated shards of one chunk travel while the next one is computed.
+  tensor. Here masters and moments are flat, so that norm, clipping, update and rounding are a few large kernels, and
+  the updated shards of one chunk travel while the next one is computed.
 - `backward` ended with a device-wide synchronize. Here `step` makes its own stream wait for the reductions.
 - One rank has nobody to reduce with: gradients stay where autograd put them.
 - The optimizer's checkpoint lacked the fp32 masters; `shards()` gives them.
@@ -30,7 +30,6 @@ from training.optim import (
     Update,
     begin_update,
     decays,
-    end_update,
     global_norm,
 )
 from training.strategies.config import OptimizerConfig

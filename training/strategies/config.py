@@ -43,8 +43,8 @@ class StrategyConfig:
     """colossalai_3d: ZeRO stage over the data-parallel ranks: 0, 1, or 2."""
     microbatches: int = 0
     """colossalai_3d with pp > 1: pieces that a batch is cut into; 0 = one per row."""
-    bucket_mb: int = 64
-    """MiB of gradients that ddp and ZeRO reduce in one message."""
+    bucket_mb: float = 64
+    """MiB of gradients that ddp and ZeRO reduce in one message, and of weights in the smallest Gemini chunk."""
     offload_optimizer: float = 0.0
     """colossalai_gemini: share of optimizer states kept in host memory (0 to 1)."""
     offload_parameters: float = 0.0
@@ -174,8 +174,8 @@ def _options(config: StrategyConfig, wanted: Wanted) -> str:
         return (
             "HybridAdam belongs to the colossalai strategies; this one uses torch's fused AdamW: set 'optimizer: auto'"
         )
-    if config.bucket_mb < 1:
-        return f"bucket_mb is {config.bucket_mb}; it must be at least 1"
+    if config.bucket_mb <= 0:
+        return f"bucket_mb is {config.bucket_mb}; it must be above 0"
     if config.timeout_s < 1:
         return f"timeout_s is {config.timeout_s}; it must be at least 1"
     return _options_3d(config) if config.name == "colossalai_3d" else ""

@@ -24,7 +24,7 @@ class DDPStrategy(NaiveStrategy):
             return DistributedDataParallel(
                 module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                bucket_cap_mb=self.config.bucket_mb,
+                bucket_cap_mb=max(1, int(self.config.bucket_mb)),
                 gradient_as_bucket_view=True,
                 broadcast_buffers=False,
             )

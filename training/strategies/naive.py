@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.optim import LossScale, MasterAdamW
-from training.strategies.base import Schedule, Strategy, Trained
+from training.strategies.base import Schedule, Strategy, Trained, cast_weights
 from training.strategies.config import OptimizerConfig
 from training.strategies.state import KEYS, PieceReader, read_rng, write_pieces, write_rng
 
@@ -22,7 +22,7 @@ class NaiveStrategy(Strategy):
         self, module: nn.Module, optimizer: OptimizerConfig, schedule: Schedule, *, name: str = "model"
     ) -> Trained:
         wide = {key: p.detach() for key, p in module.named_parameters() if p.requires_grad and p.dtype == torch.float32}
-        module.to(device=self.device, dtype=self.dtype)
+        cast_weights(module, self.device, self.dtype)
         adam = MasterAdamW(module.named_parameters(), optimizer)
         if self.dtype != torch.float32:
             state = adam.state()
