@@ -11,6 +11,7 @@ Notation: t tokens of a packed row, n documents, h heads, e head dimension, d hi
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -23,24 +24,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from training.data.batch import PackedBatch
 
 PACKED = "navarch_packed"
-PACKED_ARCHITECTURES = frozenset(
-    {
-        "cohere",
-        "glm",
-        "gpt_neox",
-        "granite",
-        "helium",
-        "llama",
-        "mistral",
-        "olmo",
-        "olmo2",
-        "phi",
-        "phi3",
-        "qwen2",
-        "qwen3",
-        "starcoder2",
-    }  # fmt: skip
-)
+_PACKED = "cohere glm gpt_neox granite helium llama mistral olmo olmo2 phi phi3 qwen2 qwen3 starcoder2"
+PACKED_ARCHITECTURES = frozenset(_PACKED.split())
 """model_type of the architectures whose packed forward the tests compare with the unpacked one."""
 
 
@@ -59,7 +44,7 @@ def packed_hidden(model: PreTrainedModel, batch: PackedBatch, *, pad_id: int = 0
     base = model.base_model
     if getattr(base.config, "_attn_implementation", None) == PACKED:
         tokens, positions, bounds = batch.tokens, batch.positions, batch.cu_seqlens
-        if not tokens.is_cuda:  # nothing is compiled for a fixed length there: leave the pad tail out
+        if not tokens.is_cuda and batch.num_tokens:  # nothing is compiled for a fixed length there: no pad tail
             tokens, positions = tokens[: batch.num_tokens], positions[: batch.num_tokens]
             bounds = bounds[: batch.num_documents + 1]
         hidden: Tensor = base(
@@ -71,6 +56,8 @@ def packed_hidden(model: PreTrainedModel, batch: PackedBatch, *, pad_id: int = 0
             max_length_q=batch.max_seqlen,
         )[0][0]
     else:
+        if not batch.lengths:  # a batch of nothing, that keeps ranks in step: one pad token, read by nobody
+            batch = replace(batch, lengths=(1,))
         rows = batch.padded(pad_id)
         extra = {}
         if "position_ids" in inspect.signature(base.forward).parameters:
@@ -117,35 +104,41 @@ def packed_attention(
         )
         return result
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [t, h, e]
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
-        assert max_length_q is not None
+    if _varlen is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
         window = (sliding_window - 1, 0) if sliding_window else (-1, 0)
-        out = _varlen()(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)
+        out = _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)
     else:
         out = _each_document(q, k, v, cu_seq_lens_q, dropout, scaling, sliding_window)
     return out[None], None
 
 
-@cache
-def _varlen() -> Any:
+def _choose_varlen() -> Any:
     """varlen_attn under one signature: torch 2.10 says is_causal, 2.11 window_size, 2.12 and later enable_gqa too."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = inspect.signature(varlen_attn).parameters
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = frozenset(inspect.signature(varlen_attn).parameters)
+    grouped, windowed, scaled = "enable_gqa" in known, "window_size" in known, "scale" in known
 
     def call(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None, window: Any) -> Any:
-        options: dict[str, Any] = {"scale": scale} if "scale" in known else {}
-        if "enable_gqa" in known:
+        options: dict[str, Any] = {}
+        if scaled:
+            options["scale"] = scale
+        if grouped:
             options["enable_gqa"] = q.shape[1] != k.shape[1]
-        if "window_size" in known:
+        if windowed:
             options["window_size"] = window
-        elif window == (-1, 0):
-            options["is_causal"] = True
         else:
-            raise NotImplementedError("sliding-window attention on packed rows needs torch 2.11 or later")
+            options["is_causal"] = True
         return varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), bounds, bounds, longest, longest, **options)
 
     return call
+
+
+_varlen = _choose_varlen()
+HAS_VARLEN = _varlen is not None
+"""torch 2.10 and later; without it packed attention loops over documents, which can't be compiled."""
 
 
 def _each_document(

@@ -22,6 +22,10 @@ CPU_CHUNK = 512
 """On a CPU smaller chunks stay in cache and spare memory; the result is the same."""
 
 
+_MM_WIDENS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
+"""torch.mm(…, out_dtype=) exists."""
+
+
 def chunk_size(tokens: Tensor, chunk: int) -> int:
     return chunk if tokens.is_cuda else min(chunk, CPU_CHUNK)
 
@@ -100,7 +104,8 @@ def _statistics(logits: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, T
     target = labels != IGNORE
     normaliser = torch.logsumexp(wide, dim=-1)
     picked = wide.gather(1, torch.where(target, labels, 0)[:, None])[:, 0]
-    entropy = normaliser - (torch.exp(wide - normaliser[:, None]) * wide).sum(-1)
+    logp = wide - normaliser[:, None]
+    entropy = -(torch.exp(logp) * logp).sum(-1)
     zero = torch.zeros_like(normaliser)
     return torch.where(target, picked - normaliser, zero), torch.where(target, entropy, zero), normaliser
 
@@ -136,7 +141,7 @@ def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     """left · right with an fp32 result (the products of bf16 matrices are summed in fp32 anyway)."""
     if left.dtype == torch.float32:
         return left @ right
-    if left.is_cuda:
+    if left.is_cuda and _MM_WIDENS:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 

@@ -86,6 +86,10 @@ def convert_to_lora(model: nn.Module, config: LoraConfig) -> list[str]:
                 f"lora.targets: this {type(model).__name__} has no linear layer named {', '.join(sorted(missing))}; "
                 f"it has {', '.join(known)}."
             )
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    for name, layer in chosen.items():
+        if layer is head:
+            raise ConfigError(f"lora.targets: {name} is the output layer, which can't take an adapter; leave it out.")
     if not chosen:
         raise ConfigError(f"lora: no linear layer was found inside the {len(blocks)} blocks of {type(model).__name__}.")
     for parameter in model.parameters():

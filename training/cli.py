@@ -1,0 +1,160 @@
+"""navarch-train: runs a training stage, serves a model, looks at data. Imports torch only when needed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.config import config_class, load_config
+from training.config_tree import nearest
+from training.errors import ConfigError, TrainingError
+from training.telemetry import emit
+
+USAGE = """\
+navarch-train: post-training of language models, on one GPU or many
+
+  navarch-train STAGE --config run.yaml [key=value …] [--resume auto|PATH] [--run-dir DIR]
+
+stages
+  pt      continued pre-training on text
+  sft     supervised fine-tuning on conversations (alpaca, ShareGPT, …)
+  rm      reward model from pairs of answers
+  dpo     direct preference optimization from pairs of answers
+  ppo     reinforcement learning from a reward model or function
+
+tools
+  serve        OpenAI-compatible server:  navarch-train serve --model DIR [key=value …]
+  quantize     int8 or int4 weights:      navarch-train quantize MODEL OUT --bits 4
+  data         check | stats | dedup:     navarch-train data check FILE
+  import-gguf  GGUF file to HF folder:    navarch-train import-gguf FILE OUT
+
+  navarch-train STAGE --help      every key of the stage, with its default
+  navarch-train STAGE --check …   check the configuration and stop
+
+Several processes:  torchrun --nproc-per-node 8 --no-python navarch-train sft --config run.yaml
+Overrides win over the file:  train.lr=1e-5 strategy=ddp lora.rank=8 data.0.path=rows.jsonl
+"""
+STAGES = ("pt", "sft", "rm", "dpo", "ppo")
+TOOLS = {"quantize": "training.serving.quantize", "data": "training.data.cli", "import-gguf": "training.models.gguf"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code says whose fault a failure was: 64–66 the user's, 70 ours, 74 the disk's, 75 resume me, 76 NaN."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 64
+    command, rest = arguments[0], arguments[1:]
+    try:
+        if command in STAGES or command == "serve":
+            return _stage(command, rest)
+        if command in TOOLS:
+            return int(importlib.import_module(TOOLS[command]).main(rest) or 0)
+        raise ConfigError(f"There is no command {command!r}.{nearest(command, [*STAGES, 'serve', *TOOLS])}")
+    except TrainingError as error:
+        emit("error", kind=error.kind, message=str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _stage(stage: str, arguments: Sequence[str]) -> int:
+    options = _parse(stage, arguments)
+    if options.help:
+        print(describe(stage))
+        return 0
+    config = load_config(stage, options.config or {}, options.overrides)
+    if options.check:
+        print(f"{options.config or 'the configuration'} is a valid {stage} run")
+        return 0
+    if stage == "serve":
+        return int(importlib.import_module("training.serving.server").run(config) or 0)
+    print(f"navarch-train {stage}: loading", flush=True)
+    from training.run import guarded, settle
+
+    module = importlib.import_module(f"training.stages.{stage}")
+    return guarded(lambda: module.run(config), Path(settle(config).run_dir))
+
+
+class _Options:
+    """What the command line says besides the command."""
+
+    def __init__(self) -> None:
+        self.config: str | None = None
+        self.overrides: list[str] = []
+        self.help = self.check = False
+
+
+_TO_KEY = {"--resume": "resume", "--run-dir": "run_dir", "--model": "model"}
+
+
+def _parse(stage: str, arguments: Sequence[str]) -> _Options:
+    options = _Options()
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        name, attached, value = word.partition("=")
+        if word in ("-h", "--help"):
+            options.help = True
+        elif word == "--check":
+            options.check = True
+        elif name in ("--config", "-c", *_TO_KEY):
+            if not attached:
+                if not queue:
+                    raise ConfigError(f"{name} needs a value.")
+                value = queue.pop(0)
+            if name in _TO_KEY:
+                options.overrides.append(f"{_TO_KEY[name]}={value}")
+            else:
+                options.config = value
+        elif word.startswith("-"):
+            raise ConfigError(
+                f"{stage} has no option {name}.{nearest(name, ['--config', '--help', '--check', *_TO_KEY])}"
+            )
+        elif attached:
+            options.overrides.append(word)
+        else:
+            raise ConfigError(f"{word!r} is neither an option nor key=value. See navarch-train {stage} --help.")
+    return options
+
+
+def describe(stage: str) -> str:
+    """Every key of a stage with its type and default, grouped by section."""
+    import dataclasses
+
+    lines = [
+        f"navarch-train {stage} --config run.yaml [key=value …]",
+        "",
+        (config_class(stage).__doc__ or "").strip(),
+        "",
+    ]
+
+    def walk(cls: type, prefix: str) -> None:
+        for field in dataclasses.fields(cls):
+            factory = field.default_factory
+            default = field.default if field.default is not dataclasses.MISSING else None
+            nested = factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
+            if default is None and factory is not dataclasses.MISSING:
+                default = factory()
+                nested = type(default) if dataclasses.is_dataclass(default) else nested
+            name = f"{prefix}{field.name}"
+            if nested is not None:
+                walk(nested, f"{name}.")
+                continue
+            required = field.default is dataclasses.MISSING and factory is dataclasses.MISSING
+            kind = str(field.type).replace("Literal", "").replace(" | None", "")
+            shown = "required" if required else f"default {default!r}"
+            lines.append(f"  {name:32} {shown:28} {kind}")
+
+    walk(config_class(stage), "")
+    if stage != "serve":
+        from training.config import LoraConfig
+
+        lines.append("  lora (left out: full fine-tuning)")
+        walk(LoraConfig, "lora.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

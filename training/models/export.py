@@ -1,0 +1,147 @@
+"""Writes what training made as ordinary Hugging Face folders with a manifest, and checks an export by its logits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+from transformers.modeling_utils import PreTrainedModel
+
+import training
+from training.checkpoint import atomic_directory
+from training.data.template import TextCodec
+from training.errors import ConfigError, MissingInput, TrainingError
+from training.models.attention import PACKED, supports_packed
+from training.models.heads import RewardModel
+from training.models.load import default_attention, resolve_model
+
+MANIFEST = "navarch.json"
+
+
+def manifest(
+    kind: str, *, stage: str, base: str, step: int, metrics: Mapping[str, float], config: Any
+) -> dict[str, Any]:
+    """Where a model came from: kept beside its weights and passed on from stage to stage."""
+    history = []
+    previous = Path(base) / MANIFEST
+    if previous.is_file():
+        known = json.loads(previous.read_text(encoding="utf-8"))
+        history = [*known.get("history", []), {key: known.get(key) for key in ("stage", "base", "step", "metrics")}]
+    return {
+        "format": 1, "kind": kind, "stage": stage, "base": base, "step": step, "metrics": dict(metrics),
+        "history": history, "config": config, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {"navarch": getattr(training, "__version__", "0.1.0"), "torch": torch.__version__},
+    }  # fmt: skip
+
+
+def save_model(
+    target: Path, model: PreTrainedModel, state: Mapping[str, Tensor], codec: TextCodec, facts: Mapping[str, Any]
+) -> None:
+    """`state` (the plain model's names) as safetensors with config, generation config, tokenizer, manifest."""
+    with atomic_directory(target) as folder:
+        write_weights(folder, model, state, codec)
+        (folder / MANIFEST).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_weights(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor], codec: TextCodec) -> None:
+    """A Hugging Face folder's files, without a rename."""
+    shown = copy.copy(model.config)
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    shown.torch_dtype = next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
+    shown.use_cache = True
+    original, model.config = model.config, shown
+    try:
+        if model.generation_config is not None:
+            model.generation_config.eos_token_id = list(codec.stop_ids)
+            model.generation_config.pad_token_id = codec.pad_id
+        model.save_pretrained(folder, state_dict=dict(state), safe_serialization=True)
+    finally:
+        model.config = original
+    codec.save(folder)
+
+
+@torch.no_grad()
+def check_export(folder: Path, expected: Tensor, tokens: Tensor, *, tolerance: float) -> float:
+    """Root mean square difference of logits between the trained model (`expected` [s, V] for `tokens` [s]) and `folder`
+    as plain transformers loads it, relative to the logits' own spread.
+
+    Raises TrainingError when it exceeds `tolerance`: the export isn't the model that was trained.
+    """
+    plain = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    got = plain(input_ids=tokens[None].cpu()).logits[0].float()
+    wanted = expected.float().cpu()
+    error = float((got - wanted).square().mean().sqrt() / wanted.std().clamp(min=1e-6))
+    if not error <= tolerance:
+        raise TrainingError(
+            f"The exported model in {folder} differs from the trained one: its logits are off by {error:.3g} of their "
+            f"spread (allowed {tolerance:g}). The checkpoints are intact; please report this."
+        )
+    return error
+
+
+def save_reward_model(
+    target: Path, model: RewardModel, state: Mapping[str, Tensor], codec: TextCodec, facts: Mapping[str, Any]
+) -> None:
+    """A reward model as transformers' AutoModelForSequenceClassification reads it (one label), where it knows the
+    architecture; trunk and score in one folder either way. `state` has RewardModel's names (trunk.*, score.weight)."""
+    config = copy.deepcopy(model.trunk.config)
+    config.num_labels, config.pad_token_id = 1, codec.pad_id
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if known:
+        config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
+    prefix = model.trunk.base_model_prefix
+    renamed = {f"{prefix}.{n.removeprefix('trunk.')}": t for n, t in state.items() if n.startswith("trunk.")}
+    renamed["score.weight"] = state["score.weight"]
+    with atomic_directory(target) as folder:
+        config._attn_implementation = None
+        config.torch_dtype = state["score.weight"].dtype
+        if known:
+            shell = AutoModelForSequenceClassification.from_config(config).to(state["score.weight"].dtype)
+            shell.save_pretrained(folder, state_dict=renamed, safe_serialization=True)
+        else:
+            model.trunk.save_pretrained(folder, state_dict=renamed, safe_serialization=True)
+        codec.save(folder)
+        (folder / MANIFEST).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_reward_model(path: str, *, dtype: torch.dtype | str = "auto", pad_id: int = 0) -> RewardModel:
+    """A reward model that `save_reward_model` wrote. Raises MissingInput when the folder has no score head."""
+    source = resolve_model(path)
+    config = AutoConfig.from_pretrained(source)
+    if getattr(config, "num_labels", None) != 1:
+        raise MissingInput(f"{path} is no reward model: its config has {config.num_labels} labels, not 1.")
+    attention = PACKED if supports_packed(config) else default_attention(config)
+    whole, report = AutoModelForSequenceClassification.from_pretrained(
+        source, config=config, torch_dtype=dtype, attn_implementation=attention, output_loading_info=True
+    )
+    if any("score" in name for name in report["missing_keys"]):
+        raise MissingInput(f"{path} is no reward model: its weights have no score head.")
+    model = RewardModel(whole.base_model, pad_id=pad_id, head_init="zero")
+    model.trunk.config.use_cache = False
+    with torch.no_grad():
+        model.score.weight.copy_(whole.score.weight)
+    return model
+
+
+def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The causal LM's base model, for a reward or value head."""
+    trunk = model.base_model
+    if trunk is model:
+        raise ConfigError(f"{type(model).__name__} has no separate trunk: a reward model can't be made from it.")
+    result: PreTrainedModel = trunk
+    return result
+
+
+__all__ = ["check_export", "load_reward_model", "manifest", "save_model", "save_reward_model", "trunk_of"]
