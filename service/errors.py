@@ -51,6 +51,8 @@ KINDS: dict[str, Kind] = {
     "replica_not_found": Kind(404, "No such replica"),
     "image_not_found": Kind(404, "No such image"),
     "image_in_use": Kind(409, "The image is in use"),
+    "image_build_failed": Kind(422, "The image could not be built"),
+    "invalid_recipe": Kind(422, "The recipe is not valid"),
     "recipe_not_found": Kind(404, "No such recipe"),
     "build_not_found": Kind(404, "No such image build"),
     "artifact_not_found": Kind(404, "No such artifact"),

@@ -262,6 +262,15 @@ class Build(Schema):
         return self.state in FINISHED_STATES
 
 
+class Recipe(Schema):
+    """How to make one image."""
+
+    name: str
+    base: str
+    description: str = ""
+    tag: str = Field(description="what a build is called unless it is given a tag")
+
+
 class Image(Schema):
     """An image that Navarch can run, by digest."""
 

@@ -28,6 +28,7 @@ KEY_TYPES = frozenset(
         "sk-ecdsa-sha2-nistp256@openssh.com",
     }
 )
+MADE_KEY = "id_ed25519"
 _KEY_HINT = "Send one line as it stands in ~/.ssh/id_ed25519.pub: type, base64, comment."
 
 
@@ -80,10 +81,11 @@ class UserKey:
     public: PublicKey
 
 
-def user_key(config_dir: Path, home: Path | None = None) -> UserKey:
-    """The key that a person has, or one that Navarch makes and keeps under `config_dir`.
+def find_key(config_dir: Path, home: Path | None = None) -> UserKey | None:
+    """The key that a person has, or the one that Navarch made earlier under `config_dir`.
 
-    Looked at in this order: `NAVARCH_SSH_KEY`, the usual names in ~/.ssh, the key made earlier.
+    Looked at in this order: `NAVARCH_SSH_KEY`, the usual names in ~/.ssh, the key made earlier. Raises Problem
+    `invalid_key` when NAVARCH_SSH_KEY can't be used.
     """
     chosen = os.environ.get("NAVARCH_SSH_KEY")
     if chosen:
@@ -94,11 +96,16 @@ def user_key(config_dir: Path, home: Path | None = None) -> UserKey:
             raise Problem("invalid_key", f"NAVARCH_SSH_KEY is {private}, but {private}.pub can't be read.", hint)
         return found
     folder = (home or Path.home()) / ".ssh"
-    for private in [*(folder / name for name in KEY_NAMES), config_dir / "id_ed25519"]:
+    for private in [*(folder / name for name in KEY_NAMES), config_dir / MADE_KEY]:
         found = _pair(private)
         if found is not None:
             return found
-    return _make_key(config_dir / "id_ed25519")
+    return None
+
+
+def user_key(config_dir: Path, home: Path | None = None) -> UserKey:
+    """The key of `find_key`, or one that is made now and kept under `config_dir`."""
+    return find_key(config_dir, home) or _make_key(config_dir / MADE_KEY)
 
 
 def _pair(private: Path) -> UserKey | None:

@@ -11,6 +11,7 @@ from jobs.problems import SpecError
 from jobs.spec import load_document
 from service.errors import Problem
 
+MAX_VALUES = 100_000
 _JSON = "application/json"
 
 
@@ -46,6 +47,7 @@ def _refuse_constant(name: str) -> float:
 
 def _storable(document: dict[str, Any]) -> dict[str, Any]:
     """The document as JSON can hold it (YAML has dates and keys that are no texts). Raises Problem."""
+    _bounded(document)
     try:
         text = json.dumps(document, allow_nan=False, ensure_ascii=False)
         text.encode()
@@ -54,6 +56,19 @@ def _storable(document: dict[str, Any]) -> dict[str, Any]:
         detail = f"The body holds something that JSON can't: {error}."
         raise Problem("malformed_body", detail, "Put quotes around dates and other special values.") from error
     return plain
+
+
+def _bounded(document: dict[str, Any]) -> None:
+    """Refuse what is small as YAML and huge in full: aliases of aliases, or an alias within itself."""
+    left, waiting = MAX_VALUES, [document]
+    while waiting:
+        value: Any = waiting.pop()
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left -= len(parts)
+        if left < 0:
+            detail = f"The body holds more than {MAX_VALUES} values."
+            raise Problem("malformed_body", detail, "Write it without nested aliases.")
+        waiting.extend(parts)
 
 
 async def spec_of(request: Request) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from images.errors import ImageError
 from jobs.problems import SpecError, dotted
 from service.errors import KINDS, Problem
 from service.schemas import ProblemDocument
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {400: "malformed_body", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
+_IMAGE_CODES = {"unknown_recipe": "recipe_not_found", "bad_recipe": "invalid_recipe"}
 log = structlog.get_logger(__name__)
 
 #: For OpenAPI: what every operation may answer besides its own success.
@@ -65,6 +67,12 @@ def from_spec_error(error: SpecError) -> Problem:
     return Problem("invalid_spec", _sentence("; ".join(p.message for p in error.problems)), hint, problems=errors)
 
 
+def from_image_error(error: ImageError) -> Problem:
+    """An image's problem; codes that this API doesn't list say what they are in `image_code`."""
+    code = _IMAGE_CODES.get(error.code, error.code if error.code in KINDS else "image_build_failed")
+    return Problem(code, _sentence(error.message), error.hint or None, image_code=error.code)
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers, and the problem document in the OpenAPI schema."""
 
@@ -75,6 +83,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(SpecError)
     def of_the_spec(request: Request, error: SpecError) -> Response:
         return respond(from_spec_error(error), request.url.path)
+
+    @app.exception_handler(ImageError)
+    def of_an_image(request: Request, error: ImageError) -> Response:
+        return respond(from_image_error(error), request.url.path)
 
     @app.exception_handler(RequestValidationError)
     def of_parameters(request: Request, error: RequestValidationError) -> Response:

@@ -1,12 +1,11 @@
-"""Server-sent events by polling files that grow: many followers, no thread for any of them."""
+"""Server-sent events for one log: woken by the collector, no thread and no polling for any follower."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
@@ -14,18 +13,17 @@ from starlette.concurrency import run_in_threadpool
 
 from service.schemas import JobStatus, LogLine
 
-POLL_S = 0.04
 STATUS_S = 0.4
+"""The status is looked up at most this often, however many lines come."""
+FALLBACK_S = 5.0
+"""It is looked up at least this often, in case that a wake-up was missed."""
 PING_S = 15.0
 BATCH = 500
 
-
-class LogSource(Protocol):
-    """Lines after a cursor; quick enough to be asked many times a second."""
-
-    def read(self, cursor: str | None, limit: int) -> tuple[Sequence[LogLine], str]:
-        """At most `limit` lines after the cursor, and the cursor after them."""
-        ...
+Subscribe = Callable[[Callable[[], None]], Callable[[], None]]
+"""Takes what is to be called, from any thread, when there is news; gives back what ends that."""
+Read = Callable[[str | None, int], tuple[Sequence[LogLine], str]]
+"""At most so many lines after a cursor, and the cursor after them."""
 
 
 @dataclass
@@ -37,53 +35,78 @@ class Shutdown:
 
 @dataclass
 class Follower:
-    """One client that follows one log: sends lines, the status when it changes, and `end` when all is said."""
+    """One client that follows one log: gets lines, the status when it changes, and `end` when all is said."""
 
-    source: LogSource
+    read: Read
     status: Callable[[], JobStatus | None]
-    """Blocking; None when the job is no more."""
+    """Blocking; None when what is followed is no more."""
+    subscribe: Subscribe
     cursor: str | None
     shutdown: Shutdown
-    _sent: JobStatus | None = None
-    _status_at: float = field(default=0.0)
+    sent: JobStatus | None = None
+    looked_at: float = -1e9
 
     async def events(self) -> AsyncIterator[bytes]:
-        spoke = time.monotonic()
-        yield b"retry: 1000\n\n"
-        while not self.shutdown.begun:
-            status = await self._changed_status()
-            ended = self._sent is None or self._sent.finished
-            lines, following = self.source.read(self.cursor, BATCH)
-            self.cursor = following
-            chunk = b"".join(encode("log", line, line.cursor) for line in lines)
-            if status is not None and not (ended and lines):
-                chunk += encode("job", status)
-            if chunk:
-                spoke = time.monotonic()
-                yield chunk
-            if lines:
-                await asyncio.sleep(0)
-                continue
-            if ended:
-                if self._sent is not None:
-                    yield encode("end", self._sent, self.cursor)
-                return
-            if time.monotonic() - spoke > PING_S:
-                spoke = time.monotonic()
-                yield b": still here\n\n"
-            await asyncio.sleep(POLL_S)
+        loop = asyncio.get_running_loop()
+        news = asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        unsubscribe = self.subscribe(wake)
+        try:
+            yield b"retry: 1000\n\n"
+            spoke = time.monotonic()
+            while not self.shutdown.begun:
+                news.clear()
+                chunk, more = await self._chunk()
+                if chunk:
+                    spoke = time.monotonic()
+                elif time.monotonic() - spoke >= PING_S:
+                    spoke, chunk = time.monotonic(), b": still here\n\n"
+                if chunk:
+                    yield chunk
+                if more is None:
+                    return
+                if not more:
+                    await _until(news, self._patience())
+        finally:
+            unsubscribe()
+
+    async def _chunk(self) -> tuple[bytes, bool | None]:
+        """What is to be sent now, and whether more waits already (None: this was the end)."""
+        status = await self._changed_status()
+        finished = self.sent is None or self.sent.finished
+        lines, self.cursor = await run_in_threadpool(self.read, self.cursor, BATCH)
+        chunk = b"".join(encode("log", line, line.cursor) for line in lines)
+        if finished and not lines:
+            return (chunk + encode("end", self.sent, self.cursor) if self.sent is not None else chunk), None
+        if status is not None and not finished:
+            chunk += encode("job", status)
+        return chunk, bool(lines)
 
     async def _changed_status(self) -> JobStatus | None:
-        """The job's status if it is new. A finished job's is asked no more: then only lines remain."""
-        now = time.monotonic()
-        if (self._sent is not None and self._sent.finished) or now - self._status_at < STATUS_S:
+        """The status if it is new. A finished one is asked for no more: then only lines remain."""
+        if (self.sent is not None and self.sent.finished) or time.monotonic() - self.looked_at < STATUS_S:
             return None
-        self._status_at = now
+        self.looked_at = time.monotonic()
         status = await run_in_threadpool(self.status)
-        if status == self._sent:
+        if status == self.sent:
             return None
-        self._sent = status
+        self.sent = status
         return status
+
+    def _patience(self) -> float:
+        """How long to wait for news: until the status may be looked up again if that was just put off."""
+        rest = self.looked_at + STATUS_S - time.monotonic()
+        return rest if rest > 0 else FALLBACK_S
+
+
+async def _until(news: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(news.wait(), seconds)
+    except TimeoutError:
+        return
 
 
 def encode(event: str, data: BaseModel, identifier: str | None = None) -> bytes:

@@ -44,10 +44,8 @@ def read(file: str, overrides: Iterable[str]) -> dict[str, Any]:
     given = [parse_override(text) for text in overrides]
     absolutize(document, folder)
     for key, value in given:
-        probe: dict[str, Any] = {}
-        set_key(probe, key, value)
-        absolutize(probe, Path.cwd())
-        set_key(document, key, _at(probe, key))
+        set_key(document, key, value)
+        absolutize(document, Path.cwd())  # all that was there before is absolute already
     return document
 
 
@@ -171,13 +169,6 @@ def _mount(mount: Any, folder: Path) -> Any:
         return mount
     source, _, rest = mount.partition(":")
     return f"{_absolute(source, folder)}:{rest}"
-
-
-def _at(document: dict[str, Any], key: list[str]) -> Any:
-    place: Any = document
-    for part in key:
-        place = place[part]
-    return place
 
 
 def dump(document: dict[str, Any]) -> str:
