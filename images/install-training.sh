@@ -29,8 +29,18 @@ if ! ls wheelhouse/torch-*.whl >/dev/null 2>&1 && [ -n "${TORCH_INDEX_URL:-}" ];
     fi
 fi
 echo "navarch: installing $(grep -h '^torch' torch.txt) and the training packages"
-"$dest/bin/pip" install -q "$@" -r torch.txt -r requirements.txt
+"$dest/bin/pip" install -q --no-compile "$@" -r torch.txt -r requirements.txt
 # These name versions of torch and of each other that they don't need; what they do need is in requirements.txt.
-"$dest/bin/pip" install -q "$@" --no-deps -r requirements-no-deps.txt
-"$dest/bin/python" -c 'import torch, transformers; print("navarch: torch", torch.__version__, "transformers", transformers.__version__)'
-find "$dest" -name '*.a' -size +1M -delete
+"$dest/bin/pip" install -q --no-compile --use-pep517 "$@" --no-deps -r requirements-no-deps.txt
+
+# Thousands of files that no job opens: tests of libraries, and CUDA kernels where there is no CUDA.
+site=$(echo "$dest"/lib/python3.*/site-packages)
+rm -rf "$site/torch/test"
+for package in networkx numpy pyarrow scipy sympy; do
+    find "$site/$package" -type d -name tests -prune -exec rm -rf {} +
+done
+case $("$dest/bin/python" -c 'import torch; print(torch.version.cuda)') in
+    None) rm -f "$site"/bitsandbytes/libbitsandbytes_[!c]*.so "$site"/bitsandbytes/libbitsandbytes_cuda*.so ;;
+esac
+"$dest/bin/python" -m compileall -q -j 0 "$site" >/dev/null || true
+"$dest/bin/python" -c 'import torch, transformers; print(f"navarch: torch {torch.__version__}, transformers {transformers.__version__}")'

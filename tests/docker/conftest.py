@@ -41,16 +41,13 @@ def system_image(docker_client: docker.DockerClient) -> str:
 @pytest.fixture(scope="session")
 def cpu_image(docker_client: docker.DockerClient) -> str:
     """The full `cpu` image with the training package of this tree; minutes the first time, seconds after a change."""
-    return finish(build(docker_client, "cpu", BuildOptions(wheelhouse=test_wheelhouse()))).tag
+    return finish(build(docker_client, "cpu", BuildOptions(wheelhouse=local_wheelhouse()))).tag
 
 
-def test_wheelhouse() -> Path | None:
+def local_wheelhouse() -> Path | None:
     """Folder with torch's CPU wheel: `make` fills it; without one the build asks PyTorch's index, then PyPI."""
     folder = Path(os.environ.get("NAVARCH_STATE", REPOSITORY / ".navarch")) / "wheelhouse"
     return folder if folder.is_dir() and any(folder.glob("torch-*.whl")) else None
-
-
-test_wheelhouse.__test__ = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture
