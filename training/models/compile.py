@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from training.models.attention import PACKED, packed_attention
 from training.models.blocks import find_blocks
 
 GATED = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
 """down(act(gate(x)) · up(x)) with three plain linear layers."""
+ROTARY = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
+"""The same attention: three linear layers, rotary positions, grouped heads."""
 
 
 def use_fast_matmul() -> None:
@@ -46,14 +50,15 @@ def speed_up_blocks(
 def fuse_products(module: nn.Module) -> bool:
     """Let a gated MLP, or attention's query, key and value, multiply their input once by weights laid side by side.
 
-    The weights stay separate parameters: they are joined at each call, which costs little beside the products.
+    The weights stay separate parameters: they are joined at each call, which costs little beside the products. The new
+    forward is one function for all blocks, so that torch.compile makes one graph for all of them.
     """
     kind = type(module).__name__
     if kind in GATED and _plain(module, "gate_proj", "up_proj"):
         module.forward = types.MethodType(_gated_forward, module)
         return True
-    if kind.endswith("Attention") and _plain(module, "q_proj", "k_proj", "v_proj"):
-        _share_query_key_value(module)
+    if kind in ROTARY and _plain(module, "q_proj", "k_proj", "v_proj") and not _windowed(module):
+        module.forward = types.MethodType(_rotary_forward, module)
         return True
     return False
 
@@ -61,6 +66,11 @@ def fuse_products(module: nn.Module) -> bool:
 def _plain(module: nn.Module, *names: str) -> bool:
     layers = [getattr(module, name, None) for name in names]
     return all(type(layer) is nn.Linear for layer in layers)
+
+
+def _windowed(attention: Any) -> bool:
+    config = attention.config
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
 
 
 def _joined(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
@@ -74,30 +84,28 @@ def _gated_forward(self: Any, x: Tensor) -> Any:
     return self.down_proj(self.act_fn(gate) * up)
 
 
-class _Shared:
-    """Holds key and value between the calls of q_proj (which computes all three) and k_proj, v_proj of one forward."""
-
-    key: Tensor | None = None
-    value: Tensor | None = None
-
-
-def _share_query_key_value(attention: Any) -> None:
-    q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
-    shared = _Shared()
-
-    def query(x: Tensor) -> Tensor:
-        result, shared.key, shared.value = _joined(x, q, k, v)
-        return result
-
-    def key(_: Tensor) -> Any:
-        taken, shared.key = shared.key, None
-        return taken
-
-    def value(_: Tensor) -> Any:
-        taken, shared.value = shared.value, None
-        return taken
-
-    q.forward, k.forward, v.forward = query, key, value
+def _rotary_forward(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None,
+    past_key_value: Any = None,
+    cache_position: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """LLaMA-like attention as in transformers 4.51.3, with one product for query, key and value."""
+    if past_key_value is not None or self.config._attn_implementation != PACKED:
+        return type(self).forward(
+            self, hidden_states, position_embeddings, attention_mask, past_key_value, cache_position, **kwargs
+        )
+    rows = (*hidden_states.shape[:-1], -1, self.head_dim)
+    query, key, value = (
+        part.reshape(rows).transpose(1, 2) for part in _joined(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+    dropout = self.attention_dropout if self.training else 0.0
+    out, _ = packed_attention(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
+    return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), None
 
 
 _MATMULS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}

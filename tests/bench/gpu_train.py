@@ -1,0 +1,312 @@
+"""Measures training on one GPU through the stages' own trainer: synthetic documents, random-init LLaMA shapes.
+
+One JSON line per case with tokens/s (real tokens, median of steady steps) and peak GiB. Cases are given as
+stage:shape:strategy[:option=value,…] and each has a time limit of its own (it runs in a process of its own).
+
+    python -m tests.bench.gpu_train sft:135m:naive sft:1b:naive rm:135m:naive --limit 90
+    python -m tests.bench.gpu_train --self-test
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "135m": {
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "max_position_embeddings": 2048,
+        "rope_theta": 100000.0, "rms_norm_eps": 1e-5,
+    },
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": False, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+    },
+    "tiny": {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": True, "max_position_embeddings": 2048,
+    },
+}  # fmt: skip
+MAX_LENGTH = 2048
+DEFAULTS: dict[str, Any] = {
+    "tokens": 32768, "steps": 24, "warmup": 8, "compile": "auto", "fuse": 1, "checkpointing": "off", "lora": 0,
+    "precision": "auto", "accumulate": 1, "chunk": 8192,
+}  # fmt: skip
+
+
+def document_lengths(count: int, seed: int) -> list[int]:
+    """Log-normal lengths of 32–2048 tokens, mean about 340."""
+    import numpy as np
+
+    drawn = np.random.default_rng(seed).lognormal(mean=5.45, sigma=0.9, size=count)
+    return [int(length) for length in np.clip(drawn, 32, MAX_LENGTH)]
+
+
+class SyntheticLoader:
+    """The loader's interface over random documents packed into rows of fixed length; pairs for rm and dpo."""
+
+    steps_per_epoch = 1_000_000
+
+    def __init__(self, stage: str, vocabulary: int, tokens: int, accumulate: int, steps: int) -> None:
+        self.made = [
+            self._step(stage, vocabulary, tokens, accumulate, number) for number in range(min(steps, 8))
+        ]  # fmt: skip
+        self.number = 0
+
+    def steps(self, count: int) -> Iterator[Any]:
+        for _ in range(count):
+            yield self.made[self.number % len(self.made)]
+            self.number += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.number = state["number"]
+
+    def evaluation(self) -> list[Any]:
+        return []
+
+    def _step(self, stage: str, vocabulary: int, tokens: int, accumulate: int, number: int) -> Any:
+        from training.data.batch import StepBatch
+
+        rows = tuple(self._row(stage, vocabulary, tokens, number * accumulate + i) for i in range(accumulate))
+        return StepBatch(
+            micro_batches=rows, num_targets=sum(r.num_targets for r in rows),
+            num_documents=sum(r.num_documents for r in rows), num_pairs=sum(r.num_pairs for r in rows),
+            num_tokens=sum(r.num_tokens for r in rows), step=number, epoch=0.0,
+        )  # fmt: skip
+
+    def _row(self, stage: str, vocabulary: int, tokens: int, seed: int) -> Any:
+        import torch
+
+        from training.data.batch import IGNORE, PackedBatch
+
+        paired = stage in ("rm", "dpo")
+        generator = torch.Generator().manual_seed(seed)
+        lengths: list[int] = []
+        drawn = document_lengths(tokens // 32, seed)
+        skipped = 0
+        while drawn and skipped < 64:  # best of the next documents that still fit, as a packer's window does
+            group, drawn = drawn[: 2 if paired else 1], drawn[2 if paired else 1 :]
+            if len(group) == (2 if paired else 1) and sum(lengths) + sum(group) <= tokens:
+                lengths += group
+            else:
+                skipped += 1
+        real = sum(lengths)
+        bounds = [0]
+        for length in lengths:
+            bounds.append(bounds[-1] + length)
+        while bounds[-1] < tokens:
+            bounds.append(min(bounds[-1] + MAX_LENGTH, tokens))
+        positions = torch.cat([torch.arange(b - a) for a, b in pairwise(bounds)])
+        slots = tokens // 32 + tokens // MAX_LENGTH + 2
+        bounds += [tokens] * (slots + 1 - len(bounds))
+        ids = torch.randint(0, vocabulary, (tokens,), generator=generator)
+        labels = torch.full((tokens,), IGNORE)
+        labels[: real - 1] = ids[1:real]
+        for edge in bounds[1 : len(lengths) + 1]:
+            labels[edge - 1] = IGNORE
+        if stage == "dpo":  # a third of each document is prompt
+            for start, length in zip(bounds, lengths, strict=False):
+                labels[start : start + length // 3] = IGNORE
+        pairs = torch.arange(len(lengths)).view(-1, 2) if paired else None
+        return PackedBatch(
+            tokens=ids, labels=labels, positions=positions, cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
+            max_seqlen=MAX_LENGTH, num_targets=int((labels != IGNORE).sum()), lengths=tuple(lengths),
+            rows=tuple(f"synthetic:{i}" for i in range(len(lengths))), pairs=pairs,
+            margins=torch.zeros(len(lengths) // 2) if paired else None,
+        )  # fmt: skip
+
+
+def measure(case: str) -> dict[str, Any]:
+    """Run one case in this process."""
+    stage, shape, strategy, *rest = case.split(":")
+    options = dict(DEFAULTS)
+    for item in rest[0].split(",") if rest else []:
+        key, _, value = item.partition("=")
+        if key not in DEFAULTS:
+            raise SystemExit(f"unknown option {key}; known: {', '.join(DEFAULTS)}")
+        options[key] = type(DEFAULTS[key])(value)
+    import torch
+
+    from training.config import load_config
+    from training.models.export import trunk_of
+    from training.models.heads import HeadOptions, LanguageModelLoss, PreferenceLoss, RewardLoss, RewardModel
+    from training.models.load import from_config
+    from training.models.lora import convert_to_lora
+    from training.run import open_run
+    from training.trainer import Trainer
+
+    torch.manual_seed(0)
+    tree: dict[str, Any] = {
+        "model": "random", "data": ["synthetic"], "strategy": strategy, "run_dir": tempfile.mkdtemp(),
+        "log": {"every": 10_000, "tensorboard": False},
+        "train": {
+            "max_steps": options["steps"], "lr": 1e-5, "tokens_per_batch": options["tokens"],
+            "compile": options["compile"],
+            "fuse_projections": bool(options["fuse"]), "activation_checkpointing": options["checkpointing"],
+            "precision": options["precision"], "accumulate": options["accumulate"], "head_chunk": options["chunk"],
+        },
+    }  # fmt: skip
+    if options["lora"]:
+        tree["lora"] = {"rank": options["lora"]}
+    config = load_config(stage, tree)
+    from transformers import LlamaConfig
+
+    with open_run(stage, config) as run:
+        if run.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        llama = LlamaConfig(**SHAPES[shape])
+        model = from_config(llama)
+        if run.config.lora is not None:
+            convert_to_lora(model, run.config.lora)
+        run.speed_up(model)
+        head = HeadOptions(
+            chunk=options["chunk"], compiled=run.on_gpu and options["compile"] != "off",
+            own_forward=not run.strategy.capabilities.packed,
+        )  # fmt: skip
+        loader = SyntheticLoader(stage, llama.vocab_size, options["tokens"], options["accumulate"], options["steps"])
+        module: torch.nn.Module
+        forward = None
+        if stage in ("pt", "sft"):
+            module = LanguageModelLoss(model, head)
+        elif stage == "rm":
+            module = RewardLoss(RewardModel(trunk_of(model)), config.reward)
+        else:
+            module = PreferenceLoss(model, config.dpo, head)
+            if not options["lora"]:  # log-probs computed once before training, as the stage does
+                reference = {}
+
+                def forward(wrapped: Any, batch: Any) -> Any:
+                    key = batch.num_tokens
+                    if key not in reference:
+                        reference[key] = torch.full((batch.num_documents,), -100.0, device=batch.tokens.device)
+                    return wrapped(batch, reference[key])
+
+        extra = {"forward": forward} if forward is not None else {}
+        trainer = Trainer(run, module, loader, per="targets" if stage in ("pt", "sft") else "pairs", **extra)
+        started = time.perf_counter()
+        figures = trainer.fit()
+        seconds = trainer.step_seconds[options["warmup"] : -1] or trainer.step_seconds
+        tokens = statistics.mean(step.num_tokens for step in loader.made)
+        result = {
+            "case": case, "tokens_per_second": round(tokens / statistics.median(seconds)),
+            "step_ms": round(1000 * statistics.median(seconds), 1), "real_tokens_per_step": round(tokens),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if run.on_gpu else None,
+            "loss": figures.get("loss"), "first_step_s": round(trainer.step_seconds[0], 1),
+            "total_s": round(time.perf_counter() - started, 1),
+            "device": torch.cuda.get_device_name() if run.on_gpu else "cpu", "torch": torch.__version__,
+        }  # fmt: skip
+        trainer.telemetry.close()
+    return result
+
+
+def self_test() -> list[dict[str, Any]]:
+    """Equality on this device of what is fast with what is plain: attention, head, fused and compiled blocks."""
+    import torch
+    from torch.nn import functional as F
+    from transformers import LlamaConfig
+
+    from training.models import attention, chunked_head
+    from training.models.compile import speed_up_blocks
+    from training.models.heads import HeadOptions, LanguageModelLoss
+    from training.models.load import from_config
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = []
+
+    def report(name: str, error: float, allowed: float) -> None:
+        results.append({"self_test": name, "error": error, "allowed": allowed, "ok": error <= allowed})
+        print(json.dumps(results[-1]), flush=True)
+
+    torch.manual_seed(0)
+    row = SyntheticLoader("sft", 512, 4096, 1, 1).made[0].micro_batches[0].to(device)
+    shape = (1, 4096, 64)
+    q = torch.randn(shape[0], 6, *shape[1:], device=device, dtype=torch.bfloat16, requires_grad=True)
+    k, v = (torch.randn(1, 2, *shape[1:], device=device, dtype=torch.bfloat16, requires_grad=True) for _ in "kv")
+    grads = []
+    for dtype in (torch.bfloat16, torch.float32):  # fp32 takes the per-document path
+        qkv = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
+        out, _ = attention.packed_attention(
+            torch.nn.Module(), *qkv, None, scaling=0.125, cu_seq_lens_q=row.cu_seqlens, max_length_q=row.max_seqlen
+        )
+        weight = torch.linspace(-1, 1, out.numel(), device=device).view_as(out).to(dtype)
+        grads.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
+    for name, fast, plain in zip(("out", "dq", "dk", "dv"), *grads, strict=True):
+        report(
+            f"attention {name}", float((fast.float() - plain).detach().abs().max() / plain.detach().abs().max()), 0.02
+        )
+    hidden = torch.randn(4096, 128, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = (torch.randn(1024, 128, device=device) * 0.1).to(torch.bfloat16).requires_grad_()
+    compiled = device == "cuda"
+    loss = chunked_head.cross_entropy_sum(hidden, weight, row.labels.clamp(max=1023), chunk=1024, compiled=compiled)
+    got = torch.autograd.grad(loss, (hidden, weight))
+    wide = [x.detach().float().requires_grad_() for x in (hidden, weight)]
+    wanted = F.cross_entropy(wide[0] @ wide[1].t(), row.labels.clamp(max=1023), reduction="sum")
+    expected = torch.autograd.grad(wanted, wide)
+    report("head loss", abs(float(loss - wanted)) / float(wanted), 1e-3)
+    for name, one, two in zip(("dhidden", "dweight"), got, expected, strict=True):
+        report(f"head {name}", float((one.float() - two).norm() / two.norm()), 0.02)
+    losses, gradients = [], []
+    for fast in (False, True):
+        torch.manual_seed(1)
+        model = from_config(LlamaConfig(**SHAPES["tiny"])).to(device, torch.bfloat16)
+        if fast:
+            speed_up_blocks(model, compiled=device == "cuda", fuse=True)
+        module = LanguageModelLoss(model, HeadOptions(chunk=1024, compiled=fast and device == "cuda"))
+        total = module(row)
+        total.backward()
+        losses.append(float(total))
+        gradients.append(torch.cat([p.grad.float().flatten() for p in model.parameters()]))
+    report("fused and compiled model: loss", abs(losses[1] - losses[0]) / losses[0], 1e-3)
+    report(
+        "fused and compiled model: gradients", float((gradients[1] - gradients[0]).norm() / gradients[0].norm()), 0.03
+    )
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*")
+    parser.add_argument("--limit", type=float, default=100, help="seconds for one case")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds for all; cases that don't fit are left out")
+    parser.add_argument("--self-test", action="store_true")
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if arguments.in_process:
+        print(json.dumps(measure(arguments.cases[0])), flush=True)
+        return
+    if arguments.self_test:
+        self_test()
+    started = time.monotonic()
+    for case in arguments.cases:
+        left = arguments.budget - (time.monotonic() - started)
+        if left < 20:
+            print(json.dumps({"case": case, "error": "left out: no time"}), flush=True)
+            continue
+        command = [sys.executable, "-m", "tests.bench.gpu_train", "--in-process", case]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=min(arguments.limit, left), check=False
+            )
+            lines = [line for line in done.stdout.splitlines() if line.startswith('{"case"')]
+            tail = (done.stderr or done.stdout)[-1500:]
+            print(lines[-1] if lines else json.dumps({"case": case, "error": tail}), flush=True)
+        except subprocess.TimeoutExpired:
+            print(json.dumps({"case": case, "error": f"took more than {arguments.limit:g} s"}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
