@@ -120,6 +120,10 @@ class TextCodec:
         }
         (Path(folder) / CODEC_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        parts = (self.tokenizer, self.template, self.template_name, self.system, self.stop_ids)
+        return _rebuild, (type(self), *parts)
+
     # -- identity -----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -329,6 +333,10 @@ def named_template(template: str) -> tuple[str, str]:
             raise MissingInput(f"data.template: {template} does not exist.")
         return path.read_text(encoding="utf-8"), path.name
     raise ConfigError(f"data.template: {template!r} is not one of {', '.join(TEMPLATES)}, nor a path to a .jinja file.")
+
+
+def _rebuild(kind: type[TextCodec], tokenizer: Any, template: str, name: str, system: str, stops: Sequence[int]) -> Any:
+    return kind(tokenizer, template, name, system=system, more_stop_ids=stops)
 
 
 def _load_tokenizer(source: str, asked: str) -> Any:

@@ -1,0 +1,105 @@
+"""Reads a source as records of the kind that a stage needs; says of each bad row where it is and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from training.data.config import DataSource
+from training.data.files import RawRow, read_rows, resolve
+from training.data.formats import FORMATS, Kind, Record, RowError, detect_format, kind_for, parse_row
+from training.errors import DataError
+
+_LOOKED_AT = 50
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that can't be used."""
+
+    place: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A record and the row it came from."""
+
+    record: Record
+    raw: RawRow
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """A source, resolved: its files, the format of its rows and what a stage makes of them."""
+
+    source: DataSource
+    files: tuple[Path, ...]
+    format: str
+    kind: Kind
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Each file's short name, unique within the source, as row ids show it."""
+        names = [file.name for file in self.files]
+        if len(set(names)) == len(names):
+            return tuple(names)
+        return tuple("/".join(file.parts[-2:]) for file in self.files)
+
+    def __iter__(self) -> Iterator[Placed | Problem]:
+        """Every row up to `max_samples`, good or bad, in the order of the files."""
+        for raw in islice(raw_rows(self.files, self.names), self.source.max_samples):
+            yield read_record(raw, self.format, self.kind)
+
+
+def raw_rows(files: tuple[Path, ...], names: tuple[str, ...]) -> Iterator[RawRow]:
+    return chain.from_iterable(read_rows(file, name) for file, name in zip(files, names, strict=True))
+
+
+def read_record(raw: RawRow, format: str, kind: Kind) -> Placed | Problem:
+    if raw.problem:
+        return Problem(raw.place, raw.problem)
+    try:
+        return Placed(parse_row(raw.value, format, kind), raw)
+    except RowError as error:
+        return Problem(raw.place, str(error))
+
+
+def open_source(source: DataSource, stage: str) -> SourceRows:
+    """Finds the files and the format. Raises MissingInput or DataError naming the source."""
+    files = tuple(resolve(source))
+    name = source.format
+    if name == "auto":
+        name = detect(files)
+    try:
+        return SourceRows(source, files, name, kind_for(name, stage))
+    except RowError as error:
+        raise DataError(f"{source.path}: {error}.") from error
+
+
+def detect(files: tuple[Path, ...]) -> str:
+    """The format of the first rows that can be read."""
+    first: RawRow | None = None
+    rows = []
+    for raw in islice(raw_rows(files, tuple(file.name for file in files)), _LOOKED_AT):
+        first = first or raw
+        if not raw.problem:
+            rows.append(raw.value)
+    where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+    if first is None:
+        raise DataError(f"{where} is empty: there are no rows in it.")
+    if not rows:
+        raise DataError(f"{first.place}: {first.problem} (and no other of the first {_LOOKED_AT} rows can be read).")
+    found = detect_format(rows)
+    if found is None:
+        keys = ", ".join(map(str, rows[0])) if isinstance(rows[0], dict) else type(rows[0]).__name__
+        raise DataError(
+            f"{first.place}: the rows are of no known format (fields: {keys or 'none'}). "
+            f"Known formats: {', '.join(FORMATS)}; rename the fields, or name the format with `format`."
+        )
+    return found
