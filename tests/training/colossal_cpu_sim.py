@@ -130,7 +130,7 @@ def install() -> None:
 
 
 def _keep_shards_on_the_device() -> None:
-    """Gemini tells a chunk's place by the device's type, which is "cpu" for both here: every shard stays "on the GPU"."""
+    """Gemini tells a chunk's place by the device's type, which is "cpu" for both here; shards stay on it."""
     from colossalai.zero.gemini.chunk import Chunk
 
     def shard_move(self: Any, device: torch.device, force_copy: bool = False, non_blocking: bool = False) -> None:

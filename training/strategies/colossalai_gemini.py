@@ -28,7 +28,7 @@ from colossalai.zero.gemini.gemini_ddp import GeminiDDP
 from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
 from torch import Tensor, nn
 
-from training.optim import LossScale, Update, adamw_, begin_update, clip_divisor, decays, global_norm
+from training.optim import LossScale, Update, adamw_, begin_update, decays, global_norm
 from training.strategies.base import Schedule, Trained, buffers_kept
 from training.strategies.colossalai import ShardedStrategy, wide_weights
 from training.strategies.colossalai_units import install_units, replaced, slots_of
@@ -276,7 +276,7 @@ class GeminiStrategy(ShardedStrategy):
             model = ChunkedModel(
                 module, **plugin.gemini_config, zero_group=plugin.zero_group, extra_dp_group=plugin.extra_dp_group
             )
-        install_units(module)
+        model.hooks.append(install_units(module))
         # boost keeps a model and an optimizer that are already wrapped, so ours go through the front door
         model, boosted, *_ = Booster(plugin=plugin).boost(
             model=model,

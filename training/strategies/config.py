@@ -109,12 +109,12 @@ CAPABILITIES: dict[str, Capabilities] = {
     ),
     "colossalai_gemini": Capabilities(
         precisions=("bf16", "fp16"), lora=False, no_sync=False, cpu=False, many_ranks=True, packed=True,
-        compile_blocks=False, resume="exact_state", resize=True, rollouts=True,
+        compile_blocks=True, resume="exact_state", resize=True, rollouts=True,
         note="weights, gradients and optimizer states are sharded in chunks, offloaded by fixed shares",
     ),
     "colossalai_gemini_auto": Capabilities(
         precisions=("bf16", "fp16"), lora=False, no_sync=False, cpu=False, many_ranks=True, packed=True,
-        compile_blocks=False, resume="exact_state", resize=True, rollouts=True,
+        compile_blocks=True, resume="exact_state", resize=True, rollouts=True,
         note="as gemini, placed on GPU or host by the memory that the first step used",
     ),
     "colossalai_3d": Capabilities(

@@ -1,0 +1,185 @@
+"""Checks every strategy on one GPU: same loss as naive, exact resume, generation with whole weights, then export.
+
+One JSON line per case; a failing case is reported and the next one goes on. Speeds are gpu_train.py's business.
+
+    python -m tests.bench.gpu_strategies [--shape 135m] [--seconds 220] [--cases zero2,gemini,…]
+    python -m tests.bench.gpu_strategies --shape tiny --cpu          (the same on a CPU, with a stand-in accelerator)
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+from tests.bench.gpu_train import SHAPES, SyntheticLoader
+from training.config import LoraConfig
+from training.models.compile import speed_up_blocks
+from training.models.heads import HeadOptions, LanguageModelLoss
+from training.models.load import from_config
+from training.models.lora import convert_to_lora
+from training.strategies.base import Strategy, Trained
+from training.strategies.config import OptimizerConfig, StrategyConfig
+from training.strategies.select import open_strategy
+
+
+@dataclass(frozen=True)
+class Case:
+    """One strategy with options; `resume` saves, builds everything anew, loads and goes on."""
+
+    strategy: str
+    precision: str = "bf16"
+    options: dict[str, Any] = field(default_factory=dict)
+    lora: bool = False
+    compiled: bool = True
+    checkpointing: str = "off"
+    resume: bool = True
+    accumulate: int = 2
+
+
+CASES = {
+    "naive": Case("naive"),
+    "zero2": Case("colossalai_zero2"),
+    "gemini": Case("colossalai_gemini"),
+    "gemini-offload": Case("colossalai_gemini", options={"offload_optimizer": 0.5}),
+    "gemini-auto": Case("colossalai_gemini_auto"),
+    "zero2-cpu": Case("colossalai_zero2_cpu"),
+    "zero1": Case("colossalai_zero1", resume=False),
+    "ddp": Case("ddp", resume=False),
+    "gemini-full": Case("colossalai_gemini", checkpointing="full", resume=False, accumulate=1),
+    "gemini-selective": Case("colossalai_gemini", checkpointing="selective", resume=False),
+    "naive-fp16": Case("naive", precision="fp16"),
+    "zero2-fp16": Case("colossalai_zero2", precision="fp16"),
+    "gemini-fp16": Case("colossalai_gemini", precision="fp16", resume=False),
+    "naive-lora": Case("naive", lora=True),
+    "zero2-lora": Case("colossalai_zero2", lora=True),
+    "3d": Case("colossalai_3d", compiled=False, resume=True, accumulate=1),
+}
+STEPS = 3
+
+
+class Bench:
+    """Models, batches and one training window, the same for every case."""
+
+    def __init__(self, shape: str, tokens: int, on_gpu: bool) -> None:
+        self.shape, self.on_gpu = shape, on_gpu
+        self.config = LlamaConfig(**SHAPES[shape])
+        self.rows = SyntheticLoader("sft", self.config.vocab_size, tokens, 2, 8).made
+
+    def prepare(self, strategy: Strategy, case: Case) -> Trained:
+        torch.manual_seed(0)
+        model = from_config(self.config)
+        if case.lora:
+            convert_to_lora(model, LoraConfig(rank=8))
+        compiled = case.compiled and self.on_gpu and strategy.capabilities.compile_blocks
+        speed_up_blocks(model, compiled=compiled, checkpointing=case.checkpointing)
+        head = HeadOptions(compiled=compiled, own_forward=not strategy.capabilities.packed)
+        return strategy.prepare(LanguageModelLoss(model, head), OptimizerConfig(lr=1e-3), lambda step: 1.0)
+
+    def train(self, strategy: Strategy, trained: Trained, case: Case, first: int, steps: int) -> list[float]:
+        losses = []
+        for number in range(first, first + steps):
+            window = self.rows[number % 2].micro_batches[: case.accumulate]
+            count = sum(batch.num_targets for batch in window)
+            total = torch.zeros((), device=strategy.device)
+            for index, batch in enumerate(window):
+                here = batch.to(strategy.device)
+                with strategy.accumulate(trained, last=index == len(window) - 1):
+                    loss = trained.module(here)
+                    strategy.backward(trained, loss * strategy.dp_size / count)
+                total = total + loss.detach().float()
+            strategy.step(trained)
+            losses.append(round(float(total) / count, 5))
+        return losses
+
+    def run(self, name: str, case: Case) -> dict[str, Any]:
+        started = time.perf_counter()
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        strategy = open_strategy(
+            StrategyConfig(name=case.strategy, **case.options), precision=case.precision, lora=case.lora,
+            accumulation=case.accumulate,
+        )  # fmt: skip
+        trained = self.prepare(strategy, case)
+        result: dict[str, Any] = {"case": name, "losses": self.train(strategy, trained, case, 0, STEPS)}
+        if case.resume:
+            with tempfile.TemporaryDirectory() as folder:
+                strategy.save([trained], Path(folder))
+                again = self.prepare(strategy, case)
+                strategy.load([again], Path(folder))
+            went_on = self.train(strategy, trained, case, STEPS, 2)
+            resumed = self.train(strategy, again, case, STEPS, 2)
+            one = strategy.full_state_dict(trained, masters=True)
+            two = strategy.full_state_dict(again, masters=True)
+            apart = max(float((one[key].float() - two[key].float()).abs().max()) for key in one)
+            del again
+            result |= {"went_on": went_on, "resumed": resumed, "masters_apart": apart}
+        if strategy.capabilities.rollouts:
+            batch = self.rows[0].micro_batches[0].to(strategy.device)
+            with strategy.generation(trained) as module:
+                whole = float(module(batch))
+            with torch.no_grad():
+                sharded = float(trained.module.eval()(batch))
+            result["generation_apart"] = abs(whole - sharded) / abs(sharded)
+        exported = strategy.full_state_dict(trained)
+        result["exported"] = len(exported)
+        if self.on_gpu:
+            result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        return result | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="135m", choices=SHAPES)
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--seconds", type=float, default=220)
+    parser.add_argument("--cpu", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.cpu:
+        from tests.training.colossal_cpu_sim import install
+
+        install()
+    bench = Bench(arguments.shape, arguments.tokens, on_gpu=not arguments.cpu)
+    started = time.monotonic()
+    expected: dict[tuple[bool, int], list[float]] = {}
+    for name in arguments.cases.split(","):
+        case = CASES[name]
+        if time.monotonic() - started > arguments.seconds:
+            print(json.dumps({"case": name, "left_out": "no time"}), flush=True)
+            continue
+        if arguments.cpu and case.precision == "fp16":
+            continue
+        try:
+            result = bench.run(name, case)
+            key = (case.lora, case.accumulate)
+            reference = expected.setdefault(key, result["losses"])
+            apart = max(abs(a - b) / b for a, b in zip(result["losses"], reference, strict=True))
+            same = result.get("resumed") == result.get("went_on") or case.strategy.startswith("colossalai")
+            result["loss_apart"] = round(apart, 6)
+            result["ok"] = apart < 0.01 and same and result.get("generation_apart", 0.0) < 0.01
+            print(json.dumps(result), flush=True)
+        except Exception as error:
+            print(
+                json.dumps({"case": name, "ok": False, "error": f"{type(error).__name__}: {error}"[:400]}), flush=True
+            )
+            traceback.print_exc()
+        gc.collect()
+        if not arguments.cpu:
+            torch.cuda.empty_cache()
+    from training.strategies.world import close_world
+
+    close_world()
+
+
+if __name__ == "__main__":
+    main()
