@@ -144,6 +144,7 @@ class Decoder:
         with self.evaluating():
             rows = self._rows(slots)
             batch = self.table.to_device(torch.tensor(rows, dtype=torch.int64))
+            written: set[int] = set()  # which graphs have been given this batch
             for _ in range(count):
                 live = max(self._bounds[slot] for slot in slots)
                 splits = self._splits(len(rows), live)
@@ -152,7 +153,8 @@ class Decoder:
                     def body(batch: Tensor, splits: int = splits) -> None:
                         self._step(batch, features, None, splits)
 
-                    self._replay(("decode", len(rows), features, splits), body, batch)
+                    self._replay(("decode", len(rows), features, splits), body, batch, changed=splits not in written)
+                    written.add(splits)
                 else:
                     self._step(batch, features, min(live, self.max_length), splits)
                 for slot in slots:
@@ -188,8 +190,13 @@ class Decoder:
 
     # --- graphs
 
-    def _replay(self, key: tuple[object, ...], body: Callable[..., None], *inputs: Tensor) -> None:
-        """Run `body(*inputs)` from the graph captured for `key`; the first call runs it eagerly, then captures."""
+    def _replay(
+        self, key: tuple[object, ...], body: Callable[..., None], *inputs: Tensor, changed: bool = True
+    ) -> None:
+        """Run `body(*inputs)` from the graph captured for `key`; the first call runs it eagerly, then captures.
+
+        `changed` says that the inputs differ from those of the last replay of this graph.
+        """
         if key not in self._captured:
             body(*inputs)  # counts as this call: compiles kernels, and the next call finds the graph
             static = tuple(tensor.clone() for tensor in inputs)
@@ -202,8 +209,8 @@ class Decoder:
             self._captured[key] = (graph, static)
             return
         graph, static = self._captured[key]
-        for destination, source in zip(static, inputs, strict=True):
-            if source.data_ptr() != destination.data_ptr():
+        if changed:
+            for destination, source in zip(static, inputs, strict=True):
                 destination.copy_(source, non_blocking=True)
         graph.replay()
 

@@ -160,7 +160,8 @@ if AVAILABLE:
         wide = x.to(tl.float32)
         wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / size + eps)
         weight = tl.load(weight_ptr + at, mask=inside, other=0.0)
-        tl.store(out_ptr + row * size + at, (wide.to(x.dtype) * weight).to(x.dtype), mask=inside)
+        out = wide.to(x.dtype).to(tl.float32) * weight.to(tl.float32)
+        tl.store(out_ptr + row * size + at, out.to(x.dtype), mask=inside)
 
     @triton.jit
     def _silu_mul(gate_ptr, up_ptr, out_ptr, gate_row, up_row, size, BLOCK: tl.constexpr):
@@ -170,8 +171,8 @@ if AVAILABLE:
         gate = tl.load(gate_ptr + row * gate_row + at, mask=inside, other=0.0)
         up = tl.load(up_ptr + row * up_row + at, mask=inside, other=0.0)
         wide = gate.to(tl.float32)
-        activated = (wide * tl.sigmoid(wide)).to(gate.dtype)
-        tl.store(out_ptr + row * size + at, (activated * up).to(gate.dtype), mask=inside)
+        activated = (wide * tl.sigmoid(wide)).to(gate.dtype).to(tl.float32)
+        tl.store(out_ptr + row * size + at, (activated * up.to(tl.float32)).to(gate.dtype), mask=inside)
 
 
 def decode_attention(

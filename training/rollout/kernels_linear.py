@@ -142,6 +142,11 @@ if AVAILABLE:
         tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=in_row[:, None] & in_out[None, :])
 
 
+def gemv_tile(bits: int, outputs: int, inputs: int) -> tuple[int, int, int]:
+    """(outputs a program, inputs a pass, warps) of the one-row product."""
+    return (8 if outputs >= 132 * 64 else 4), (2048 if bits == 4 else 1024), 4
+
+
 def gemv(
     x: Tensor,
     weight: Weight,
@@ -150,6 +155,7 @@ def gemv(
     up: Tensor | None = None,
     residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    tile: tuple[int, int, int] | None = None,
 ) -> Tensor:
     """One row times a weight's transpose: f(x) [1, K] @ [N, K]^T (+ bias) (+ residual) -> [1, N].
 
@@ -157,10 +163,8 @@ def gemv(
     """
     inputs, outputs = x.shape[1], weight.outputs
     out = torch.empty((1, outputs), dtype=out_dtype or x.dtype, device=x.device)
-    block_in = min(2048 if weight.bits == 4 else 1024, triton.next_power_of_2(inputs))
-    if weight.bits == 4:
-        block_in = max(block_in, weight.group)
-    block_out = 8 if outputs >= 132 * 64 else 4
+    block_out, block_in, warps = tile or gemv_tile(weight.bits, outputs, inputs)
+    block_in = max(min(block_in, triton.next_power_of_2(inputs)), weight.group)
     none = x  # a pointer that the kernel does not read
     _gemv[(triton.cdiv(outputs, block_out),)](
         x, none if up is None else up, none if norm is None else norm[0], weight.data,
@@ -168,7 +172,7 @@ def gemv(
         none if weight.bias is None else weight.bias, none if residual is None else residual, out, outputs, inputs,
         0.0 if norm is None else norm[1], BITS=weight.bits, GROUP=weight.group or 1, BLOCK_OUT=block_out,
         BLOCK_IN=block_in, NORM=norm is not None, SILU=up is not None, BIAS=weight.bias is not None,
-        RESIDUAL=residual is not None, num_warps=4,
+        RESIDUAL=residual is not None, num_warps=warps,
     )  # fmt: skip
     return out
 
