@@ -25,7 +25,7 @@ from training.errors import DataError
 class Documents:
     """store, first: [u] where each unit's first document stands; length, targets: [u] sums over its documents.
 
-    weights: [u] passes per epoch, None = one each. width: documents per unit (2 for pairs). digest: equal for like data.
+    weights: [u] passes per epoch, None = one each. width: documents per unit (2 for pairs). digest: same for same data.
     """
 
     stores: tuple[TokenStore, ...]

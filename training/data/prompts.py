@@ -1,0 +1,163 @@
+"""Gives PPO its prompts: tokenised once, disjoint over ranks, reshuffled each epoch, with an exact cursor."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from training.data.batch import PromptRow
+from training.data.config import DataConfig
+from training.data.documents import hold_out
+from training.data.encode import content_key
+from training.data.formats import Prompt
+from training.data.packing import PackingRule, epoch_order
+from training.data.records import Placed, Problem, open_source
+from training.data.template import TextCodec
+from training.errors import ConfigError, DataError
+
+_CHUNK = 512
+
+
+class PromptLoader:
+    """Prompts without end. The order over all ranks does not depend on their number: of each n·world_size prompts,
+    rank r takes every world_size-th one from its own on."""
+
+    def __init__(
+        self,
+        rows: list[PromptRow],
+        *,
+        weights: np.ndarray | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not rows:
+            raise DataError("There are no prompts.")
+        self.rows = rows
+        self._weights = weights
+        self._rule = PackingRule(packed=False, capacity=0, batch_size=1, max_units=1, shuffle=shuffle, seed=seed)
+        self._rank, self._world_size = rank, world_size
+        self._epoch, self._done = 0, 0
+        self._order = self._order_of(0)
+        digest = hashlib.blake2b(repr((shuffle, seed)).encode(), digest_size=16)
+        for row in rows:
+            digest.update(f"{row.row}\0{row.text}\0".encode())
+        self._digest = digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Prompts of an epoch (the first one, where weights are fractions)."""
+        return len(self._order_of(0)) if self._weights is not None else len(self.rows)
+
+    def next(self, count: int) -> list[PromptRow]:
+        """This rank's next prompts; all ranks must ask for the same number."""
+        numbers = [self._draw() for _ in range(count * self._world_size)]
+        return [self.rows[i] for i in numbers[self._rank :: self._world_size]]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "done": self._done, "prompts": self._digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ConfigError when the prompts, their order's seed or the template are others than they were."""
+        if state["prompts"] != self._digest:
+            raise ConfigError(
+                "The checkpoint was made with other prompts (or another template or seed): its place among them means "
+                "nothing here. Restore the data, or start a new run from the checkpoint's model."
+            )
+        self._epoch, self._done = int(state["epoch"]), int(state["done"])
+        self._order = self._order_of(self._epoch)
+
+    def _draw(self) -> int:
+        while self._done >= len(self._order):
+            self._epoch, self._done = self._epoch + 1, 0
+            self._order = self._order_of(self._epoch)
+        self._done += 1
+        return int(self._order[self._done - 1])
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        order = epoch_order(len(self.rows), self._weights, self._rule, epoch)
+        if not len(order):
+            raise DataError("The weights of the sources leave no prompt in an epoch: raise data.sources[].weight.")
+        return order
+
+
+def build_prompts(
+    data: DataConfig,
+    codec: TextCodec,
+    *,
+    max_length: int,
+    long_prompts: Literal["refuse", "drop"] = "refuse",
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    note: Callable[[str], object] = print,
+) -> PromptLoader:
+    """Reads, renders and tokenises all prompts. Rows with answers give their question; `data.eval_fraction` is left out.
+
+    Raises DataError naming the row for a bad row (unless `data.bad_rows: skip`) and for a prompt over max_length
+    tokens (unless long_prompts is "drop").
+    """
+    rows: list[PromptRow] = []
+    weights: list[float] = []
+    keys: list[np.uint64] = []
+    for source in data.sources:
+        opened = open_source(source, "ppo")
+        before, long, bad = len(rows), 0, 0
+        chunk: list[Placed] = []
+
+        for item in opened:
+            if isinstance(item, Problem):
+                if data.bad_rows == "stop":
+                    raise DataError(f"{item}. Mend or remove the row, or set data.bad_rows: skip.")
+                bad += 1
+                continue
+            chunk.append(item)
+            if len(chunk) == _CHUNK:
+                long += _add(chunk, codec, max_length, long_prompts, rows, keys)
+        long += _add(chunk, codec, max_length, long_prompts, rows, keys)
+        weights += [source.weight] * (len(rows) - before)
+        left = "".join(
+            f"; {n:,} left out: {why}" for n, why in ((long, f"over {max_length} tokens"), (bad, "bad rows")) if n
+        )
+        note(f"{source.path} ({opened.format}): {len(rows) - before:,} prompts{left}")
+    if not rows:
+        raise DataError("No prompt is left: " + (", ".join(data.paths) or "data.sources is empty") + ".")
+    kept = np.ones(len(rows), bool)
+    if data.eval_fraction:
+        kept = ~hold_out(np.array(keys, dtype=np.uint64), data.eval_fraction)
+        rows = [row for row, keep in zip(rows, kept, strict=True) if keep]
+    values = np.array(weights)[kept]
+    return PromptLoader(
+        rows,
+        weights=None if (values == 1).all() else values,
+        shuffle=data.shuffle,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def _add(
+    chunk: list[Placed], codec: TextCodec, limit: int, long_prompts: str, rows: list[PromptRow], keys: list[np.uint64]
+) -> int:
+    """Moves the chunk's prompts into rows and keys; returns how many were left out for their length."""
+    long = 0
+    prompts = [(placed, placed.record) for placed in chunk if isinstance(placed.record, Prompt)]
+    encoded = codec.encode_prompts([prompt.messages for _, prompt in prompts])
+    for (placed, prompt), tokens in zip(prompts, encoded, strict=True):
+        if len(tokens) > limit:
+            if long_prompts == "refuse":
+                raise DataError(
+                    f"{placed.raw.place}: the prompt has {len(tokens):,} tokens, more than train.max_prompt_length "
+                    f"({limit:,}). Raise it, or leave long prompts out with train.long_prompts: drop."
+                )
+            long += 1
+            continue
+        text = codec.render(prompt.messages, add_generation_prompt=True)
+        rows.append(PromptRow(placed.raw.place, prompt.messages, text, tuple(tokens), prompt.fields))
+        keys.append(content_key(prompt))
+    chunk.clear()
+    return long
