@@ -1,0 +1,109 @@
+"""Trains a language model on next tokens: what pt and sft have in common, from loading to the exported model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import PTConfig, SFTConfig, config_dict
+from training.data.loader import build_loader
+from training.data.template import TextCodec
+from training.models.export import check_export, manifest, save_model, write_weights
+from training.models.heads import LanguageModelLoss, NoisyEmbedding
+from training.models.lora import lora_layers, merged_state_dict, save_adapter
+from training.run import Run, open_run
+from training.trainer import Trainer
+
+CHECK_TOKENS = 64
+"""Tokens on which an exported model's logits are compared with the trained one's."""
+TOLERANCE = {"fp32": 2e-3, "bf16": 0.1, "fp16": 0.05}
+"""Allowed difference there, as a share of the logits' spread: what the precision's rounding explains."""
+
+
+def run_language_stage(stage: str, config: PTConfig | SFTConfig) -> None:
+    """One run, top to bottom. Raises TrainingError subclasses."""
+    with open_run(stage, config) as run:
+        config = run.config
+        codec = TextCodec.load(config.model, config.data.template, config.data.system)
+        if stage == "sft" and codec.notice:
+            run.note(codec.notice)
+        loader = build_loader(
+            stage,
+            config.data,
+            config.train,
+            codec,
+            rank=run.strategy.dp_rank,
+            world_size=run.strategy.dp_size,
+            note=run.note,
+        )
+        model = run.load_model(codec)
+        noise = NoisyEmbedding(model, config.train.neftune) if config.train.neftune else None
+        module = LanguageModelLoss(model, run.head_options(codec))
+        trainer = Trainer(
+            run, module, loader, per="targets",
+            around=noise.noise_for if noise else None,
+            write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
+        )  # fmt: skip
+        trainer.fit()
+        export(run, trainer, model, codec, sample=loader.example())
+        trainer.telemetry.close()
+
+
+def plain_names(state: dict[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
+    """Names inside the loss module → the model's own."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def write_checkpoint(run: Run, trainer: Trainer, model: Any, codec: TextCodec, folder: Path) -> None:
+    """A checkpoint's weights as a Hugging Face folder, or the adapter alone under LoRA."""
+    state = plain_names(run.strategy.full_state_dict(trainer.trained))
+    if not run.is_main:
+        return
+    if lora_layers(model):
+        save_adapter(model, state, folder, base=run.config.model)
+    else:
+        write_weights(folder, model, state, codec)
+
+
+def export(run: Run, trainer: Trainer, model: Any, codec: TextCodec, *, sample: list[int]) -> None:
+    """adapter/ (under LoRA) and model/, whose logits are compared with the trained model's after reloading."""
+    config, telemetry = run.config, trainer.telemetry
+    tokens = torch.tensor(sample[:CHECK_TOKENS])
+    expected = trained_logits(run, trainer, model, tokens)
+    state = plain_names(run.strategy.full_state_dict(trainer.trained))
+    if not run.is_main:
+        run.strategy.barrier()
+        return
+    figures = {**trainer.last, **{f"eval/{name}": value for name, value in trainer.evaluated.items()}}
+    facts = manifest(
+        "model", stage=run.stage, base=config.model, step=trainer.step, metrics=figures, config=config_dict(config)
+    )
+    if lora_layers(model):
+        folder = run.run_dir / "adapter"
+        save_adapter(model, state, folder, base=config.model)
+        telemetry.artifact(folder, "adapter", figures)
+        state = merged_state_dict(model, state)
+    if config.lora is None or config.lora.merge:
+        folder = run.run_dir / "model"
+        save_model(folder, model, state, codec, facts)
+        if expected is not None:
+            error = check_export(folder, expected, tokens, tolerance=TOLERANCE[config.train.precision])
+            run.note(
+                f"exported {folder}: its logits agree with the trained model's (difference {error:.1e} of their spread)"
+            )
+        telemetry.artifact(folder, "model", figures)
+    run.strategy.barrier()
+
+
+def trained_logits(run: Run, trainer: Trainer, model: Any, tokens: Tensor) -> Tensor | None:
+    """[s, V] of the model under training, on rank 0; None where the strategy can't show whole layers."""
+    if not run.strategy.capabilities.rollouts:
+        return None
+    with run.strategy.generation(trainer.trained):
+        if not run.is_main:
+            return None
+        logits: Tensor = model(input_ids=tokens[None].to(run.strategy.device), use_cache=False).logits[0].float().cpu()
+    return logits
