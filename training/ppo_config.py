@@ -38,6 +38,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from training.data.config import DataSource
+from training.generation_config import GenerationConfig
 
 
 def _require(condition: bool, message: str) -> None:
@@ -80,7 +81,7 @@ class RewardConfig:
         )
 
     def require_source(self) -> None:
-        """Raise ValueError unless a source of scores is named (asked when a run starts: defaults name none)."""
+        """Raise ValueError unless a source of scores is named."""
         _require(
             self.model is not None or self.function is not None,
             "reward needs a model (a reward model's folder or artifact) or a function (module:function)",
@@ -241,6 +242,11 @@ class PPOTrainConfig:
         _require(self.lr >= 0, f"train.lr must not be negative, is {self.lr}")
         _require(self.max_grad_norm > 0, f"train.max_grad_norm must be above 0, is {self.max_grad_norm}")
 
+    @property
+    def accumulate(self) -> int:
+        """An update may take several backward passes: strategies that must know beforehand are told so."""
+        return max(2, -(-self.minibatch_size // 8))
+
 
 @dataclass(frozen=True)
 class PPOSections:
@@ -253,3 +259,13 @@ class PPOSections:
     ptx: PtxConfig = field(default_factory=PtxConfig)
     reference: str | None = None
     """The model that KL is measured from; default: the actor as it starts (its adapter off, under LoRA)."""
+
+    def __post_init__(self) -> None:
+        self.reward.require_source()
+        generation: GenerationConfig | None = getattr(self, "generation", None)  # PPOConfig has it
+        if generation is not None:
+            _require(
+                not generation.filtered and not generation.penalised and generation.temperature > 0,
+                "generation: PPO must draw from the distribution that it trains. Set a temperature above 0 and leave "
+                "out top_k, top_p and repetition_penalty: recorded log-probs would be of another distribution",
+            )

@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from training import rl
 from training.data.batch import PackedBatch
-from training.experience import ActionBatch
+from training.experience import ActionBatch, Completions, evaluate_actions
 from training.models.attention import packed_hidden
 from training.models.chunked_head import token_logprobs
 from training.models.heads import RewardModel, head_parts
@@ -131,6 +131,11 @@ class Actor(nn.Module):
         total = -logprobs.sum()
         nothing = total.detach() * 0
         return PolicyStep(total * task.scale, total.detach(), nothing, nothing, nothing, nothing)
+
+
+def action_logprobs(actor: Actor, completions: Completions, budget: int) -> Tensor:
+    """[b, r] float32 log-probs of a rollout's actions, by packed forwards of up to `budget` tokens, no gradient."""
+    return evaluate_actions(completions, budget, lambda batch: actor.action_logprobs(batch)[0])
 
 
 class Critic(nn.Module):

@@ -7,14 +7,14 @@ neither the number of ranks nor that of micro-batches changes the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.batch import PackedBatch
+from training.data.batch import StepBatch
 from training.experience import Completions, Experience, balanced, by_budget, pack
 from training.ppo_models import LanguageTask, PolicyTask, ValueTask
 from training.strategies.base import Strategy, Trained
@@ -55,6 +55,11 @@ def plan(
         Minibatch([[each[i] for i in bin] for bin in balanced([lengths[i] for i in each], count)], total)
         for each, total, count in zip(rows, tokens, counts, strict=True)
     ]
+
+
+def any_rank(strategy: Strategy, mine: bool) -> bool:
+    """Whether `mine` is true on any rank; all get the same answer."""
+    return float(strategy.all_reduce_sum(torch.tensor([float(mine)]))) > 0
 
 
 @dataclass
@@ -110,18 +115,18 @@ def update(
     stats: UpdateStats,
     *,
     train_actor: bool = True,
-    ptx: tuple[Iterator[PackedBatch], int] | None = None,
+    ptx: StepBatch | None = None,
     ptx_coef: float = 0.0,
 ) -> None:
     """One step of the critic and (unless it still waits) of the actor on one minibatch.
 
-    `ptx`: this rank's micro-batches of the side loss for this update, and their target tokens over all ranks.
+    `ptx`: documents of the side loss for this update, added to the policy's with `ptx_coef`.
     """
     scale = strategy.dp_size / minibatch.tokens
     batches = [pack(experience.completions, rows) for rows in minibatch.micro_batches]
     tables = [experience.flat(batch.places) for batch in batches]
     if train_actor:
-        side = list(ptx[0]) if ptx is not None else []
+        side = ptx.micro_batches if ptx is not None else ()
         for i, (batch, table) in enumerate(zip(batches, tables, strict=True)):
             with strategy.accumulate(actor, last=not side and i == len(batches) - 1):
                 step = actor.module(PolicyTask(batch, table["logprobs"], table["advantages"], scale))
@@ -134,12 +139,13 @@ def update(
             )
         for i, packed in enumerate(side):
             assert ptx is not None
+            packed = packed.to(strategy.device, non_blocking=True)
             with strategy.accumulate(actor, last=i == len(side) - 1):
-                step = actor.module(LanguageTask(packed, ptx_coef * strategy.dp_size / ptx[1]))
+                step = actor.module(LanguageTask(packed, ptx_coef * strategy.dp_size / ptx.num_targets))
                 strategy.backward(actor, step.loss)
             stats.add(ptx_loss=step.policy_loss)
         stats.count("actor", minibatch.tokens)
-        stats.count("ptx", ptx[1] if ptx is not None else 0)
+        stats.count("ptx", ptx.num_targets if ptx is not None else 0)
         stats.norms.setdefault("actor", []).append(strategy.step(actor))
     for i, (batch, table) in enumerate(zip(batches, tables, strict=True)):
         with strategy.accumulate(critic, last=i == len(batches) - 1):
