@@ -10,6 +10,8 @@ from jobs.placement import Placed, Placement
 from jobs.spec import SSH_PORT, JobSpec, JobType, Mount
 
 CONTAINER_DIR = "/run/navarch"
+TRAINING_BIN = "/opt/navarch/bin"
+"""By full path: an image's own torchrun may be an old one."""
 RUN_TARGET = "/workspace/run"
 GO_FILE = f"{CONTAINER_DIR}/go"
 SINGLE_NODE_MASTER_PORT = 29500
@@ -83,11 +85,11 @@ def job_command(spec: JobSpec, world_size: int, node_rank: int, master: str, mas
     """What the container runs: the user's own words, navarch-train, or torchrun with navarch-train in it."""
     if spec.type is JobType.COMMAND:
         return tuple(spec.command or ())
-    train = ("navarch-train", spec.type.value, "--config", f"{CONTAINER_DIR}/run.yaml")
+    train = (f"{TRAINING_BIN}/navarch-train", spec.type.value, "--config", f"{CONTAINER_DIR}/run.yaml")
     if world_size == 1 or spec.type is JobType.SERVE:
         return train
     return (
-        "torchrun",
+        f"{TRAINING_BIN}/torchrun",
         f"--nnodes={spec.resources.nodes}",
         f"--node-rank={node_rank}",
         f"--nproc-per-node={spec.resources.processes_per_node}",

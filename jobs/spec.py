@@ -16,6 +16,7 @@ from jobs.units import parse_duration, parse_size
 REDACTED = "********"
 DEFAULT_GRACE_S = 120.0
 SSH_PORT = 22
+DEFAULT_SERVE_PORT = 8000
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
@@ -200,10 +201,20 @@ class JobSpec(Section):
         return tuple(p.host for p in self.ports if p.host is not None)
 
     def published(self) -> list[PortRequest]:
-        """The asked ports, and sshd's from the pool unless the user placed it."""
-        if not self.ssh or any(p.container == SSH_PORT for p in self.ports):
-            return list(self.ports)
-        return [PortRequest(container=SSH_PORT, host=None), *self.ports]
+        """The asked ports; and from the pool sshd's and the model server's, unless the user placed them."""
+        asked = {p.container for p in self.ports}
+        own = [SSH_PORT] if self.ssh else []
+        if self.serve_port is not None:
+            own.append(self.serve_port)
+        return [*(PortRequest(container=port, host=None) for port in own if port not in asked), *self.ports]
+
+    @property
+    def serve_port(self) -> int | None:
+        """The container port that a model server listens on."""
+        if self.type is not JobType.SERVE:
+            return None
+        port = self.training.get("port")
+        return port if isinstance(port, int) and port else DEFAULT_SERVE_PORT
 
 
 COMMON_KEYS = frozenset(JobSpec.model_fields) - {"training"}
@@ -223,8 +234,11 @@ def load_document(text: str) -> dict[str, Any]:
     return document
 
 
-def parse_spec(document: Mapping[str, Any]) -> JobSpec:
-    """The job in a document. Raises SpecError with every problem found, each a sentence."""
+def parse_spec(document: Mapping[str, Any], *, stored: bool = False) -> JobSpec:
+    """The job in a document. Raises SpecError with every problem found, each a sentence.
+
+    A stored document was checked when it was submitted: what newer code thinks of its training sections is no matter.
+    """
     kinds = ", ".join(JobType)
     given = document.get("type")
     if given is None:
@@ -240,7 +254,7 @@ def parse_spec(document: Mapping[str, Any]) -> JobSpec:
     for key, value in document.items():
         if key in COMMON_KEYS:
             common[key] = value
-        elif key in of_training:
+        elif key in of_training or (stored and kind.trains):
             training[key] = value
         else:
             problems.append(unknown_key(str(key), str(key), known[""], f"a job of type {kind}"))
@@ -253,7 +267,7 @@ def parse_spec(document: Mapping[str, Any]) -> JobSpec:
         problems.append(Problem("command", "`command` is missing; a job of type command says what to run"))
     if kind.trains and common.get("command") is not None:
         problems.append(Problem("command", f"a job of type {kind} has no `command`; for your own, use `type: command`"))
-    if kind.trains:
+    if kind.trains and not stored:
         problems.extend(check_training(kind.value, training))
     if spec is not None:
         problems.extend(_contradictions(spec))

@@ -43,7 +43,6 @@ class Database:
         """A transaction that only reads; nothing that happens meanwhile shows in it."""
         with Session(self.engine, expire_on_commit=False, autoflush=False) as session:
             yield session
-            session.rollback()
 
     @contextmanager
     def write(self) -> Iterator[Session]:

@@ -90,6 +90,8 @@ class Attempt(SQLModel, table=True):
     """When its containers were all ready."""
     released_at: float | None = None
     """When the barrier was opened."""
+    final: bool = False
+    """Its failure isn't retried, whatever the reason."""
     stopping_at: float | None = None
     stop_deadline: float | None = None
     """When what still runs is killed."""
@@ -130,6 +132,8 @@ class Replica(SQLModel, table=True):
     """What the training said in its last `error` event."""
     started_at: float | None = None
     finished_at: float | None = None
+    signalled_at: float | None = None
+    """When it was sent SIGTERM."""
     harvested_at: float | None = None
     """When its exit facts and the end of its log were stored."""
     removed_at: float | None = None

@@ -1,0 +1,1 @@
+"""What runs containers: a small interface, and Docker Engines behind it."""

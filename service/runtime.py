@@ -1,0 +1,145 @@
+"""The running control plane: opens the store, and starts and ends everything that works on it."""
+
+import fcntl
+import logging
+import os
+import socket
+import time
+import uuid
+from typing import TextIO
+
+from sqlalchemy import text, update
+from sqlmodel import Session
+
+from service.artifacts import Artifacts
+from service.builds import Builds
+from service.collector.collector import Collector
+from service.collector.hub import Hub
+from service.collector.reader import LogReader
+from service.controller.context import Context
+from service.controller.controller import Controller
+from service.engine.hosts import DockerHosts, ensure_local_host
+from service.engine.ssh_ready import handshake
+from service.errors import Problem
+from service.jobs import Jobs
+from service.secrets import SecretBox
+from service.settings import Settings
+from service.store.database import Database
+from service.store.tables import Host, ImageBuild, Job, Meta
+
+
+class Runtime:
+    """Everything of one control plane process. `start` and `stop` once each."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # a handshake that fails is an answer, not an error
+        self._lock: TextIO | None = None
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.hub = Hub()
+        self.database = Database(settings.url)
+        self.jobs = Jobs(self.database, settings, self._submitted)
+        self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
+        self.artifacts = Artifacts(self.database, settings)
+        self.engines = DockerHosts(self.database, settings)
+        self.builds = Builds(self.database, settings, self.hub, self._owner)
+        self.deployment = ""
+        self.controller: Controller | None = None
+
+    def start(self) -> None:
+        """Raises Problem `database_unavailable` when another control plane works on the same data folder."""
+        self._lock_data_dir()
+        self.database.migrate()
+        self.deployment = _deployment(self.database)
+        ensure_local_host(self.database, self.settings, os.cpu_count() or 1)
+        if self.database.is_sqlite:
+            self._forget_leases()
+        collector = Collector(self.engines, self.database, self.settings, self.hub, self._woken)
+        context = Context(
+            database=self.database,
+            settings=self.settings,
+            engines=self.engines,
+            collector=collector,
+            deployment=self.deployment,
+            clock=time.time,
+            owner=self._owner,
+            secrets=SecretBox(self.settings.data_dir),
+            handshake=handshake,
+            changed=self.hub.notify,
+        )
+        self.controller = Controller(context)
+        self.controller.start()
+        self.builds.start()
+
+    def stop(self) -> None:
+        """Ends this process's work; containers and builds go on in the engine."""
+        if self.controller is not None:
+            self.controller.stop()
+            self.builds.stop()
+        self.engines.close()
+        self.database.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def health(self) -> dict[str, tuple[bool, str]]:
+        """What Navarch stands on: name → (is well, in words)."""
+        checks: dict[str, tuple[bool, str]] = {}
+        try:
+            with self.database.read() as session:
+                session.connection().execute(text("SELECT 1"))
+                host = session.get(Host, "local")
+            checks["database"] = (True, self.database.url.get_backend_name())
+        except Exception as error:
+            return {"database": (False, str(error))}
+        alive = self.controller is not None and self.controller.alive
+        checks["controller"] = (alive, "works" if alive else "its dispatcher has ended")
+        reachable = host is not None and host.reachable
+        checks["engine"] = (reachable, (host.message if host and not reachable else None) or self.settings.engine_url)
+        return checks
+
+    def _submitted(self, job_id: str) -> None:
+        self.hub.notify(job_id)
+        if self.controller is not None:
+            self.controller.submitted(job_id)
+
+    def _woken(self, job_id: str) -> None:
+        if self.controller is not None:
+            self.controller.wake(job_id)
+
+    def _lock_data_dir(self) -> None:
+        """SQLite is for one process: a second control plane on the same folder is refused."""
+        if not self.database.is_sqlite:
+            return
+        lock = (self.settings.data_dir / "controller.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise Problem(
+                "database_unavailable",
+                f"Another control plane works on {self.settings.data_dir}.",
+                "Stop it with `navarch down`, or choose another --data-dir.",
+            ) from None
+        self._lock = lock
+
+    def _forget_leases(self) -> None:
+        """We are the only one here, so whoever held a lease is dead: don't wait for it to run out."""
+        with self.database.write() as session:
+            for table in (Job, ImageBuild):
+                session.connection().execute(update(table).values(lease_until=0.0, lease_owner=None))
+
+
+def _deployment(database: Database) -> str:
+    """This deployment's id, made at the first start; containers carry it as a label."""
+    with database.write() as session:
+        return _meta(session, "deployment", uuid.uuid4().hex)
+
+
+def _meta(session: Session, key: str, default: str) -> str:
+    row = session.get(Meta, key)
+    if row is None:
+        row = Meta(key=key, value=default)
+        session.add(row)
+    return row.value
