@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from service.errors import Problem
@@ -49,26 +50,40 @@ def serve(settings: Settings) -> None:
 
     from service.api.app import create_app
     from service.api.security import check_bind
+    from service.runtime import Runtime
     from service.tokens import Tokens
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     check_bind(settings.host, Tokens(settings.data_dir, settings.token))
     with only_one(settings.data_dir), _bound(settings.host, settings.port) as bound:
-        port = bound.getsockname()[1]
-        url = f"http://{_reachable(settings.host)}:{port}"
-        app = create_app(settings, on_ready=lambda: Endpoint(url, os.getpid()).write(settings.data_dir))
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=3,
-            timeout_keep_alive=30,
-        )
+        runtime = Runtime(settings)
         try:
-            uvicorn.Server(config).run(sockets=[bound])
+            runtime.start()
+            app = create_app(runtime)
+            url = f"http://{_reachable(settings.host)}:{bound.getsockname()[1]}"
+
+            class Server(uvicorn.Server):
+                async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                    await super().startup(sockets)
+                    Endpoint(url, os.getpid()).write(settings.data_dir)
+
+                def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                    app.state.shutdown.begin()
+                    super().handle_exit(sig, frame)
+
+            config = uvicorn.Config(
+                app,
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=3,
+                timeout_keep_alive=30,
+            )
+            Server(config).run(sockets=[bound])
         finally:
             Endpoint.forget(settings.data_dir)
+            runtime.stop()
 
 
 def start_detached(settings: Settings, arguments: list[str]) -> Running:
@@ -146,7 +161,7 @@ def _locked(data_dir: Path) -> bool:
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as bound:
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((host, port))

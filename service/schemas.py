@@ -163,6 +163,7 @@ class LogLine(Schema):
     time: float
     replica: int
     line: str
+    attempt: int = 1
 
 
 class JobStatus(Schema):
@@ -232,7 +233,7 @@ class Samples(Schema):
 class BuildRequest(BaseModel):
     """What image to build from which recipe."""
 
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid")
 
     recipe: str = Field(min_length=1, max_length=200)
     tag: str | None = Field(default=None, max_length=256, description="default: navarch/RECIPE")
@@ -285,7 +286,7 @@ class Image(Schema):
 class ArtifactRequest(BaseModel):
     """What to register: a Hugging Face directory, a data set, or a GGUF file to be converted."""
 
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid")
 
     path: str = Field(min_length=1, max_length=4096, description="absolute path on the control plane's machine")
     name: str | None = Field(default=None, max_length=100, description="default: from the path")
@@ -343,7 +344,7 @@ class Key(Schema):
 
 
 class KeyRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid")
 
     public_key: str = Field(min_length=1, max_length=16384, description="one line, as in id_ed25519.pub")
 

@@ -57,13 +57,15 @@ def exposition(meter: Meter, database: Database) -> bytes:
     gpus = Gauge("navarch_gpus", "GPUs by whether an attempt holds them", ("held",), registry=registry)
     with database.read() as session:
         counted = dict(session.exec(select(tables.Job.state, func.count()).group_by(tables.Job.state)).all())
-        known = session.exec(select(tables.Host)).all()
+        known = [
+            (host.reachable, len((host.facts or {}).get("gpus") or [])) for host in session.exec(select(tables.Host))
+        ]
         held = session.exec(select(func.count(col(tables.GpuLease.gpu)))).one()
     for state in JobState:
         jobs.labels(state.value).set(counted.get(state.value, 0))
     for reachable in (True, False):
-        hosts.labels(str(reachable).lower()).set(sum(host.reachable is reachable for host in known))
-    total = sum(len((host.facts or {}).get("gpus") or []) for host in known)
+        hosts.labels(str(reachable).lower()).set(sum(seen is reachable for seen, _ in known))
+    total = sum(count for _, count in known)
     gpus.labels("true").set(held)
     gpus.labels("false").set(max(0, total - held))
     return generate_latest(meter.registry) + generate_latest(registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sqlite3
 from typing import Any
 
@@ -105,16 +106,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def of_starlette(request: Request, error: HTTPException) -> Response:
-        code = {404: "not_found", 405: "method_not_allowed", 401: "unauthorized", 403: "forbidden"}.get(
-            error.status_code
-        )
-        if code is None:
-            code = "malformed_body" if error.status_code == 400 else "invalid_request"
-        detail = f"{request.method} {request.url.path} does not exist."
-        if error.status_code not in (404, 405):
-            detail = _sentence(str(error.detail))
+        code = _CODES.get(error.status_code, "invalid_request")
+        headers = dict(error.headers or {})
+        detail = _sentence(str(error.detail))
+        if error.status_code == 404:
+            detail = f"There is nothing at {request.url.path}."
+        elif error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods(app, request.url.path))
+            detail = f"{request.method} does not work on {request.url.path}; {headers['Allow']} does."
         problem = Problem(code, detail, "See /docs for what the API offers.")
-        return respond(problem, request.url.path, dict(error.headers or {}))
+        return respond(problem, request.url.path, headers)
 
     @app.exception_handler(OperationalError)
     def of_the_database(request: Request, error: OperationalError) -> Response:
@@ -132,6 +133,15 @@ def install(app: FastAPI) -> None:
         log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
         detail = f"{request.method} {request.url.path} failed inside Navarch ({type(error).__name__})."
         return respond(Problem("internal", detail, "The control plane's log has the details."), request.url.path)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What a path can do. (Routers answer 405 with the methods of the first operation only.)"""
+    paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    for template in sorted(paths, key=lambda template: (template.count("{"), -len(template))):
+        if re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(template)), path):
+            return sorted(method.upper() for method in paths[template])
+    return ["GET"]
 
 
 def schema() -> dict[str, Any]:

@@ -26,11 +26,22 @@ Read = Callable[[str | None, int], tuple[Sequence[LogLine], str]]
 """At most so many lines after a cursor, and the cursor after them."""
 
 
-@dataclass
 class Shutdown:
     """Set when the server is told to end, so that streams end at once and their clients come back later."""
 
-    begun: bool = False
+    def __init__(self) -> None:
+        self.begun = False
+        self._wakes: set[Callable[[], None]] = set()
+
+    def begin(self) -> None:
+        self.begun = True
+        for wake in tuple(self._wakes):
+            wake()
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake` when the end begins; gives back what ends that."""
+        self._wakes.add(wake)
+        return lambda: self._wakes.discard(wake)
 
 
 @dataclass
@@ -53,6 +64,7 @@ class Follower:
         def wake() -> None:
             loop.call_soon_threadsafe(news.set)
 
+        unwatch = self.shutdown.watch(wake)
         unsubscribe = self.subscribe(wake)
         try:
             yield b"retry: 1000\n\n"
@@ -72,6 +84,7 @@ class Follower:
                     await _until(news, self._patience())
         finally:
             unsubscribe()
+            unwatch()
 
     async def _chunk(self) -> tuple[bytes, bool | None]:
         """What is to be sent now, and whether more waits already (None: this was the end)."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from service.api.sse import Shutdown
+from service.collector.reader import LogReader
 from service.jobs import Jobs
+from service.runtime import Runtime
 from service.settings import Settings
 from service.ssh import KeyRing
 from service.store.database import Database
@@ -16,13 +18,23 @@ from service.tokens import Tokens
 
 @dataclass(frozen=True)
 class ApiState:
+    runtime: Runtime
     settings: Settings
-    database: Database
-    jobs: Jobs
     keys: KeyRing
     tokens: Tokens
     shutdown: Shutdown
-    deployment: str
+
+    @property
+    def database(self) -> Database:
+        return self.runtime.database
+
+    @property
+    def jobs(self) -> Jobs:
+        return self.runtime.jobs
+
+    @property
+    def logs(self) -> LogReader:
+        return self.runtime.logs
 
 
 def state_of(request: Request) -> ApiState:

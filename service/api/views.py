@@ -11,26 +11,40 @@ from sqlmodel import Session, col, select
 
 from service import schemas
 from service.api.cursors import Cursor
-from service.errors import Problem
+from service.collector.reader import LogLine
 from service.store import tables
 
 MAX_PAGE = 200
 SSH_CONTAINER_PORT = "22"
-
-
-def find_job(session: Session, ref: str) -> tables.Job:
-    """By id, else the newest of that name. Raises Problem `job_not_found`."""
-    row = session.get(tables.Job, ref)
-    if row is None:
-        by_name = select(tables.Job).where(tables.Job.name == ref)
-        row = session.exec(by_name.order_by(col(tables.Job.created_at).desc()).limit(1)).first()
-    if row is None:
-        raise Problem("job_not_found", f"There is no job {ref!r}.", "`navarch ps -a` lists all jobs.")
-    return row
+SERVE_PORT = 8000
 
 
 def job(session: Session, row: tables.Job) -> schemas.Job:
     return _jobs(session, [row])[0]
+
+
+def new_job(row: tables.Job) -> schemas.Job:
+    """A job that has just been made: it has no attempt yet, so nothing has to be read."""
+    return _job(row, [], {}, {}, ())
+
+
+def job_status(row: tables.Job) -> schemas.JobStatus:
+    return schemas.JobStatus(
+        id=row.id,
+        name=row.name,
+        state=row.state,
+        reason=row.reason,
+        message=row.message,
+        why=row.why,
+        unreachable_since=row.unreachable_since,
+        progress=schemas.Progress.model_validate(row.progress or {}),
+    )
+
+
+def log_line(line: LogLine) -> schemas.LogLine:
+    return schemas.LogLine(
+        cursor=line.cursor, time=line.time, replica=line.replica, line=line.line, attempt=line.attempt
+    )
 
 
 def job_page(
@@ -45,7 +59,7 @@ def job_page(
     if cursor is not None:
         after = Cursor.parse(cursor)
         created, identifier = col(tables.Job.created_at), col(tables.Job.id)
-        query = query.where(_before(created, after.time, identifier, after.id))
+        query = query.where(before(created, after.time, identifier, after.id))
     query = query.order_by(col(tables.Job.created_at).desc(), col(tables.Job.id).desc()).limit(limit + 1)
     rows = session.exec(query).all()
     shown = rows[:limit]
@@ -53,7 +67,7 @@ def job_page(
     return schemas.Page[schemas.Job](items=_jobs(session, shown), next_cursor=following)
 
 
-def _before(created: Any, time: float, identifier: Any, last: str) -> ColumnElement[bool]:
+def before(created: Any, time: float, identifier: Any, last: str) -> ColumnElement[bool]:
     return or_(created < time, and_(created == time, identifier < last))
 
 
@@ -166,13 +180,14 @@ def _url(
     replicas: dict[int, list[tables.Replica]],
     hosts: dict[str, tables.Host],
 ) -> str | None:
-    """Where a serving job answers: its first published port that isn't sshd's."""
+    """Where a serving job answers, once it has said that it does."""
     first = _first_ready(row, attempts, replicas)
-    if first is None or row.type != "serve":
+    path = (row.progress or {}).get("url_path")
+    port = first.ports.get(str(row.document.get("port") or SERVE_PORT)) if first is not None else None
+    if first is None or row.type != "serve" or path is None or port is None:
         return None
-    ports = [outside for inside, outside in first.ports.items() if inside != SSH_CONTAINER_PORT]
     host = hosts.get(first.host_id)
-    return f"http://{host.address if host else '127.0.0.1'}:{ports[0]}" if ports else None
+    return f"http://{host.address if host else '127.0.0.1'}:{port}{path}"
 
 
 def _artifact_ref(row: tables.Artifact) -> schemas.ArtifactRef:

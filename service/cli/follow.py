@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.schemas import Job, JobStatus, LogLine
 
-EVENT_MARK = "@navarch "
-
 
 def follow_job(
     client: Client,
@@ -30,12 +28,12 @@ def follow_job(
     """Print a job's log until it ends. The exit code: 0 it succeeded, 1 it did not, 130 interrupted (it goes on)."""
     from service.schemas import LogLine
 
-    printer = Printer(as_json=as_json, raw=raw, timestamps=timestamps, replicas=None if replica is None else 1)
+    printer = Printer(as_json=as_json, timestamps=timestamps, replicas=None if replica is None else 1)
     job = client.job(ref)
     printer.replicas = printer.replicas or int(job.spec.get("resources", {}).get("nodes", 1) or 1)
     try:
         with _display(as_json) as display:
-            for item in client.follow(job.id, replica=replica, tail=tail):
+            for item in client.follow(job.id, replica=replica, tail=tail, events=raw):
                 if isinstance(item, LogLine):
                     printer.line(item)
                 else:
@@ -53,11 +51,10 @@ def follow_job(
 
 
 class Printer:
-    """Prints log lines: events of the training are shown as progress, so their lines are left out unless `raw`."""
+    """Prints log lines, with the replica's number where a job has several."""
 
-    def __init__(self, *, as_json: bool, raw: bool, timestamps: bool, replicas: int | None) -> None:
+    def __init__(self, *, as_json: bool, timestamps: bool, replicas: int | None) -> None:
         self.as_json = as_json
-        self.raw = raw
         self.timestamps = timestamps
         self.replicas = replicas
 
@@ -65,8 +62,6 @@ class Printer:
         if self.as_json:
             output.plain(line.model_dump_json())
             sys.stdout.flush()
-            return
-        if line.line.startswith(EVENT_MARK) and not self.raw:
             return
         text = line.line
         if (self.replicas or 1) > 1:

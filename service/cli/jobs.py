@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from service.client import Client
-    from service.schemas import Job
+    from service.schemas import Job, SshAccess
 
 ACTIVE = ["queued", "provisioning", "running", "stopping"]
 
@@ -154,7 +154,7 @@ def _show(job: Job) -> None:
     if figures(job):
         _row("progress", figures(job))
     if job.ssh is not None:
-        _row("ssh", f"ssh -p {job.ssh.port} {job.ssh.user}@{job.ssh.host}   [dim]or: navarch ssh {job.name}[/]")
+        _row("ssh", f"{_ssh_line(job.ssh)}   [dim]or: navarch ssh {job.name}[/]")
     if job.url is not None:
         _row("url", output.escape(job.url))
     for artifact in job.artifacts:
@@ -175,6 +175,18 @@ def _show(job: Job) -> None:
                 ", ".join(f"{outside}→{inside}" for inside, outside in replica.ports.items()),
             )
         output.console().print(table)
+
+
+def _ssh_line(access: SshAccess) -> str:
+    """The plain command; it names the key when it is one that ssh doesn't find by itself."""
+    from pathlib import Path
+
+    from service.locations import config_dir
+    from service.ssh import find_key
+
+    key = find_key(config_dir())
+    identity = f" -i {key.private}" if key is not None and key.private.parent != Path.home() / ".ssh" else ""
+    return output.escape(f"ssh{identity} -p {access.port} {access.user}@{access.host}")
 
 
 def _row(name: str, value: Any) -> None:

@@ -27,10 +27,10 @@ def logs(
             raise typer.Exit(code)
         found = client.job(job)
         nodes = int(found.spec.get("resources", {}).get("nodes", 1) or 1)
-        printer = Printer(as_json=as_json, raw=raw, timestamps=timestamps, replicas=1 if replica is not None else nodes)
+        printer = Printer(as_json=as_json, timestamps=timestamps, replicas=1 if replica is not None else nodes)
         cursor = None
         while True:
-            page = client.logs(found.id, cursor=cursor, limit=1000, replica=replica, tail=tail)
+            page = client.logs(found.id, cursor=cursor, limit=1000, replica=replica, tail=tail, events=raw)
             for line in page.items:
                 printer.line(line)
             if not page.items:

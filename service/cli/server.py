@@ -57,7 +57,7 @@ def _settings(**given: Any) -> Settings:
     from service.settings import Settings
 
     try:
-        return Settings(**{name: value for name, value in given.items() if value})
+        return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
         name = "NAVARCH_" + ".".join(str(part) for part in first["loc"]).upper()
@@ -105,10 +105,9 @@ def _remove_containers(settings: Settings) -> list[str]:
     import docker
     from docker.errors import DockerException, NotFound
 
-    from service.deployment import deployment_id
     from service.errors import Problem
 
-    deployment = deployment_id(settings)
+    deployment = _deployment(settings)
     if deployment is None:
         return []
     removed = []
@@ -124,6 +123,22 @@ def _remove_containers(settings: Settings) -> list[str]:
         hint = f"See that the engine at {settings.engine_url} runs, then try again."
         raise Problem("engine_unreachable", f"Containers could not be removed: {error}", hint) from error
     return removed
+
+
+def _deployment(settings: Settings) -> str | None:
+    """The id that this data folder's containers carry; None if no control plane ever ran on it."""
+    from service.store.database import Database
+    from service.store.tables import Meta
+
+    if not settings.database_url and not (settings.data_dir / "navarch.db").exists():
+        return None
+    database = Database(settings.url)
+    try:
+        with database.read() as session:
+            row = session.get(Meta, "deployment")
+            return row.value if row is not None else None
+    finally:
+        database.close()
 
 
 def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:

@@ -115,7 +115,8 @@ def set_key(document: dict[str, Any], key: list[str], value: Any) -> None:
         else:
             if isinstance(place, dict) and place.get(index) is None:
                 place[index] = {}
-            place = place[index]
+            inner: Any = place[index]
+            place = inner
 
 
 def absolutize(document: dict[str, Any], folder: Path) -> None:
@@ -136,7 +137,7 @@ def _walk(place: Any, key: list[str], folder: Path) -> None:
     if not isinstance(place, dict):
         return
     name = key[0].removesuffix("[]")
-    value = place.get(name)
+    value: Any = place.get(name)
     if key[0].endswith("[]"):
         if isinstance(value, str) and len(key) == 1:
             place[name] = _absolute(value, folder)
@@ -172,7 +173,15 @@ def _mount(mount: Any, folder: Path) -> Any:
 
 
 def dump(document: dict[str, Any]) -> str:
-    """A spec as YAML, in the order in which it was written."""
+    """A spec as YAML, in the order in which it was written, scripts as blocks."""
     import yaml
 
-    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        style = "|" if "\n" in value else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    return str(yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100))

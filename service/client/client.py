@@ -116,9 +116,10 @@ class Client:
         limit: int | None = None,
         replica: int | None = None,
         tail: int | None = None,
+        events: bool = False,
     ) -> LogPage:
         """One page of what a job's containers printed."""
-        params = {"cursor": cursor, "limit": limit, "replica": replica, "tail": tail}
+        params = {"cursor": cursor, "limit": limit, "replica": replica, "tail": tail, "events": _flag(events)}
         return self._get(LogPage, f"jobs/{_segment(ref)}/logs", params)
 
     def follow_logs(
@@ -141,9 +142,10 @@ class Client:
         cursor: str | None = None,
         replica: int | None = None,
         tail: int | None = None,
+        events: bool = False,
     ) -> Iterator[LogLine | JobStatus]:
         """Log lines, and the job's status whenever it changes, until the job has ended and every line was given."""
-        params = {"follow": "true", "cursor": cursor, "replica": replica, "tail": tail}
+        params = {"follow": "true", "cursor": cursor, "replica": replica, "tail": tail, "events": _flag(events)}
         for event in self._follow(f"jobs/{_segment(ref)}/logs", params):
             if event.event == "log":
                 yield LogLine.model_validate_json(event.data)
@@ -269,6 +271,10 @@ class Client:
                 if last_id is None or now - away_since > patience_s:
                     raise Unreachable(self.url, str(error) or type(error).__name__) from error
             time.sleep(0.3)
+
+
+def _flag(value: bool) -> str | None:
+    return "true" if value else None
 
 
 def _segment(ref: str) -> str:

@@ -15,23 +15,20 @@ from service.api.parameters import JobRef, Limit, PageCursor, States, Types
 from service.api.problems import RESPONSES
 from service.api.state import actor_of, state_of
 from service.errors import Problem
-from service.jobs import Submission
+from service.jobs import Submission, find
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 
 
-def spec_schema() -> dict[str, Any]:
-    """The JSON schema of a spec's common keys; training types have sections of their own besides."""
+def spec_schema() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON schema of a spec's common keys, and the definitions that it refers to."""
     schema = JobSpec.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    definitions = schema.pop("$defs", {})
     schema["properties"].pop("training", None)
     schema["additionalProperties"] = True
     schema["properties"]["type"] = {"enum": [kind.value for kind in JobType], "type": "string"}
     schema["description"] = "A job. Types other than `command` also take the sections of their stage (model, data, …)."
-    return {
-        name: schema[name]
-        for name in ("title", "type", "description", "properties", "required", "additionalProperties")
-    }
+    return schema, definitions
 
 
 _EXAMPLE = {"type": "command", "name": "hello", "image": "cpu", "command": ["echo", "hello"]}
@@ -105,7 +102,7 @@ def list_jobs(
 @router.get("/jobs/{ref}", response_model=schemas.Job, summary="Look at a job")
 def get_job(request: Request, ref: JobRef) -> Response:
     with state_of(request).database.read() as session:
-        return _json(views.job(session, views.find_job(session, ref)))
+        return _json(views.job(session, find(session, ref)))
 
 
 @router.post("/jobs/{ref}/stop", response_model=schemas.Job, status_code=202, summary="Stop a job")
@@ -114,7 +111,7 @@ def stop_job(request: Request, ref: JobRef) -> Response:
     state = state_of(request)
     row = state.jobs.stop(ref, actor=actor_of(request))
     with state.database.read() as session:
-        return _json(views.job(session, views.find_job(session, row.id)), 202)
+        return _json(views.job(session, find(session, row.id)), 202)
 
 
 @router.delete("/jobs/{ref}", status_code=204, response_class=Response, summary="Delete a finished job")
@@ -127,7 +124,7 @@ def delete_job(request: Request, ref: JobRef) -> Response:
 @router.get("/jobs/{ref}/events", response_model=schemas.Page[schemas.Event], summary="What happened to a job")
 def job_events(request: Request, ref: JobRef, limit: Limit = 50, cursor: PageCursor = None) -> Response:
     with state_of(request).database.read() as session:
-        row = views.find_job(session, ref)
+        row = find(session, ref)
         return _json(views.event_page(session, row.id, limit, cursor))
 
 

@@ -1,0 +1,107 @@
+"""Puts the REST API together: routers, the gate before them, problem documents, OpenAPI, start and end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from service import schemas
+from service.api import problems, views
+from service.api.batch import Batcher
+from service.api.metrics import Meter, exposition
+from service.api.routes import artifacts, follow, images, jobs, system
+from service.api.security import Gate
+from service.api.sse import Shutdown
+from service.api.state import ApiState, state_of
+from service.errors import Problem
+from service.jobs import Submitted
+from service.runtime import Runtime
+from service.ssh import KeyRing
+from service.tokens import Tokens
+
+PREFIX = "/api/v1"
+DESCRIPTION = """Launches LLM post-training into GPU containers.
+
+Lists come in pages: pass `next_cursor` as `cursor` for the next one. Errors are problem documents (RFC 9457) with a
+stable `code` and a `hint`. Bodies are JSON or YAML. Without a token only this machine may ask; with one, send
+`Authorization: Bearer TOKEN`."""
+
+
+def create_app(runtime: Runtime) -> FastAPI:
+    """The application around a control plane that has been started (and is stopped) by the caller."""
+    settings = runtime.settings
+    tokens = Tokens(settings.data_dir, settings.token)
+    shutdown = Shutdown()
+    meter = Meter()
+    app = FastAPI(title="Navarch", version="1", description=DESCRIPTION, redirect_slashes=False)
+    app.state.navarch = ApiState(runtime, settings, KeyRing(settings.data_dir), tokens, shutdown)
+    app.state.submits = Batcher(lambda items: _submit(runtime, items))
+    app.state.shutdown = shutdown
+    problems.install(app)
+    api = APIRouter(prefix=PREFIX)
+    for module in (jobs, follow, images, artifacts, system):
+        api.include_router(module.router)
+    app.include_router(api)
+    app.add_api_route("/metrics", _metrics(meter), include_in_schema=False)
+    app.add_middleware(Gate, tokens=tokens)
+    app.add_middleware(meter.middleware)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _submit(runtime: Runtime, submissions: Any) -> list[_Answer | Problem]:
+    """Accept a batch, and show each job while its transaction's row is at hand."""
+    results = runtime.jobs.submit_many(submissions)
+    return [_answer(runtime, result) for result in results]
+
+
+class _Answer:
+    """A job that was accepted, as the client sees it."""
+
+    __slots__ = ("job", "replayed")
+
+    def __init__(self, job: schemas.Job, replayed: bool) -> None:
+        self.job = job
+        self.replayed = replayed
+
+
+def _answer(runtime: Runtime, result: Submitted | Problem) -> _Answer | Problem:
+    if isinstance(result, Problem):
+        return result
+    if not result.replayed:
+        return _Answer(views.new_job(result.job), replayed=False)
+    with runtime.database.read() as session:
+        return _Answer(views.job(session, result.job), replayed=True)
+
+
+def _metrics(meter: Meter) -> Callable[[Request], Response]:
+    def metrics(request: Request) -> Response:
+        return Response(exposition(meter, state_of(request).database), media_type=CONTENT_TYPE_LATEST)
+
+    return metrics
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's schema with problem documents, the job's spec and the token in it."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    components = made.setdefault("components", {}).setdefault("schemas", {})
+    components["ProblemDocument"] = problems.schema()
+    spec, definitions = jobs.spec_schema()
+    components["JobSpec"] = spec
+    components.update(definitions)
+    for model in (schemas.LogPage, schemas.Plan):
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+        components.update(schema.pop("$defs", {}))
+        components[model.__name__] = schema
+    components.pop("HTTPValidationError", None)
+    components.pop("ValidationError", None)
+    made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    made["security"] = [{"token": []}, {}]
+    app.openapi_schema = made
+    return made

@@ -1,0 +1,203 @@
+"""`/images`: build them from recipes, list, look at and remove them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+import docker
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
+from sqlmodel import col, select
+from starlette.concurrency import run_in_threadpool
+
+from images.catalog import ImageInfo, list_images, remove, resolve
+from images.errors import ImageError
+from images.recipes import builtin_recipes, load_recipe
+from service import schemas
+from service.api import views
+from service.api.build_log import read_build_log
+from service.api.cursors import Cursor
+from service.api.parameters import Limit, PageCursor
+from service.api.problems import RESPONSES, from_image_error
+from service.api.sse import Follower, stream
+from service.api.state import ApiState, actor_of, state_of
+from service.errors import Problem
+from service.store import tables
+
+router = APIRouter(tags=["images"], responses=RESPONSES)
+
+ImageRef = Annotated[str, Path(description="A tag, recipe name, id or digest.", max_length=300)]
+BuildId = Annotated[str, Path(description="A build's id.", max_length=100)]
+
+
+@contextmanager
+def _engine(state: ApiState) -> Iterator[Any]:
+    """The local Docker Engine; its faults and those of images as problems."""
+    try:
+        client = docker.DockerClient(base_url=state.settings.engine_url, timeout=30)
+    except docker.errors.DockerException as error:
+        raise Problem(
+            "engine_unreachable",
+            f"The Docker Engine at {state.settings.engine_url} does not answer.",
+            "Start it, or see `navarch doctor`.",
+        ) from error
+    try:
+        yield client
+    except ImageError as error:
+        raise from_image_error(error) from error
+    finally:
+        client.close()
+
+
+@router.post("/images/builds", response_model=schemas.Build, status_code=202, summary="Build an image")
+def build(request: Request, body: schemas.BuildRequest) -> Response:
+    """Start a build from a recipe (a built-in name, or the path of a YAML file on the control plane's machine)."""
+    state = state_of(request)
+    try:
+        recipe = load_recipe(body.recipe)
+    except ImageError as error:
+        raise from_image_error(error) from error
+    options = body.model_dump(exclude={"recipe", "tag"}, exclude_none=True, exclude_defaults=True)
+    row = state.runtime.builds.submit(body.recipe, body.tag or recipe.default_tag, options, actor_of(request))
+    return Response(views.build(row).model_dump_json(), 202, media_type="application/json")
+
+
+@router.get("/images/builds", response_model=schemas.Page[schemas.Build], summary="List builds")
+def builds(request: Request, limit: Limit = 50, cursor: PageCursor = None) -> Response:
+    """Builds, the newest first."""
+    with state_of(request).database.read() as session:
+        query = select(tables.ImageBuild)
+        if cursor is not None:
+            after = Cursor.parse(cursor)
+            created, identifier = col(tables.ImageBuild.created_at), col(tables.ImageBuild.id)
+            query = query.where(views.before(created, after.time, identifier, after.id))
+        order = (col(tables.ImageBuild.created_at).desc(), col(tables.ImageBuild.id).desc())
+        rows = session.exec(query.order_by(*order).limit(limit + 1)).all()
+        items = [views.build(row) for row in rows[:limit]]
+    following = str(Cursor(items[-1].created_at, items[-1].id)) if len(rows) > limit else None
+    page = schemas.Page[schemas.Build](items=items, next_cursor=following)
+    return Response(page.model_dump_json(), media_type="application/json")
+
+
+def _find_build(state: ApiState, build_id: str) -> schemas.Build:
+    with state.database.read() as session:
+        row = session.get(tables.ImageBuild, build_id)
+        if row is None:
+            raise Problem("build_not_found", f"There is no build {build_id!r}.", "GET /images/builds lists them.")
+        return views.build(row)
+
+
+@router.get("/images/builds/{build_id}", response_model=schemas.Build, summary="Look at a build")
+def get_build(request: Request, build_id: BuildId) -> Response:
+    return Response(_find_build(state_of(request), build_id).model_dump_json(), media_type="application/json")
+
+
+@router.get(
+    "/images/builds/{build_id}/logs",
+    response_model=None,
+    summary="Read or follow a build's log",
+    responses={
+        200: {
+            "description": "A page, or with `follow` a stream of `log`, `job` and `end` events whose ids are cursors",
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/LogPage"}},
+                "text/event-stream": {"schema": {"type": "string"}},
+            },
+        }
+    },
+)
+async def build_logs(
+    request: Request,
+    build_id: BuildId,
+    cursor: Annotated[str | None, Query(max_length=40)] = None,
+    limit: Annotated[int, Query(ge=1, le=5000)] = 500,
+    follow: bool = False,
+    last_event_id: Annotated[str | None, Header(max_length=40)] = None,
+) -> Response:
+    state = state_of(request)
+    found = await run_in_threadpool(_find_build, state, build_id)
+    file = state.settings.data_dir / "builds" / f"{found.id}.log"
+    start = last_event_id or cursor
+    lines, following = await run_in_threadpool(read_build_log, file, start, limit)
+    if not follow:
+        page = schemas.LogPage(items=lines, next_cursor=following, end=found.finished and not lines)
+        return Response(page.model_dump_json(), media_type="application/json")
+
+    def status() -> schemas.JobStatus:
+        row = _find_build(state, build_id)
+        return schemas.JobStatus(id=row.id, name=row.tag, state=row.state, message=row.message)
+
+    follower = Follower(
+        read=lambda after, count: read_build_log(file, after, count),
+        status=status,
+        subscribe=lambda wake: state.logs.subscribe(found.id, wake),
+        cursor=start,
+        shutdown=state.shutdown,
+    )
+    return stream(follower.events())
+
+
+@router.get("/images", response_model=schemas.Page[schemas.Image], summary="List images")
+def images(request: Request) -> Response:
+    """Images that Navarch built on the local engine, the newest first."""
+    with _engine(state_of(request)) as client:
+        page = schemas.Page[schemas.Image](items=[_image(info) for info in list_images(client)])
+    return Response(page.model_dump_json(), media_type="application/json")
+
+
+@router.get("/images/{ref:path}", response_model=schemas.Image, summary="Look at an image")
+def get_image(request: Request, ref: ImageRef) -> Response:
+    with _engine(state_of(request)) as client:
+        found = _image(_named(client, ref))
+    return Response(found.model_dump_json(), media_type="application/json")
+
+
+@router.delete("/images/{ref:path}", status_code=204, response_class=Response, summary="Remove an image")
+def delete_image(request: Request, ref: ImageRef) -> Response:
+    """Remove an image from the local engine, unless a container was made from it (`image_in_use`)."""
+    if ref.partition("/")[0] == "builds":
+        raise HTTPException(405)
+    with _engine(state_of(request)) as client:
+        _named(client, ref)
+        remove(client, ref)
+    return Response(status_code=204)
+
+
+@router.get("/recipes", response_model=schemas.Page[schemas.Recipe], summary="List the built-in recipes")
+def recipes() -> Response:
+    items = [
+        schemas.Recipe(name=recipe.name, base=recipe.base, description=recipe.description, tag=recipe.default_tag)
+        for recipe in builtin_recipes().values()
+    ]
+    return Response(schemas.Page[schemas.Recipe](items=items).model_dump_json(), media_type="application/json")
+
+
+def _named(client: Any, ref: str) -> ImageInfo:
+    """The image; one that isn't there is a 404 here, where it is what the request is about."""
+    try:
+        return resolve(client, ref)
+    except ImageError as error:
+        if error.code != "image_missing":
+            raise
+        raise Problem("image_not_found", error.message, error.hint or None) from error
+
+
+def _image(info: ImageInfo) -> schemas.Image:
+    return schemas.Image(
+        id=info.image_id,
+        tags=list(info.tags),
+        recipe=info.recipe or None,
+        size=info.size,
+        created_at=_timestamp(info.created),
+        labels={"base": info.base, "target": info.target},
+    )
+
+
+def _timestamp(text: str) -> float:
+    """Docker writes nanoseconds, which Python doesn't read."""
+    whole, _, rest = text.rstrip("Z").partition(".")
+    moment = datetime.fromisoformat(whole[:19] + "+00:00").timestamp()
+    digits = "".join(character for character in rest[:9] if character.isdigit())
+    return moment + (float("0." + digits) if digits else 0.0)

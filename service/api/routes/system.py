@@ -1,0 +1,100 @@
+"""`/hosts`, `/keys`, `/health`, `/version`: what Navarch runs on and how it is."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+from starlette.responses import JSONResponse
+
+from service import schemas
+from service.api import views
+from service.api.problems import MEDIA_TYPE, RESPONSES
+from service.api.state import state_of
+from service.errors import Problem
+from service.ssh import PublicKey
+
+router = APIRouter(responses=RESPONSES)
+
+
+@router.get("/hosts", response_model=schemas.Page[schemas.Host], tags=["hosts"], summary="List hosts")
+def hosts(request: Request) -> Response:
+    """Docker hosts with their GPUs and who holds them."""
+    with state_of(request).database.read() as session:
+        page = schemas.Page[schemas.Host](items=views.hosts(session))
+    return Response(page.model_dump_json(), media_type="application/json")
+
+
+@router.get("/hosts/{ref}", response_model=schemas.Host, tags=["hosts"], summary="Look at a host")
+def host(request: Request, ref: Annotated[str, Path(max_length=200)]) -> Response:
+    with state_of(request).database.read() as session:
+        for found in views.hosts(session):
+            if ref in (found.id, found.name):
+                return Response(found.model_dump_json(), media_type="application/json")
+    raise Problem("host_not_found", f"There is no host {ref!r}.", "`navarch host ls` lists them.")
+
+
+@router.get("/keys", response_model=schemas.Page[schemas.Key], tags=["keys"], summary="List authorised keys")
+def keys(request: Request) -> Response:
+    """The public keys that every new container authorises."""
+    page = schemas.Page[schemas.Key](items=[_key(key) for key in state_of(request).keys.all()])
+    return Response(page.model_dump_json(), media_type="application/json")
+
+
+@router.post(
+    "/keys",
+    response_model=schemas.Key,
+    status_code=201,
+    tags=["keys"],
+    summary="Authorise a key",
+    responses={200: {"model": schemas.Key, "description": "It was authorised already"}},
+)
+def add_key(request: Request, body: schemas.KeyRequest) -> Response:
+    """Let containers that start from now on authorise this public key. Adding it again changes nothing (200)."""
+    key = PublicKey.parse(body.public_key)
+    added = state_of(request).keys.add(key)
+    return Response(_key(key).model_dump_json(), 201 if added else 200, media_type="application/json")
+
+
+@router.delete(
+    "/keys/{fingerprint:path}", status_code=204, response_class=Response, tags=["keys"], summary="Remove a key"
+)
+def remove_key(request: Request, fingerprint: Annotated[str, Path(max_length=200)]) -> Response:
+    """New containers don't authorise it any more; running ones keep it."""
+    if not state_of(request).keys.remove(fingerprint):
+        raise Problem("not_found", f"No key has the fingerprint {fingerprint!r}.", "GET /keys lists them.")
+    return Response(status_code=204)
+
+
+def _key(key: PublicKey) -> schemas.Key:
+    return schemas.Key(fingerprint=key.fingerprint, type=key.type, comment=key.comment, public_key=key.line)
+
+
+@router.get(
+    "/health",
+    response_model=schemas.Health,
+    tags=["control plane"],
+    summary="Whether all is well",
+    responses={503: {"description": "Something is wrong: see `checks`", "content": {MEDIA_TYPE: {}}}},
+)
+def health(request: Request) -> Response:
+    """200 while database, controller and engine work; else 503 with the same `checks`."""
+    checks = state_of(request).runtime.health()
+    found = [schemas.Check(name=name, ok=ok, detail=detail) for name, (ok, detail) in checks.items()]
+    if all(check.ok for check in found):
+        return Response(schemas.Health(ok=True, checks=found).model_dump_json(), media_type="application/json")
+    bad = "; ".join(f"{check.name}: {check.detail}" for check in found if not check.ok)
+    problem = Problem(
+        "engine_unreachable" if any(not check.ok and check.name == "engine" for check in found) else "internal",
+        f"Not all is well: {bad}.",
+        "`navarch doctor` says what to do.",
+        ok=False,
+        checks=[check.model_dump() for check in found],
+    )
+    return JSONResponse(problem.document(request.url.path), 503, media_type=MEDIA_TYPE)
+
+
+@router.get("/version", response_model=schemas.Version, tags=["control plane"], summary="Versions")
+def version(request: Request) -> schemas.Version:
+    return schemas.Version(version=installed("navarch"), deployment=state_of(request).runtime.deployment)
