@@ -17,7 +17,7 @@ import torch
 
 from training.config import StageConfig, config_dict
 from training.data.template import TextCodec
-from training.errors import ConfigError, Stopped, TrainingError, as_training_error
+from training.errors import Stopped, TrainingError, as_training_error
 from training.models.attention import HAS_VARLEN
 from training.models.compile import speed_up_blocks, use_fast_matmul
 from training.models.heads import HeadOptions
@@ -91,17 +91,14 @@ class Run:
 
     def speed_up(self, model: Any) -> None:
         """Compile, fuse and recompute as the config says and the strategy allows."""
-        train, can = self.config.train, self.strategy.capabilities
-        checkpointing = train.activation_checkpointing
-        sharded = self.strategy.config.name.startswith("colossalai_gemini")
-        if checkpointing == "selective" and sharded:
-            raise ConfigError(
-                "train.activation_checkpointing: selective recomputes inside blocks, which colossalai_gemini can't "
-                "gather weights for; use full."
-            )
-        fuse = train.fuse_projections and self.on_gpu and can.compile_blocks and not sharded
+        train = self.config.train
+        fuse = train.fuse_projections and self.on_gpu and self.strategy.capabilities.compile_blocks
         speed_up_blocks(
-            model, compiled=self.compiled, checkpointing=checkpointing, fuse=fuse, dropout=_has_dropout(model)
+            model,
+            compiled=self.compiled,
+            checkpointing=train.activation_checkpointing,
+            fuse=fuse,
+            dropout=_has_dropout(model),
         )
 
 

@@ -22,8 +22,8 @@ from training.run import Run
 from training.schedule import learning_rate_schedule, total_steps
 from training.strategies.config import OptimizerConfig
 
-Forward = Callable[[nn.Module, PackedBatch], Mapping[str, Tensor] | Tensor]
-"""(wrapped module, batch on the device) → the loss sum, or named sums of which `loss` is differentiated."""
+Forward = Callable[[nn.Module, PackedBatch, PackedBatch], Mapping[str, Tensor] | Tensor]
+"""(wrapped module, batch on the device, the same on the host) → the loss sum, or named sums with `loss` among them."""
 LAG = 2
 """On a GPU a step's figures are read this many steps later, when they are long there: nothing ever waits for them."""
 
@@ -40,7 +40,7 @@ class Trainer:
         module: nn.Module,
         loader: Any,
         *,
-        forward: Forward = lambda module, batch: module(batch),
+        forward: Forward = lambda module, batch, _: module(batch),
         per: str = "targets",
         around: Callable[[PackedBatch], AbstractContextManager[None]] | None = None,
         write_weights: Callable[[Path], None] | None = None,
@@ -112,7 +112,7 @@ class Trainer:
         for number, host_batch in enumerate(step.micro_batches):
             batch = host_batch.to(strategy.device, non_blocking=True)
             with strategy.accumulate(trained, last=number == len(step.micro_batches) - 1), self.around(batch):
-                values = self._values(self.forward(trained.module, batch))
+                values = self._values(self.forward(trained.module, batch, host_batch))
                 strategy.backward(trained, values["loss"] * factor)
             stacked = torch.stack([value.detach().float() for value in values.values()])
             sums = stacked if sums is None else sums + stacked
@@ -213,7 +213,7 @@ class Trainer:
             if self.run.config.eval.max_batches is not None and number >= self.run.config.eval.max_batches:
                 break
             batch = host_batch.to(self.strategy.device)
-            values = self._values(self.forward(module, batch))
+            values = self._values(self.forward(module, batch, host_batch))
             stacked = torch.stack([value.detach().float() for value in values.values()])
             sums = stacked if sums is None else sums + stacked
             count += host_batch.num_pairs if self.per == "pairs" else host_batch.num_targets

@@ -188,7 +188,7 @@ def measure(case: str) -> dict[str, Any]:
             if not options["lora"]:  # log-probs computed once before training, as the stage does
                 reference = {}
 
-                def forward(wrapped: Any, batch: Any) -> Any:
+                def forward(wrapped: Any, batch: Any, _: Any) -> Any:
                     key = batch.num_tokens
                     if key not in reference:
                         reference[key] = torch.full((batch.num_documents,), -100.0, device=batch.tokens.device)

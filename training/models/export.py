@@ -94,26 +94,33 @@ def check_export(folder: Path, expected: Tensor, tokens: Tensor, *, tolerance: f
 def save_reward_model(
     target: Path, model: RewardModel, state: Mapping[str, Tensor], codec: TextCodec, facts: Mapping[str, Any]
 ) -> None:
-    """A reward model as transformers' AutoModelForSequenceClassification reads it (one label), where it knows the
-    architecture; trunk and score in one folder either way. `state` has RewardModel's names (trunk.*, score.weight)."""
-    config = copy.deepcopy(model.trunk.config)
-    config.num_labels, config.pad_token_id = 1, codec.pad_id
-    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if known:
-        config.architectures = [MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].__name__]
-    prefix = model.trunk.base_model_prefix
-    renamed = {f"{prefix}.{n.removeprefix('trunk.')}": t for n, t in state.items() if n.startswith("trunk.")}
-    renamed["score.weight"] = state["score.weight"]
+    """`reward_weights` with a manifest, at once."""
     with atomic_directory(target) as folder:
-        config._attn_implementation = None
-        config.torch_dtype = state["score.weight"].dtype
-        if known:
-            shell = AutoModelForSequenceClassification.from_config(config).to(state["score.weight"].dtype)
-            shell.save_pretrained(folder, state_dict=renamed, safe_serialization=True)
-        else:
-            model.trunk.save_pretrained(folder, state_dict=renamed, safe_serialization=True)
-        codec.save(folder)
+        reward_weights(folder, model, state, codec)
         (folder / MANIFEST).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def reward_weights(folder: Path, model: RewardModel, state: Mapping[str, Tensor], codec: TextCodec) -> None:
+    """Trunk and score in one folder, as transformers' AutoModelForSequenceClassification (one label) reads it.
+
+    `state` has RewardModel's names (trunk.*, score.weight). Raises ConfigError where transformers has no such class.
+    """
+    config = copy.deepcopy(model.trunk.config)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise ConfigError(
+            f"transformers has no sequence classifier for {config.model_type}: take another architecture."
+        )
+    config.num_labels, config.pad_token_id, config.torch_dtype = 1, codec.pad_id, state["score.weight"].dtype
+    config._attn_implementation = None
+    with torch.device("meta"):
+        shell = AutoModelForSequenceClassification.from_config(config)
+    prefix = shell.base_model_prefix
+    renamed = {f"{prefix}.{n.removeprefix('trunk.')}": t for n, t in state.items() if n.startswith("trunk.")}
+    shell.config.torch_dtype = state["score.weight"].dtype
+    shell.save_pretrained(
+        folder, state_dict={**renamed, "score.weight": state["score.weight"]}, safe_serialization=True
+    )
+    codec.save(folder)
 
 
 def load_reward_model(path: str, *, dtype: torch.dtype | str = "auto", pad_id: int = 0) -> RewardModel:
@@ -144,4 +151,12 @@ def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
     return result
 
 
-__all__ = ["check_export", "load_reward_model", "manifest", "save_model", "save_reward_model", "trunk_of"]
+__all__ = [
+    "check_export",
+    "load_reward_model",
+    "manifest",
+    "reward_weights",
+    "save_model",
+    "save_reward_model",
+    "trunk_of",
+]

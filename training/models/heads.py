@@ -41,7 +41,8 @@ def head_parts(model: PreTrainedModel) -> tuple[Tensor, Tensor | None, float]:
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
     if type(weight) is not nn.Parameter:
-        weight = weight.clone()  # sharded parameters gather their values when an operation reads them
+        # sharded parameters gather their values when an operation reads them
+        weight = weight.clone().as_subclass(torch.Tensor)
     return weight, getattr(layer, "bias", None), scale
 
 

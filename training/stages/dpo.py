@@ -1,0 +1,102 @@
+"""Direct preference optimization: makes the chosen answer likelier than the rejected one, against a reference."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training.config import DPOConfig
+from training.data.batch import PackedBatch
+from training.data.loader import Loader, build_loader
+from training.data.template import TextCodec
+from training.models.heads import PreferenceLoss
+from training.run import Run, open_run
+from training.schedule import total_steps
+from training.stages.language import export, write_checkpoint
+from training.trainer import Trainer
+
+
+def run(config: DPOConfig) -> None:
+    """Tune on `config.data`'s pairs; the result is in model/ (and adapter/). Raises TrainingError subclasses."""
+    with open_run("dpo", config) as run:
+        config = run.config
+        codec = TextCodec.load(config.model, config.data.template, config.data.system)
+        if codec.notice:
+            run.note(codec.notice)
+        loader = build_loader(
+            "dpo", config.data, config.train, codec,
+            rank=run.strategy.dp_rank, world_size=run.strategy.dp_size, note=run.note,
+        )  # fmt: skip
+        model = run.load_model(codec)
+        module = PreferenceLoss(model, config.dpo, run.head_options(codec))
+        reference = Reference(run, module)
+        if not reference.adapter_off:
+            reference.precompute(loader)
+        trainer = Trainer(
+            run, module, loader, per="pairs", forward=reference.forward,
+            write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
+        )  # fmt: skip
+        trainer.fit()
+        export(run, trainer, model, codec, sample=loader.example())
+        trainer.telemetry.close()
+
+
+class Reference:
+    """The reference's log-probs: from the model with its adapters off, or computed before the first step for every pair
+    that the run will see, on all ranks, and kept on the host by the documents' content."""
+
+    def __init__(self, run: Run, module: PreferenceLoss) -> None:
+        self.run, self.module = run, module
+        wanted = run.config.dpo.reference
+        self.adapter_off = run.config.lora is not None and wanted in ("auto", "adapter_off")
+        self.known: dict[bytes, float] = {}
+
+    @torch.no_grad()
+    def precompute(self, loader: Loader) -> None:
+        """Score each pair once with the untouched model; ranks share their results."""
+        strategy, kept = self.run.strategy, {p: p.data for p in self.module.parameters()}
+        self.module.to(device=strategy.device)
+        for parameter in kept:
+            parameter.data = parameter.data.to(strategy.dtype)
+        cursor = loader.state_dict()
+        for step in loader.steps(total_steps(self.run.config.train, loader.steps_per_epoch)):
+            for batch in step.micro_batches:
+                self._score(batch)
+        loader.load_state_dict(cursor)
+        for batch in loader.evaluation():
+            self._score(batch)
+        for parameter, original in kept.items():  # prepare takes its fp32 masters from the weights as they were loaded
+            parameter.data = original
+        if strategy.world_size > 1:
+            shares: list[dict[bytes, float]] = [{} for _ in range(strategy.world_size)]
+            dist.all_gather_object(shares, self.known)
+            for share in shares:
+                self.known.update(share)
+        self.run.note(f"reference log-probs of {len(self.known):,} answers computed")
+
+    def _score(self, batch: PackedBatch) -> None:
+        keys = document_keys(batch)
+        if all(key in self.known for key in keys):
+            return
+        values = self.module.reference(batch.to(self.run.strategy.device)).tolist()
+        self.known.update(zip(keys, values, strict=True))
+
+    def forward(self, module: nn.Module, batch: PackedBatch, host_batch: PackedBatch) -> dict[str, Tensor]:
+        """The trainer's forward: the loss module with the reference's values where it needs them."""
+        if self.adapter_off:
+            result: dict[str, Tensor] = module(batch)
+            return result
+        values = torch.tensor([self.known[key] for key in document_keys(host_batch)])
+        result = module(batch, values.to(batch.tokens.device, non_blocking=True))
+        return result
+
+
+def document_keys(batch: PackedBatch) -> list[bytes]:
+    """A digest of each document's tokens and labels: the same on every rank, wherever the document lies."""
+    return [
+        hashlib.blake2b(tokens.numpy().tobytes() + labels.numpy().tobytes(), digest_size=12).digest()
+        for tokens, labels in batch.documents()
+    ]

@@ -1,0 +1,76 @@
+"""Trains a reward model from pairs of answers: a causal LM's trunk with one linear score, read at the last token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from training.config import RMConfig, config_dict
+from training.data.loader import build_loader
+from training.data.template import TextCodec
+from training.models.export import load_reward_model, manifest, reward_weights, save_reward_model, trunk_of
+from training.models.heads import RewardLoss, RewardModel
+from training.models.lora import lora_layers, merged_state_dict, save_adapter
+from training.run import Run, open_run
+from training.trainer import Trainer
+
+PREFIX = "model."
+"""Where the reward model sits in the loss module."""
+
+
+def run(config: RMConfig) -> None:
+    """Train on `config.data`'s pairs; model/ holds trunk and score together. Raises TrainingError subclasses."""
+    with open_run("rm", config) as run:
+        config = run.config
+        codec = TextCodec.load(config.model, config.data.template, config.data.system)
+        if codec.notice:
+            run.note(codec.notice)
+        loader = build_loader(
+            "rm", config.data, config.train, codec,
+            rank=run.strategy.dp_rank, world_size=run.strategy.dp_size, note=run.note,
+        )  # fmt: skip
+        trunk = trunk_of(run.load_model(codec))
+        model = RewardModel(trunk, pad_id=codec.pad_id, head_init=config.reward.head_init)
+        trainer = Trainer(
+            run, RewardLoss(model, config.reward), loader, per="pairs",
+            write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
+        )  # fmt: skip
+        trainer.fit()
+        export(run, trainer, model, codec)
+        trainer.telemetry.close()
+
+
+def whole_state(run: Run, trainer: Trainer, model: RewardModel) -> dict[str, Tensor]:
+    """trunk.* and score.weight on rank 0, adapters merged in; {} elsewhere."""
+    state = {n.removeprefix(PREFIX): t for n, t in run.strategy.full_state_dict(trainer.trained).items()}
+    return merged_state_dict(model, state) if state and lora_layers(model) else state
+
+
+def write_checkpoint(run: Run, trainer: Trainer, model: RewardModel, codec: TextCodec, folder: Path) -> None:
+    """A checkpoint's weights, as `load_reward_model` reads them."""
+    state = whole_state(run, trainer, model)
+    if run.is_main:
+        reward_weights(folder, model, state, codec)
+
+
+def export(run: Run, trainer: Trainer, model: RewardModel, codec: TextCodec) -> None:
+    """model/ (loadable as a sequence classifier with one label) and, under LoRA, adapter/ beside it."""
+    config, telemetry = run.config, trainer.telemetry
+    names = run.strategy.full_state_dict(trainer.trained)
+    state = whole_state(run, trainer, model)
+    if run.is_main:
+        figures = {**trainer.last, **{f"eval/{name}": value for name, value in trainer.evaluated.items()}}
+        if lora_layers(model):
+            plain = {name.removeprefix(f"{PREFIX}trunk."): tensor for name, tensor in names.items()}
+            save_adapter(model.trunk, plain, run.run_dir / "adapter", base=config.model, task="FEATURE_EXTRACTION")
+            telemetry.artifact(run.run_dir / "adapter", "adapter", figures)
+        facts = manifest(
+            "reward_model", stage="rm", base=config.model, step=trainer.step, metrics=figures,
+            config=config_dict(config),
+        )  # fmt: skip
+        folder = run.run_dir / "model"
+        save_reward_model(folder, model, state, codec, facts)
+        load_reward_model(str(folder), pad_id=codec.pad_id)  # what can't be read back must fail now, not in PPO
+        telemetry.artifact(folder, "model", figures)
+    run.strategy.barrier()
