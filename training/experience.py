@@ -21,6 +21,19 @@ from training.ppo_config import PPOTrainConfig
 
 
 @dataclass(frozen=True)
+class FixedShapes:
+    """Packed batches of few different lengths, so that compiled blocks are seldom compiled again.
+
+    quantum: tokens are filled up to a multiple of it, by segments of at most max_length that nobody learns from;
+    segments: their number in every batch, real or empty; max_length: the longest row there can be.
+    """
+
+    quantum: int
+    segments: int
+    max_length: int
+
+
+@dataclass(frozen=True)
 class Completions:
     """Rows that were rolled out. tokens int64 [b, s], prompt + completion, right-padded; lengths are on the host.
 
@@ -32,6 +45,7 @@ class Completions:
     response_lengths: tuple[int, ...]
     finished: Tensor
     rows: tuple[str, ...]
+    shapes: FixedShapes | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,7 +97,7 @@ class ActionBatch:
         return self.packed.labels[self.states]
 
 
-def pack(completions: Completions, rows: Sequence[int], *, max_length: int | None = None) -> ActionBatch:
+def pack(completions: Completions, rows: Sequence[int]) -> ActionBatch:
     """The chosen rows in one packed batch, in the order given. Indices are made on the host and copied once."""
     device, stride, width = completions.tokens.device, completions.tokens.shape[1], completions.width
     lengths = [completions.lengths[row] for row in rows]
@@ -94,8 +108,12 @@ def pack(completions: Completions, rows: Sequence[int], *, max_length: int | Non
         spans.append(torch.arange(row * stride, row * stride + length))
         states.append(torch.arange(start + prompt - 1, start + prompt + response - 1))
         places.append(torch.arange(row * width, row * width + response))
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    index = torch.stack([torch.cat(spans), positions]).to(device, non_blocking=True)
+    positions = [torch.arange(length) for length in lengths]
+    if completions.shapes is not None:
+        filling, ends = _filling(int(ends[-1]), ends, completions.shapes)
+        spans += [torch.zeros(length, dtype=torch.long) for length in filling]
+        positions += [torch.arange(length) for length in filling]
+    index = torch.stack([torch.cat(spans), torch.cat(positions)]).to(device, non_blocking=True)
     where = torch.stack([torch.cat(states), torch.cat(places)]).to(device, non_blocking=True)
     tokens = completions.tokens.flatten()[index[0]]
     labels = torch.full_like(tokens, IGNORE)
@@ -105,12 +123,21 @@ def pack(completions: Completions, rows: Sequence[int], *, max_length: int | Non
         labels=labels,
         positions=index[1],
         cu_seqlens=ends.to(torch.int32).to(device, non_blocking=True),
-        max_seqlen=max_length or max(lengths),
+        max_seqlen=completions.shapes.max_length if completions.shapes is not None else max(lengths),
         num_targets=where.shape[1],
         lengths=tuple(lengths),
         rows=tuple(completions.rows[row] for row in rows),
     )
     return ActionBatch(packed, where[0], where[1])
+
+
+def _filling(total: int, ends: Tensor, shapes: FixedShapes) -> tuple[list[int], Tensor]:
+    """(lengths of the segments that fill `total` up to a multiple of the quantum, all segment ends at their number)."""
+    wanted = -(-total // shapes.quantum) * shapes.quantum
+    whole, rest = divmod(wanted - total, shapes.max_length)
+    filling = [shapes.max_length] * whole + [rest] * (rest > 0)
+    ends = torch.cat([ends, total + torch.tensor(filling, dtype=torch.long).cumsum(0)])
+    return filling, torch.cat([ends, ends.new_full((shapes.segments + 1 - len(ends),), wanted)])
 
 
 def by_budget(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -143,25 +170,21 @@ def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def evaluate_actions(
-    completions: Completions, budget: int, evaluate: Callable[[ActionBatch], Tensor], max_length: int | None = None
-) -> Tensor:
+def evaluate_actions(completions: Completions, budget: int, evaluate: Callable[[ActionBatch], Tensor]) -> Tensor:
     """[b, r] float32: `evaluate` gives one number per action of a packed batch ([n]); 0 elsewhere."""
     table = torch.zeros(len(completions) * completions.width, device=completions.tokens.device)
     for rows in by_budget(completions.lengths, budget):
-        batch = pack(completions, rows, max_length=max_length)
+        batch = pack(completions, rows)
         table[batch.places] = evaluate(batch).float()
     return table.view(len(completions), completions.width)
 
 
 @torch.no_grad()
-def evaluate_rows(
-    completions: Completions, budget: int, evaluate: Callable[[PackedBatch], Tensor], max_length: int | None = None
-) -> Tensor:
+def evaluate_rows(completions: Completions, budget: int, evaluate: Callable[[PackedBatch], Tensor]) -> Tensor:
     """[b] float32: `evaluate` gives one number per row of a packed batch (a reward model's scores)."""
     scores = torch.zeros(len(completions), device=completions.tokens.device)
     for rows in by_budget(completions.lengths, budget):
-        batch = pack(completions, rows, max_length=max_length).packed
+        batch = pack(completions, rows).packed
         scores[torch.tensor(rows, device=scores.device)] = evaluate(batch).float()
     return scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ from transformers.modeling_utils import PreTrainedModel
 from training.config import LoraConfig, PPOConfig
 from training.data.template import TextCodec
 from training.errors import ConfigError
+from training.models.compile import speed_up_blocks
 from training.models.export import load_reward_model, trunk_of
 from training.models.heads import RewardModel
 from training.models.load import check_vocabulary, load_causal_lm, load_config
 from training.models.lora import convert_to_lora
 from training.ppo_models import Actor, Critic, without_dropout
 from training.rewards import FunctionReward, ModelReward, must_retokenize
+from training.run import Run
 from training.strategies.base import Schedule, Strategy, Trained
 from training.strategies.config import OptimizerConfig
 
@@ -80,19 +83,35 @@ class Players:
     reward: FunctionReward | ModelReward
 
 
-def gather(config: PPOConfig, strategy: Strategy, codec: TextCodec, schedule: Schedule) -> Players:
+def speed_up(run: Run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+    """What makes the blocks of a trained model and of a frozen one fast or small, as the configuration says."""
+    train, fuse = run.config.train, run.compiled and run.on_gpu
+
+    def trained(model: Any) -> None:
+        speed_up_blocks(model, compiled=run.compiled, checkpointing=train.activation_checkpointing, fuse=fuse)
+
+    return trained, lambda model: speed_up_blocks(model, compiled=run.compiled, fuse=fuse)
+
+
+def gather(run: Run, codec: TextCodec, schedule: Schedule) -> Players:
     """Load everything and hand actor and critic to the strategy. One seed on all ranks: new heads must be alike."""
+    config, strategy = run.config, run.strategy
+    faster, faster_frozen = speed_up(run)
     torch.manual_seed(config.train.seed)
     reward = _reward(config, strategy, codec)
-    critic = strategy.prepare(
-        _critic(config, codec, reward), _optimizer(config, config.critic.lr), schedule, name="critic"
-    )
+    if isinstance(reward, ModelReward) and not reward.retokenize:  # tokens of its own come in any length
+        faster_frozen(reward.model.trunk)
+    value_model = _critic(config, codec)
+    faster(value_model.model.trunk)
+    critic = strategy.prepare(value_model, _optimizer(config, config.critic.lr), schedule, name="critic")
     reference = None
     if config.reference is not None or config.lora is None:
         _same_vocabulary(config, codec)
         reference = _actor(config, codec, config.reference or config.model, None)
+        faster_frozen(reference.model)
         strategy.prepare_frozen(reference)
     actor = _actor(config, codec, config.model, config.lora)
+    faster(actor.model)
     trained = strategy.prepare(actor, _optimizer(config, config.train.lr), schedule, name="actor")
     return Players(trained, critic, reference, reward)
 
@@ -140,7 +159,7 @@ def _reward(config: PPOConfig, strategy: Strategy, codec: TextCodec) -> Function
     return reward
 
 
-def _critic(config: PPOConfig, codec: TextCodec, reward: FunctionReward | ModelReward) -> Critic:
+def _critic(config: PPOConfig, codec: TextCodec) -> Critic:
     """From critic.model, else the reward model, else the actor; its head at zero or as the reward model's."""
     path = config.critic.model or config.reward.model or config.model
     if path != config.model and TextCodec.load(path).vocabulary_digest != codec.vocabulary_digest:

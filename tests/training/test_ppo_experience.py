@@ -1,12 +1,23 @@
 """Packing a rollout: states come before their actions, bins hold every row once, tables go back to their places."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.batch import IGNORE
-from training.experience import Completions, balanced, by_budget, evaluate_actions, evaluate_rows, pack
+from training.experience import (
+    ActionBatch,
+    Completions,
+    FixedShapes,
+    balanced,
+    by_budget,
+    evaluate_actions,
+    evaluate_rows,
+    pack,
+)
 
 SHAPES = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 7)), min_size=1, max_size=9)
 
@@ -74,3 +85,27 @@ def test_balanced_bins_are_all_used_and_about_equal(lengths: list[int], data: st
 def test_more_bins_than_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="3 bins"):
         balanced([1, 2], 3)
+
+
+@given(SHAPES, st.integers(4, 20), st.integers(1, 60))
+@settings(max_examples=40, deadline=None)
+def test_fixed_shapes_cover_every_token_and_change_no_result(
+    shapes: list[tuple[int, int]], quantum: int, budget: int
+) -> None:
+    data = completions(shapes)
+    fixed = FixedShapes(quantum, len(shapes) + quantum // 13 + 2, 13)
+    filled = replace(data, shapes=fixed)
+    batch = pack(filled, range(len(shapes)))
+    packed = batch.packed
+    assert packed.tokens.shape[0] % quantum == 0
+    assert packed.cu_seqlens.shape[0] == fixed.segments + 1
+    spans = packed.cu_seqlens.diff()
+    assert (spans >= 0).all() and spans.max() <= 13 and spans.sum() == packed.tokens.shape[0]
+    starts = packed.cu_seqlens[:-1][spans > 0].long()
+    assert (packed.positions[starts] == 0).all() and (packed.positions == 0).sum() == len(starts)
+    assert (packed.labels[packed.num_tokens :] == IGNORE).all()
+
+    def value(each: ActionBatch) -> torch.Tensor:
+        return each.actions.float()
+
+    assert torch.equal(evaluate_actions(data, budget, value), evaluate_actions(filled, budget, value))

@@ -26,7 +26,7 @@ from training.data.loader import build_loader
 from training.data.prompts import build_prompts
 from training.data.template import TextCodec
 from training.errors import NanLoss, RankFailed, Stopped
-from training.experience import Completions, Experience, build_experience, describe, evaluate_actions
+from training.experience import Completions, Experience, FixedShapes, build_experience, describe, evaluate_actions
 from training.models.lora import adapters_off
 from training.ppo_export import export
 from training.ppo_models import Actor, action_logprobs
@@ -61,11 +61,14 @@ class PPO:
         )  # fmt: skip
         self.max_length = max(len(row.tokens) for row in self.prompts.rows) + config.generation.max_new_tokens
         self.local = self.train.rollout_batch_size // strategy.dp_size
+        quantum = max(1024, self.train.micro_batch_tokens // 8)
+        fixed = FixedShapes(quantum, self.local + quantum // self.max_length + 2, self.max_length)
+        self.shapes = fixed if run.compiled else None
         per_step = self.train.rollout_batch_size // self.train.samples_per_prompt
         total = max(1, math.ceil(self.train.epochs * len(self.prompts) / per_step - 1e-9))
         self.total = min(total, self.train.max_steps or total)
         updates = self.total * self.train.ppo_epochs * (self.train.rollout_batch_size // self.train.minibatch_size)
-        self.players: Players = gather(config, strategy, self.codec, learning_rate_schedule(self.train, updates))
+        self.players: Players = gather(run, self.codec, learning_rate_schedule(self.train, updates))
         self.actor, self.critic = self.players.actor, self.players.critic
         self.ptx = self._ptx_loader()
         self.engine: RolloutEngine | None = None
@@ -125,6 +128,7 @@ class PPO:
                 tuple(rollout.response_lengths.tolist()),
                 rollout.finished_by_stop,
                 tuple(row.row for row in rows),
+                self.shapes,
             )
             return rows, completions, self.old_logprobs(policy, completions, rollout.logprobs)
 
