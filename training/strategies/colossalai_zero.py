@@ -58,8 +58,11 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
         bucket_elements: int,
         cpu_offload: bool,
         group: dist.ProcessGroup | None = None,
+        at_step: bool = False,
     ) -> None:
+        """`at_step` leaves gradients where autograd puts them and reduces them in `step_with` (ZeRO-1 only)."""
         self.config = config
+        self.at_step = at_step
         self.lone = dist.get_world_size(group) == 1
         self.flats: list[FlatAdam] = []
         self._names = {id(parameter): name for name, parameter in named}
@@ -74,7 +77,7 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
             dp_process_group=group,
             reduce_bucket_size=bucket_elements,
             partition_grad=stage == 2 and not self.lone,
-            overlap_communication=not self.lone,
+            overlap_communication=not self.lone and not at_step,
             cpu_offload=cpu_offload,
             clip_grad_norm=0.0,
             master_weights=True,
@@ -123,22 +126,19 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
     def backward(self, loss: Tensor, inputs: Any = None, retain_graph: bool = False) -> None:
         scaled = loss if self.loss_scale is None else loss * self.loss_scale.scale
         scaled.backward(inputs=inputs, retain_graph=retain_graph)
-        if self.require_grad_sync and not self.lone:
+        if self.require_grad_sync and not self.lone and not self.at_step:
             self._reduce_grad(self._partition_grads)
 
     def step_with(self, lr: float) -> Tensor:
         """Clips, updates, publishes the new weights and clears the gradients; returns the norm before clipping."""
+        if self.at_step and not self.lone:
+            self._reduce_grad(False)
         if not self.lone:
             for store in self.pg_to_bucket_store.values():
                 get_accelerator().current_stream().wait_stream(store.comm_stream)
         with torch.no_grad():
             gradients = [self._gradients(index) for index in range(len(self.flats))]
-            norm = global_norm([g for group in gradients for g in group])
-            if not self.lone:
-                square = norm.square()
-                for group in self.pg_to_param_list:
-                    dist.all_reduce(square, group=group)
-                norm = square.sqrt()
+            norm = self._norm(gradients)
             if self._cpu_offload:
                 scale = None if self.loss_scale is None else self.loss_scale
                 update, norm = begin_update(norm.to(self.device), lr, self.config, self.step_count, scale)
@@ -156,6 +156,16 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
             if self.loss_scale is not None:
                 self.loss_scale.update(update.not_finite.to(self.device))
         self.zero_grad()
+        return norm
+
+    def _norm(self, gradients: list[list[Tensor]]) -> Tensor:
+        """Of all ranks' shards together; `gradients` are this rank's, group by group."""
+        norm = global_norm([g for group in gradients for g in group])
+        if not self.lone:
+            square = norm.square()
+            for group in self.pg_to_param_list:
+                dist.all_reduce(square, group=group)
+            norm = square.sqrt()
         return norm
 
     def _gradients(self, index: int) -> list[Tensor]:

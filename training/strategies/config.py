@@ -208,8 +208,12 @@ def _combination(config: StrategyConfig, can: Capabilities, wanted: Wanted) -> s
         return "LoRA is not possible with tensor or pipeline parallelism; use colossalai_zero2 or ddp with lora"
     if wanted.stage == "ppo" and not can.rollouts:
         return "PPO generates with the model it trains, which needs whole layers; use ddp, zero1, zero2 or gemini"
-    if wanted.stage in ("rm", "dpo") and config.pp > 1:
-        return f"{wanted.stage} compares two rows in one loss, which pipeline stages can't; use tp, or colossalai_zero2"
+    if wanted.stage == "rm" and config.pp > 1:
+        return "rm compares two rows in one loss, which pipeline stages can't; set pp: 1, or use colossalai_zero2"
+    if wanted.stage == "dpo" and config.tp * config.pp > 1:
+        return (
+            "dpo reads log-probs from the whole head, which tp and pp split; use colossalai_zero2 or colossalai_gemini"
+        )
     return ""
 
 
