@@ -1,4 +1,4 @@
-"""Trains the real SmolLM2-135M-Instruct on real data: SFT on instructions, then RM (4 folds) and DPO on preference pairs.
+"""Trains the real SmolLM2-135M-Instruct on real data: SFT on instructions, then RM (4 folds) and DPO on pairs.
 
 Prints one JSON line per run with held-out figures before and after; the events of each run go to --out for curves.
 
