@@ -15,7 +15,6 @@ from images.errors import ImageError
 from images.recipes import Recipe
 
 DEBOOTSTRAP_VARIANT = "minbase"
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 BASE_LABEL = "navarch.base"
 
 
@@ -78,7 +77,7 @@ def make_base(
     yield f"Making Debian {release} with debootstrap (about a minute)"
     with tempfile.TemporaryDirectory(prefix="navarch-base-") as folder:
         root = Path(folder) / "root"
-        command = [program, f"--variant={DEBOOTSTRAP_VARIANT}", release, str(root), mirror or DEFAULT_MIRROR]
+        command = [program, f"--variant={DEBOOTSTRAP_VARIANT}", release, str(root), *([mirror] if mirror else [])]
         yield from _debootstrap(command, release)
         for path in ("var/cache/apt/archives", "var/lib/apt/lists"):
             for file in (root / path).glob("*"):

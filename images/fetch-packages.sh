@@ -16,11 +16,12 @@ for list in "$parts"/*; do
     case ${list##*/} in debian.sources|ubuntu.sources|'*') ;; *) mv "$list" /navarch/set-aside/ ;; esac
 done
 if [ -n "${APT_MIRROR:-}" ]; then
+    # https://mirror/debian stands for the archive; the security archive lies beside it (Ubuntu's is the same folder).
     mirror=${APT_MIRROR%/}
     for list in /etc/apt/sources.list "$parts"/*.sources; do
         [ -f "$list" ] || continue
-        sed -i -E "s#https?://[a-z0-9.]*(deb\.debian\.org|archive\.ubuntu\.com|security\.ubuntu\.com|ports\.ubuntu\.com)/(debian|ubuntu|ubuntu-ports)([/ ]|\$)#$mirror\3#g" "$list"
-        sed -i -E "s#https?://(deb|security)\.debian\.org/debian-security#${mirror%/debian}/debian-security#g" "$list"
+        sed -i -E -e "s#https?://[^ ]+/debian-security/?#SECURITY#g" -e "s#https?://[^ ]+#$mirror#g" \
+            -e "s#SECURITY#$mirror-security#g" "$list"
     done
 fi
 

@@ -1,0 +1,114 @@
+"""A container kept as an image: what was installed stays, who used it doesn't; pushing it to a registry."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from docker.models.containers import Container
+
+from images.catalog import resolve
+from images.commit import commit
+from images.errors import ImageError
+from tests.docker.conftest import TEST_LABEL
+from tests.docker.ssh_client import SshClient
+from tests.docker.test_images_build import layer_files
+from tests.docker.test_images_entrypoint import put
+
+Run = Callable[..., Container]
+TOKEN = b"hf_a-very-secret-token"
+
+
+@pytest.fixture
+def tag(docker_client: docker.DockerClient) -> Iterator[str]:
+    name = f"navarch-test-{uuid.uuid4().hex[:8]}:latest"
+    yield name
+    for container in docker_client.containers.list(all=True, filters={"ancestor": name}):
+        container.remove(force=True)
+    if docker_client.images.list(name=name):
+        docker_client.images.remove(name, force=True)
+
+
+@pytest.fixture
+def used(docker_client: docker.DockerClient, system_image: str, run_container: Run, ssh_key: Path) -> Container:
+    """A running container of a job, with keys and tokens in all the places where they gather."""
+    probe = run_container(system_image, ["true"])
+    container = docker_client.containers.create(
+        system_image,
+        labels={TEST_LABEL: probe.labels[TEST_LABEL], "navarch.deployment": "d1", "navarch.job": "j1"},
+        ports={"22/tcp": ("127.0.0.1", None)},
+        environment={"HF_TOKEN": TOKEN.decode(), "WORLD_SIZE": "8", "NAVARCH_BARRIER": "1", "LANG": "en_US.UTF-8"},
+    )
+    put(
+        container,
+        {
+            "authorized_keys": ssh_key.with_suffix(".pub").read_bytes(),
+            "env": b"WANDB_API_KEY=" + TOKEN + b'\nQUOTED={"key": "' + TOKEN + b'"}\n',
+            "go": b"",
+        },
+    )
+    container.start()
+    login = SshClient.to(container, ssh_key)
+    login.wait()
+    cache = "/root/.cache/huggingface"
+    script = f"echo precious > /workspace/notes; mkdir -p {cache}; printf {TOKEN.decode()} > {cache}/token"
+    assert login.run(script).returncode == 0
+    return container
+
+
+def test_a_committed_container_keeps_the_work_and_no_secret(
+    docker_client: docker.DockerClient, used: Container, tag: str, ssh_key: Path, run_container: Run
+) -> None:
+    host_key = SshClient.to(used, ssh_key).host_key()
+    public = ssh_key.with_suffix(".pub").read_bytes().split()[1]
+    commit(docker_client, str(used.id), tag)
+
+    names = set()
+    for name, content in layer_files(docker_client, tag):
+        names.add(name)
+        assert TOKEN not in content, name
+        assert public not in content, name
+        assert not content.startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----"), name
+    assert "workspace/notes" in names
+
+    # The container goes on as before.
+    login = SshClient.to(used, ssh_key)
+    assert login.run("cat /root/.cache/huggingface/token").stdout == TOKEN.decode()
+    assert login.run("echo $WANDB_API_KEY").stdout.strip() == TOKEN.decode()
+    assert login.host_key() == host_key
+
+    # A container of the image is nobody's job, has its own host key, and lets in whom it is told to.
+    fresh = run_container(
+        tag,
+        ports={"22/tcp": ("127.0.0.1", None)},
+        volumes={str(ssh_key.with_suffix(".pub")): {"bind": "/run/navarch/authorized_keys", "mode": "ro"}},
+    )
+    login = SshClient.to(fresh, ssh_key)
+    login.wait()
+    assert login.host_key() not in ("", host_key)
+    assert login.run("cat /workspace/notes; env").stdout.startswith("precious\n")
+    environment = login.run("env").stdout.splitlines()
+    assert not [line for line in environment if line.startswith(("HF_TOKEN", "WORLD_SIZE", "WANDB", "QUOTED"))]
+    assert not fresh.labels["navarch.deployment"]
+    assert resolve(docker_client, tag).recipe == "commit"
+
+
+def test_a_container_of_a_committed_image_waits_for_its_own_barrier(
+    docker_client: docker.DockerClient, used: Container, tag: str, run_container: Run
+) -> None:
+    used.stop(timeout=5)
+    commit(docker_client, str(used.id), tag)
+    waiting = run_container(tag, ["echo", "started"], environment={"NAVARCH_BARRIER": "1"})
+    with pytest.raises(Exception, match=r"timed out|Timeout"):
+        waiting.wait(timeout=2)
+    put(waiting, {"go": b""})
+    assert waiting.wait(timeout=10)["StatusCode"] == 0
+
+
+def test_committing_what_is_not_there_says_so(docker_client: docker.DockerClient) -> None:
+    with pytest.raises(ImageError) as caught:
+        commit(docker_client, "no-such-container", "x")
+    assert caught.value.code == "container_missing"
