@@ -106,12 +106,8 @@ class Decoder:
         bounds = self.table.to_device(torch.tensor(boundaries, dtype=torch.int32))
         if padded is None:
             self._prefill_pass(inputs, bounds, tuple(lengths), max(lengths))
-            return
-
-        def body(inputs: Tensor, bounds: Tensor) -> None:
-            self._prefill_pass(inputs, bounds, None, padded)
-
-        self._replay(("prefill", padded), body, inputs, bounds)
+        else:
+            self._prefill_in_bucket(inputs, bounds, padded)
 
     def _prefill_in_graph(self) -> bool:
         return self.graphs and self.family.slopes is None and self.family.dtype in (torch.bfloat16, torch.float16)
@@ -149,11 +145,7 @@ class Decoder:
                 live = max(self._bounds[slot] for slot in slots)
                 splits = self._splits(len(rows), live)
                 if self.graphs:
-
-                    def body(batch: Tensor, splits: int = splits) -> None:
-                        self._step(batch, features, None, splits)
-
-                    self._replay(("decode", len(rows), features, splits), body, batch, changed=splits not in written)
+                    self._decode_in_graph(batch, len(rows), features, splits, changed=splits not in written)
                     written.add(splits)
                 else:
                     self._step(batch, features, min(live, self.max_length), splits)
@@ -189,6 +181,37 @@ class Decoder:
         table.sample(family.head(state), slots, features)
 
     # --- graphs
+
+    def warm(self) -> None:
+        """Capture plain decoding for every batch size and prefill for every bucket ahead of their first use."""
+        lives = [1, *(256 * 2**i for i in range(6) if 256 * 2**i < self.max_length)]
+        with self.evaluating():
+            for size in [size for size in BATCH_SIZES if size <= self.max_batch] or [self.max_batch]:
+                batch = torch.full((size,), self.table.padding, device=self.device)
+                for splits in sorted({self._splits(size, live) for live in lives}):
+                    self._decode_in_graph(batch, size, Features(), splits)
+            if self._prefill_in_graph():
+                for size in PREFILL_SIZES:
+                    inputs = torch.zeros((3, size), dtype=torch.int64, device=self.device)
+                    inputs[1] = torch.arange(size, device=self.device) % self.max_length
+                    inputs[2] = self.table.padding
+                    bounds = torch.full((self.max_batch + 2,), size, dtype=torch.int32, device=self.device)
+                    bounds[0] = 0
+                    self._prefill_in_bucket(inputs, bounds, size)
+
+    def _decode_in_graph(
+        self, batch: Tensor, size: int, features: Features, splits: int, *, changed: bool = True
+    ) -> None:
+        def body(batch: Tensor) -> None:
+            self._step(batch, features, None, splits)
+
+        self._replay(("decode", size, features, splits), body, batch, changed=changed)
+
+    def _prefill_in_bucket(self, inputs: Tensor, bounds: Tensor, size: int) -> None:
+        def body(inputs: Tensor, bounds: Tensor) -> None:
+            self._prefill_pass(inputs, bounds, None, size)
+
+        self._replay(("prefill", size), body, inputs, bounds)
 
     def _replay(
         self, key: tuple[object, ...], body: Callable[..., None], *inputs: Tensor, changed: bool = True
