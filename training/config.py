@@ -31,7 +31,7 @@ class TrainConfig:
     epochs: float = 1.0
     """Passes over the data; a fraction is allowed."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps, whatever `epochs` says."""
+    """Exactly this many optimizer steps, over as many passes as that takes; null: by `epochs`."""
     lr: float = 2e-5
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.03

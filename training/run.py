@@ -17,7 +17,8 @@ import torch
 
 from training.config import StageConfig, config_dict
 from training.data.template import TextCodec
-from training.errors import Stopped, TrainingError, as_training_error
+from training.errors import RankFailed, Stopped, TrainingError, as_training_error
+from training.heartbeat import Heartbeat, explained
 from training.models.attention import HAS_VARLEN
 from training.models.compile import speed_up_blocks, use_fast_matmul
 from training.models.heads import HeadOptions
@@ -129,8 +130,34 @@ def open_run(stage: str, config: Any) -> Iterator[Run]:
         run_dir.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.train.seed)
         stop = threading.Event()
-        with stop_signals(stop):
+        with stop_signals(stop), heartbeat(strategy):
             yield Run(stage, config, strategy, run_dir, stop)
+
+
+@contextmanager
+def heartbeat(strategy: Strategy) -> Iterator[None]:
+    """With several ranks: a dead one is named and this one ends, even from within a collective that never returns."""
+    if strategy.world_size == 1 or "MASTER_ADDR" not in os.environ:
+        yield
+        return
+
+    def lost(message: str) -> None:
+        emit("error", kind=RankFailed.kind, message=message, rank=strategy.rank)
+        os._exit(RankFailed.exit_code)
+
+    beat = Heartbeat(strategy.rank, strategy.world_size, lost)
+    try:
+        yield
+    except Exception as caught:
+        error = as_training_error(caught)
+        if isinstance(error, RankFailed):
+            error = explained(beat, error)
+        beat.close(failure=str(error))
+        raise error from caught
+    except BaseException:
+        beat.close(failure="interrupted")
+        raise
+    beat.close()
 
 
 @contextmanager
@@ -162,7 +189,7 @@ def guarded(action: Callable[[], None], run_dir: Path | None = None) -> int:
         error: TrainingError = Stopped("Interrupted before a checkpoint could be saved.")
     except Exception as caught:
         error = as_training_error(caught)
-        if (type(error) is TrainingError and error is not caught) or os.environ.get("NAVARCH_DEBUG"):
+        if type(error) is TrainingError or os.environ.get("NAVARCH_DEBUG"):
             traceback.print_exc()
     rank = int(os.environ.get("RANK", "0"))
     log = run_dir / "events.jsonl" if run_dir is not None and rank == 0 and run_dir.is_dir() else None

@@ -9,9 +9,8 @@ from training.config import TrainConfig
 
 
 def total_steps(train: TrainConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run: epochs, unless max_steps comes first."""
-    by_epochs = max(1, math.ceil(train.epochs * steps_per_epoch - 1e-9))
-    return min(by_epochs, train.max_steps) if train.max_steps else by_epochs
+    """Optimizer steps of the whole run: max_steps, or what `epochs` comes to."""
+    return train.max_steps or max(1, math.ceil(train.epochs * steps_per_epoch - 1e-9))
 
 
 def warmup_steps(train: TrainConfig, total: int) -> int:
