@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from training.data.batch import PackedBatch
 from training.optim import global_norm
 from training.strategies.base import Schedule, Trained, buffers_kept, cast_weights
 from training.strategies.colossalai import ShardedStrategy, wide_weights
@@ -101,17 +104,31 @@ class _Applied(torch.autograd.Function):
         return None, None, None
 
 
+class EvenRows(nn.Module):
+    """Gives the module batches whose rows are as wide as sequence parallelism needs: a multiple of its ranks."""
+
+    def __init__(self, inner: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.inner, self.multiple = inner, multiple
+
+    def forward(self, batch: PackedBatch, *args: Any, **kwargs: Any) -> Any:
+        wider = copy(batch)
+        object.__setattr__(wider, "padded", partial(batch.padded, multiple_of=self.multiple))
+        return self.inner(wider, *args, **kwargs)
+
+
 class PipelinedLoss(nn.Module):
     """batch → sum of the target tokens' losses, the same on every stage; with gradients on, backward runs too."""
 
-    def __init__(self, inner: nn.Module, booster: Booster, optimizer: HybridOptimizer, microbatches: int) -> None:
+    def __init__(self, inner: nn.Module, booster: Booster, optimizer: HybridOptimizer, config: StrategyConfig) -> None:
         super().__init__()
         self.inner = inner
-        self.booster, self.optimizer, self.microbatches = booster, optimizer, microbatches
+        self.booster, self.optimizer, self.microbatches = booster, optimizer, config.microbatches
+        self.multiple = config.tp if config.sp != "none" else 1
         self.anchor = torch.zeros((), device=optimizer.device, requires_grad=True)
 
-    def forward(self, batch: Any) -> Tensor:
-        rows = batch.padded(self.inner.options.pad_id)  # type: ignore[union-attr]
+    def forward(self, batch: PackedBatch) -> Tensor:
+        rows = batch.padded(self.inner.options.pad_id, multiple_of=self.multiple)  # type: ignore[union-attr]
         count = rows.input_ids.shape[0]
         pieces = self.microbatches if self.microbatches and count % self.microbatches == 0 else count
         plugin = self.optimizer.plugin
@@ -219,7 +236,11 @@ class HybridStrategy(ShardedStrategy):
                 if shard.name in wide and shard.stop > shard.start:
                     piece = wide[shard.name].reshape(-1)[shard.start : shard.stop]
                     shard.state["master"][: shard.stop - shard.start].copy_(piece)
-        outer = PipelinedLoss(module, self.booster, adam, self.config.microbatches) if self.config.pp > 1 else module
+        outer = module
+        if self.config.pp > 1:
+            outer = PipelinedLoss(module, self.booster, adam, self.config)
+        elif self.config.sp != "none":
+            outer = EvenRows(module, self.config.tp)
         return Trained(name, outer, module, adam, optimizer, schedule)
 
     def _cut(self, model: PreTrainedModel) -> HybridParallelModule:
