@@ -95,7 +95,7 @@ def build_prompts(
     world_size: int = 1,
     note: Callable[[str], object] = print,
 ) -> PromptLoader:
-    """Reads, renders and tokenises all prompts. Rows with answers give their question; `data.eval_fraction` is left out.
+    """Reads, renders and tokenises prompts. Rows with answers give their question; `data.eval_fraction` is left out.
 
     Raises DataError naming the row for a bad row (unless `data.bad_rows: skip`) and for a prompt over max_length
     tokens (unless long_prompts is "drop").

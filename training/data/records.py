@@ -17,13 +17,13 @@ _LOOKED_AT = 50
 
 @dataclass(frozen=True)
 class Problem:
-    """A row that can't be used."""
+    """A row that can't be used. place is empty where `what` names it already."""
 
     place: str
     what: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.what}"
+        return f"{self.place}: {self.what}" if self.place else self.what
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,14 @@ def detect(files: tuple[Path, ...]) -> str:
     """The format of the first rows that can be read."""
     first: RawRow | None = None
     rows = []
-    for raw in islice(raw_rows(files, tuple(file.name for file in files)), _LOOKED_AT):
-        first = first or raw
-        if not raw.problem:
-            rows.append(raw.value)
+    try:
+        for raw in islice(raw_rows(files, tuple(file.name for file in files)), _LOOKED_AT):
+            first = first or raw
+            if not raw.problem:
+                rows.append(raw.value)
+    except DataError:  # broken further on: said when that place is reached
+        if not rows:
+            raise
     where = files[0] if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
     if first is None:
         raise DataError(f"{where} is empty: there are no rows in it.")

@@ -1,0 +1,81 @@
+"""Finds near-duplicate rows: MinHash to find candidates, their true likeness to decide."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_WORD = re.compile(r"\w+", re.UNICODE)
+_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+PERMUTATIONS = 128
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Row `number` is like the earlier row `of`; likeness: Jaccard index of their shingles."""
+
+    number: int
+    of: int
+    likeness: float
+
+
+def shingles(text: str) -> set[str]:
+    """What two texts are compared by: runs of three words; of three characters where words aren't separated by spaces
+    (Chinese, Japanese, Korean). Case and punctuation don't count."""
+    words = [word.lower() for word in _WORD.findall(text)]
+    joined = "".join(words)
+    if len(_CJK.findall(joined)) * 3 > len(joined):
+        pieces: Sequence[str] = joined
+    else:
+        pieces = words
+    if len(pieces) < 3:
+        return {" ".join(pieces)}
+    return {" ".join(pieces[i : i + 3]) for i in range(len(pieces) - 2)}
+
+
+def likeness(one: set[str], other: set[str]) -> float:
+    """Jaccard index: shared shingles over all shingles."""
+    return len(one & other) / (len(one | other) or 1)
+
+
+def find_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[Duplicate]:
+    """Rows that are at least `threshold` like an earlier row that is kept. The first of each family stays.
+
+    Candidates come from MinHash (Broder 1997) with locality-sensitive hashing; none is dropped without comparing the
+    shingles themselves. Some pairs close to the threshold may be missed, none is invented.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must be in (0, 1], not {threshold:g}")
+    from datasketch import MinHash, MinHashLSH
+
+    index = MinHashLSH(threshold=max(threshold - 0.05, 0.01), num_perm=PERMUTATIONS)
+    kept: dict[int, np.ndarray] = {}
+    found: list[Duplicate] = []
+    for number, text in enumerate(texts):
+        pieces = shingles(text)
+        sketch = MinHash(num_perm=PERMUTATIONS)
+        sketch.update_batch([piece.encode() for piece in pieces])
+        digest = _digests(pieces)
+        best = max(((_jaccard(digest, kept[other]), -other) for other in index.query(sketch)), default=(0.0, 0))
+        if best[0] >= threshold:
+            found.append(Duplicate(number, -best[1], best[0]))
+            continue
+        index.insert(number, sketch, check_duplication=False)
+        kept[number] = digest
+    return found
+
+
+def _digests(pieces: set[str]) -> np.ndarray:
+    """Sorted 64-bit hashes of shingles: an eighth of the memory that the strings take."""
+    import hashlib
+
+    values = [int.from_bytes(hashlib.blake2b(p.encode(), digest_size=8).digest(), "little") for p in pieces]
+    return np.unique(np.array(values, dtype=np.uint64))
+
+
+def _jaccard(one: np.ndarray, other: np.ndarray) -> float:
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / (len(one) + len(other) - shared)
