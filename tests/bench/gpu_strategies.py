@@ -4,6 +4,7 @@ One JSON line per case; a failing case is reported and the next one goes on. Spe
 
     python -m tests.bench.gpu_strategies [--shape 135m] [--seconds 220] [--cases zero2,gemini,…]
     python -m tests.bench.gpu_strategies --shape tiny --cpu          (the same on a CPU, with a stand-in accelerator)
+    python -m tests.bench.gpu_strategies --speed 135m:naive,1b:colossalai_zero2,1b:colossalai_gemini [--tokens 32768]
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from training.models.lora import convert_to_lora
 from training.strategies.base import Strategy, Trained
 from training.strategies.config import OptimizerConfig, StrategyConfig
 from training.strategies.select import open_strategy
+from training.strategies.world import close_world
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ CASES = {
     "gemini-fp16": Case("colossalai_gemini", precision="fp16", resume=False),
     "naive-lora": Case("naive", lora=True),
     "zero2-lora": Case("colossalai_zero2", lora=True),
-    "3d": Case("colossalai_3d", compiled=False, resume=True, accumulate=1),
+    "3d": Case("colossalai_3d", compiled=False),
 }
 STEPS = 3
 
@@ -116,6 +118,9 @@ class Bench:
                 strategy.save([trained], Path(folder))
                 again = self.prepare(strategy, case)
                 strategy.load([again], Path(folder))
+            saved, loaded = (strategy.full_state_dict(each, masters=True) for each in (trained, again))
+            result["restored"] = all(torch.equal(saved[key], loaded[key]) for key in saved)
+            del saved, loaded
             went_on = self.train(strategy, trained, case, STEPS, 2)
             resumed = self.train(strategy, again, case, STEPS, 2)
             one = strategy.full_state_dict(trained, masters=True)
@@ -137,10 +142,61 @@ class Bench:
         return result | {"seconds": round(time.perf_counter() - started, 1)}
 
 
+def speed(spec: str, tokens: int) -> dict[str, Any]:
+    """Milliseconds of forward+backward and of the optimizer step, and real tokens/s, for SHAPE:STRATEGY[:fuse]."""
+    shape, name, *rest = spec.split(":")
+    torch.cuda.reset_peak_memory_stats()
+    config = LlamaConfig(**SHAPES[shape])
+    batches = [
+        step.micro_batches[0].to("cuda") for step in SyntheticLoader("sft", config.vocab_size, tokens, 1, 4).made[:4]
+    ]
+    strategy = open_strategy(StrategyConfig(name=name), precision="bf16")
+    with torch.device("cuda"):
+        model = from_config(config)
+    speed_up_blocks(model, compiled=True, fuse="fuse" in rest)
+    trained = strategy.prepare(
+        LanguageModelLoss(model, HeadOptions(compiled=True)), OptimizerConfig(lr=1e-5), lambda step: 1.0
+    )
+    walls, halves = [], []
+    for number in range(12):
+        batch = batches[number % len(batches)]
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        marks[0].record()
+        with strategy.accumulate(trained, last=True):
+            strategy.backward(trained, trained.module(batch) / batch.num_targets)
+        marks[1].record()
+        strategy.step(trained)
+        marks[2].record()
+        launched = time.perf_counter() - started
+        torch.cuda.synchronize()
+        walls.append(time.perf_counter() - started)
+        halves.append((marks[0].elapsed_time(marks[1]), marks[1].elapsed_time(marks[2]), 1000 * launched))
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for number in range(8):  # as in training: nothing waits between steps
+        batch = batches[number % len(batches)]
+        with strategy.accumulate(trained, last=True):
+            strategy.backward(trained, trained.module(batch) / batch.num_targets)
+        strategy.step(trained)
+    torch.cuda.synchronize()
+    per_step = (time.perf_counter() - started) / 8
+    real = sum(batch.num_tokens for batch in batches) / len(batches)
+    last = sorted(halves[4:])[len(halves[4:]) // 2]
+    return {
+        "speed": spec, "tokens_per_second": round(real / per_step), "step_ms": round(1000 * per_step, 1),
+        "forward_backward_ms": round(last[0], 1), "optimizer_ms": round(last[1], 2), "launched_ms": round(last[2], 1),
+        "first_s": round(walls[0], 1), "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="135m", choices=SHAPES)
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--speed", default="", help="measure these instead: SHAPE:STRATEGY[:fuse],…")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--seconds", type=float, default=220)
     parser.add_argument("--cpu", action="store_true")
@@ -149,8 +205,23 @@ def main() -> None:
         from tests.training.colossal_cpu_sim import install
 
         install()
-    bench = Bench(arguments.shape, arguments.tokens, on_gpu=not arguments.cpu)
     started = time.monotonic()
+    for spec in filter(None, arguments.speed.split(",")):
+        if time.monotonic() - started > arguments.seconds:
+            print(json.dumps({"speed": spec, "left_out": "no time"}), flush=True)
+            continue
+        try:
+            print(json.dumps(speed(spec, arguments.tokens or 32768)), flush=True)
+        except Exception as error:
+            print(json.dumps({"speed": spec, "error": f"{type(error).__name__}: {error}"[:400]}), flush=True)
+            traceback.print_exc()
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+    if arguments.speed:
+        close_world()
+        return
+    bench = Bench(arguments.shape, arguments.tokens or 8192, on_gpu=not arguments.cpu)
     expected: dict[tuple[bool, int], list[float]] = {}
     for name in arguments.cases.split(","):
         case = CASES[name]
@@ -164,7 +235,10 @@ def main() -> None:
             key = (case.lora, case.accumulate)
             reference = expected.setdefault(key, result["losses"])
             apart = max(abs(a - b) / b for a, b in zip(result["losses"], reference, strict=True))
-            same = result.get("resumed") == result.get("went_on") or case.strategy.startswith("colossalai")
+            # GPU kernels add in varying order, so only what was restored can be exact; what follows must be close
+            same = result.get("restored", True) and all(
+                abs(a - b) < 1e-3 * b for a, b in zip(result.get("resumed", []), result.get("went_on", []), strict=True)
+            )
             result["loss_apart"] = round(apart, 6)
             result["ok"] = apart < 0.01 and same and result.get("generation_apart", 0.0) < 0.01
             print(json.dumps(result), flush=True)
@@ -176,8 +250,6 @@ def main() -> None:
         gc.collect()
         if not arguments.cpu:
             torch.cuda.empty_cache()
-    from training.strategies.world import close_world
-
     close_world()
 
 

@@ -213,7 +213,10 @@ class ChunkOptimizer(GeminiOptimizer):  # type: ignore[misc]
     @torch.no_grad()
     def round_masters(self) -> None:
         for chunk in self.chunk16_set:
-            chunk.optim_update()
+            if chunk.device_type == chunk.paired_chunk.device_type:
+                chunk.optim_update()
+            else:  # loading before the first step: masters are offloaded, the weights were not moved yet
+                chunk.payload.copy_(chunk.paired_chunk.payload)
 
     def shards(self) -> list[Shard]:
         """This rank's masters and moments by parameter name, all of them for chunks that every rank holds whole."""
