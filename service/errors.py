@@ -80,18 +80,20 @@ class Problem(Exception):
     def __init__(self, code: str, detail: str, hint: str | None = None, **extra: object) -> None:
         super().__init__(detail)
         self.kind = KINDS[code]
+        self.status = self.kind.status
         self.code = code
         self.detail = detail
         self.hint = hint
         self.extra = extra
 
     @property
-    def status(self) -> int:
-        return self.kind.status
-
-    @property
     def title(self) -> str:
         return self.kind.title
+
+    def about_the_body(self) -> Problem:
+        """The same where the missing thing is one that the request's body names: 422 instead of 404."""
+        self.status = 422 if self.status == 404 else self.status
+        return self
 
     def document(self, instance: str | None = None) -> dict[str, object]:
         """The RFC 9457 members, ready for JSON."""

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,8 @@ def running(data_dir: Path) -> Running | None:
     return Running(endpoint.url, endpoint.pid)
 
 
-def serve(settings: Settings) -> None:
-    """Run the control plane until SIGTERM or Ctrl-C. Raises Problem when it can't start."""
+def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None) -> None:
+    """Run the control plane until SIGTERM or Ctrl-C; `on_ready` gets its URL. Raises Problem when it can't start."""
     import uvicorn
 
     from service.api.app import create_app
@@ -66,6 +66,7 @@ def serve(settings: Settings) -> None:
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
                     Endpoint(url, os.getpid()).write(settings.data_dir)
+                    on_ready(url)
 
                 def handle_exit(self, sig: int, frame: FrameType | None) -> None:
                     app.state.shutdown.begin()

@@ -37,9 +37,7 @@ def up(
     settings = _settings(host=host, port=port, data_dir=data_dir, mount_roots=mount_root)
     if not detach:
         _authorise_own_key(settings)
-        if not as_json:
-            output.note(f"Navarch listens on {settings.host}:{settings.port}; Ctrl-C ends it, containers go on.")
-        process.serve(settings)
+        process.serve(settings, on_ready=_say_json if as_json else _say_ready)
         return
     before = process.running(settings.data_dir)
     found = process.start_detached(settings, _arguments(settings))
@@ -48,6 +46,15 @@ def up(
         return
     output.say(f"Navarch {'already runs' if before else 'runs'} at [bold]{found.url}[/] [dim](pid {found.pid})[/]")
     output.say(f"[dim]log {settings.data_dir / process.LOG_NAME}; API docs {found.url}/docs; navarch down ends it[/]")
+
+
+def _say_ready(url: str) -> None:
+    output.note(f"Navarch runs at {url} (API docs: {url}/docs). Ctrl-C ends it; containers go on.")
+
+
+def _say_json(url: str) -> None:
+    output.as_json({"url": url})
+    sys.stdout.flush()
 
 
 def _settings(**given: Any) -> Settings:

@@ -77,12 +77,14 @@ async def submit(
     state = state_of(request)
     document = await spec_of(request)
     if dry_run:
-        plan = await run_in_threadpool(state.jobs.plan, document)
-        return _json(plan)
+        try:
+            return _json(await run_in_threadpool(state.jobs.plan, document))
+        except Problem as problem:
+            raise problem.about_the_body() from None
     submission = Submission(document, actor_of(request), idempotency_key)
     answer = await request.app.state.submits.submit(submission)
     if isinstance(answer, Problem):
-        raise answer
+        raise answer.about_the_body()
     job: schemas.Job = answer.job
     headers = {"Location": f"/api/v1/jobs/{job.id}"}
     if answer.replayed:
