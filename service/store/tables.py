@@ -6,6 +6,9 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
+_NO_ID_TWICE = {"sqlite_autoincrement": True}
+"""SQLite would give the number of a deleted row to the next one."""
+
 
 class Meta(SQLModel, table=True):
     """Facts of the deployment itself, such as its id."""
@@ -76,7 +79,7 @@ class Attempt(SQLModel, table=True):
     """One try at a job: a gang of containers, all or none."""
 
     __tablename__ = "attempt"
-    __table_args__ = (UniqueConstraint("job_id", "number"),)
+    __table_args__ = (UniqueConstraint("job_id", "number"), _NO_ID_TWICE)
     id: int | None = Field(default=None, primary_key=True)
     job_id: str = Field(foreign_key="job.id", index=True)
     number: int
@@ -111,6 +114,7 @@ class Replica(SQLModel, table=True):
             sqlite_where=text("removed_at IS NULL"),
             postgresql_where=text("removed_at IS NULL"),
         ),
+        _NO_ID_TWICE,
     )
     id: int | None = Field(default=None, primary_key=True)
     attempt_id: int = Field(foreign_key="attempt.id", index=True)
@@ -187,6 +191,7 @@ class Event(SQLModel, table=True):
     """One thing that happened, and who did it."""
 
     __tablename__ = "event"
+    __table_args__ = _NO_ID_TWICE
     id: int | None = Field(default=None, primary_key=True)
     time: float = Field(default_factory=time.time)
     actor: str

@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("message", sa.String(), nullable=False),
         sa.Column("data", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("event", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_event_job_id"), ["job_id"], unique=False)
@@ -178,6 +179,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("job_id", "number"),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("attempt", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_attempt_job_id"), ["job_id"], unique=False)
@@ -256,6 +258,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("attempt_id", "node_rank"),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("replica", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_replica_attempt_id"), ["attempt_id"], unique=False)

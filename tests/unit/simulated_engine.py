@@ -1,0 +1,215 @@
+"""A machine and its engine in memory, behind the real Engine interface, on which a controller can be made to crash.
+
+Only for exploring crash points that a real engine can't be stopped at; tests/docker runs the same code on a real one.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sqlmodel import Session
+
+from jobs.launch import ContainerPlan
+from service.engine.base import ContainerFacts, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
+from service.engine.errors import BadContainer, EngineError, NameTaken, PortTaken, Unreachable
+from service.store.database import Database
+
+
+class Crash(BaseException):
+    """The controller's process is dead from here on: nothing may catch this."""
+
+
+@dataclass
+class Fuse:
+    """Kills a controller at its n-th effect. A dead one can't have any more effects."""
+
+    left: int | None = None
+    dead: bool = False
+
+    def spark(self) -> None:
+        if self.dead:
+            raise Crash
+        if self.left is not None:
+            self.left -= 1
+            if self.left <= 0:
+                self.dead = True
+                raise Crash
+
+
+class FusedDatabase(Database):
+    """The real database of a process that may die before, in the middle of, or after each write."""
+
+    def __init__(self, url: str, fuse: Fuse) -> None:
+        super().__init__(url)
+        self.fuse = fuse
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        self.fuse.spark()
+        with super().write() as session:
+            yield session
+            self.fuse.spark()
+        self.fuse.spark()
+
+
+@dataclass
+class Container:
+    id: str
+    plan: ContainerPlan
+    created_at: float
+    running: bool = False
+    started_at: float | None = None
+    finished_at: float | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+    log: list[LogRecord] = field(default_factory=list)
+    signals: list[str] = field(default_factory=list)
+    ignores_term: bool = False
+
+
+@dataclass
+class Machine:
+    """What outlives every controller."""
+
+    clock: Callable[[], float]
+    gpus: tuple[str, ...] = ()
+    reachable: bool = True
+    engine_started_at: float = 0.0
+    foreign_ports: set[int] = field(default_factory=set)
+    containers: dict[str, Container] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def end(self, container: Container, code: int, *, oom: bool = False) -> None:
+        if container.running:
+            container.running, container.exit_code, container.oom_killed = False, code, oom
+            container.finished_at = self.clock()
+
+    def restart_engine(self) -> None:
+        for container in self.containers.values():
+            self.end(container, 137)
+        self.engine_started_at = self.clock()
+
+    def find(self, name_or_id: str) -> Container | None:
+        for container in self.containers.values():
+            if name_or_id in (container.id, container.plan.name):
+                return container
+        return None
+
+
+class SimulatedEngine:
+    """One controller's connection to a machine."""
+
+    def __init__(self, machine: Machine, fuse: Fuse) -> None:
+        self._machine, self._fuse = machine, fuse
+
+    @contextmanager
+    def _effect(self) -> Iterator[Machine]:
+        self._fuse.spark()
+        if not self._machine.reachable:
+            raise Unreachable("connection refused")
+        yield self._machine
+        self._fuse.spark()
+
+    def facts(self) -> EngineFacts:
+        with self._effect() as machine:
+            return EngineFacts("sim", "1", 4, 1 << 34, "boot-1", machine.engine_started_at)
+
+    def gpus(self, image: str | None = None) -> list[Gpu]:
+        with self._effect() as machine:
+            return [Gpu(uuid, "sim", 1000, index) for index, uuid in enumerate(machine.gpus)]
+
+    def image(self, reference: str) -> ImageFacts | None:
+        with self._effect():
+            return ImageFacts("sha256:1", reference, {"navarch.recipe": "cpu"})
+
+    def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts:
+        raise EngineError("nothing to pull from")
+
+    def create(self, plan: ContainerPlan) -> str:
+        with self._effect() as machine:
+            found = machine.find(plan.name)
+            if found is None:
+                found = Container(f"c{next(machine.numbers)}", plan, machine.clock())
+                machine.containers[found.id] = found
+            elif dict(found.plan.labels) != dict(plan.labels):
+                raise NameTaken("name taken", found.id)
+        self.put(found.id, plan.files)
+        return found.id
+
+    def start(self, container_id: str) -> None:
+        with self._effect() as machine:
+            container = machine.containers[container_id]
+            if container.running or container.finished_at is not None:
+                return
+            for other in machine.containers.values():
+                if other.running and set(other.plan.gpus) & set(container.plan.gpus):
+                    raise AssertionError(f"{other.plan.name} and {container.plan.name} share a GPU")
+                if other.running and set(other.plan.ports.values()) & set(container.plan.ports.values()):
+                    raise AssertionError(f"{other.plan.name} and {container.plan.name} share a port")
+            taken = machine.foreign_ports & set(container.plan.ports.values())
+            if taken:
+                raise PortTaken("port is already allocated", min(taken))
+            container.running, container.started_at = True, machine.clock()
+            container.log.append(LogRecord(f"2026-01-01T00:00:{len(container.log):02d}.000000000Z", "started"))
+
+    def put(self, container_id: str, files: Mapping[str, bytes]) -> None:
+        with self._effect() as machine:
+            if container_id not in machine.containers:
+                raise BadContainer("no such container")
+            machine.containers[container_id].files.update(files)
+
+    def inspect(self, name_or_id: str) -> ContainerFacts | None:
+        with self._effect() as machine:
+            found = machine.find(name_or_id)
+            return None if found is None else self._facts(found)
+
+    def containers(self, deployment: str) -> list[ContainerFacts]:
+        with self._effect() as machine:
+            return [self._facts(container) for container in machine.containers.values()]
+
+    def signal(self, container_id: str, name: str) -> None:
+        with self._effect() as machine:
+            container = machine.find(container_id)
+            if container is None or not container.running:
+                return
+            container.signals.append(name)
+            if name == "SIGKILL":
+                machine.end(container, 137)
+            elif not container.ignores_term:
+                machine.end(container, 143)
+
+    def remove(self, container_id: str) -> None:
+        with self._effect() as machine:
+            found = machine.find(container_id)
+            if found is not None:
+                del machine.containers[found.id]
+
+    def follow(self, container_id: str, since: int, *, wait: bool) -> Iterator[LogRecord]:
+        with self._effect() as machine:
+            found = machine.find(container_id)
+            if found is None:
+                raise BadContainer("no such container")
+            yield from list(found.log)
+
+    def events(self, deployment: str) -> Iterator[EngineEvent | None]:
+        yield None
+
+    def close(self) -> None:
+        pass
+
+    @staticmethod
+    def _facts(found: Container) -> ContainerFacts:
+        return ContainerFacts(
+            id=found.id,
+            name=found.plan.name,
+            labels=found.plan.labels,
+            running=found.running,
+            started=found.started_at is not None,
+            exit_code=found.exit_code,
+            oom_killed=found.oom_killed,
+            started_at=found.started_at,
+            finished_at=found.finished_at,
+            created_at=found.created_at,
+        )

@@ -1,0 +1,199 @@
+"""A deployment in a folder: the real store, steps and log collection, over simulated machines and a clock of its own."""
+
+import shutil
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from sqlmodel import select
+
+from jobs.states import JobState
+from service.collector.collector import Follower
+from service.collector.hub import Hub
+from service.controller import hosts as host_steps
+from service.controller.context import Context, LogEnd
+from service.controller.controller import step
+from service.controller.scheduling import schedule
+from service.engine.base import Engine
+from service.jobs import Jobs
+from service.secrets import SecretBox
+from service.settings import Settings
+from service.store.database import Database
+from service.store.tables import Attempt, Event, Host, Job, Replica
+from tests.unit.simulated_engine import Container, Fuse, FusedDatabase, Machine, SimulatedEngine
+
+
+@cache
+def _empty_database() -> Path:
+    """A migrated database without rows, made once."""
+    path = Path(mkdtemp(prefix="navarch-template-")) / "empty.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    return path
+
+
+@dataclass
+class InlineCollector:
+    """Collects like the real one, but only when a container has ended, and in the caller's thread."""
+
+    controller: "SimulatedController"
+
+    def follow(self, replica: Replica, attempt: int) -> None:
+        pass
+
+    def drain(self, replica: Replica, attempt: int) -> LogEnd:
+        c = self.controller
+        follower = Follower(c, c.context.database, c.context.settings, Hub(), replica, attempt)
+        return follower.collect(wait=False)
+
+
+class SimulatedController:
+    """One controller process; dies when its fuse has burnt."""
+
+    def __init__(self, world: "World", owner: str) -> None:
+        self.world = world
+        self.fuse = Fuse()
+        self._engines: dict[str, Engine] = {
+            host_id: SimulatedEngine(machine, self.fuse) for host_id, machine in world.machines.items()
+        }
+        self.database = FusedDatabase(world.settings.url, self.fuse)
+        self.context = Context(
+            database=self.database,
+            settings=world.settings,
+            engines=self,
+            collector=InlineCollector(self),
+            deployment="deployment",
+            clock=world.clock,
+            owner=owner,
+            secrets=SecretBox(world.settings.data_dir),
+            handshake=self._handshake,
+        )
+
+    def engine(self, host_id: str) -> Engine:
+        return self._engines[host_id]
+
+    def step(self, job_id: str) -> None:
+        step(self.context, job_id)
+
+    def schedule(self) -> None:
+        schedule(self.context)
+
+    def watch(self, host_id: str) -> None:
+        """What the watch of a host does when it has (or hasn't) connected."""
+        machine = self.world.machines[host_id]
+        if not machine.reachable:
+            host_steps.note_reachable(self.context, host_id, False, "connection refused")
+            return
+        host_steps.note_facts(self.context, host_id, self._engines[host_id].facts(), back_at=None)
+        host_steps.sweep(self.context, host_id)
+        host_steps.note_gpus(self.context, host_id)
+        host_steps.note_reachable(self.context, host_id, True)
+
+    def close(self) -> None:
+        self.database.close()
+
+    def _handshake(self, address: str, port: int, host_key: str) -> bool:
+        self.fuse.spark()
+        return any(
+            c.running
+            and port in c.plan.ports.values()
+            and c.files.get("ssh_host_ed25519_key.pub", b"").decode() == host_key
+            for machine in self.world.machines.values()
+            for c in machine.containers.values()
+        )
+
+
+@dataclass
+class World:
+    """Everything that is there whether or not a controller lives."""
+
+    folder: Path
+    gpus: tuple[int, ...] = (2, 1)
+    now: float = 1_800_000_000.0
+    machines: dict[str, Machine] = field(default_factory=dict)
+    settings: Settings = field(init=False)
+    database: Database = field(init=False)
+    jobs: Jobs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.settings = Settings(data_dir=self.folder, lease_s=30, unreachable_grace_s=600)
+        shutil.copy(_empty_database(), self.folder / "navarch.db")
+        self.database = Database(self.settings.url)
+        self.jobs = Jobs(self.database, self.settings)
+        with self.database.write() as session:
+            for number, count in enumerate(self.gpus, start=1):
+                name = f"h{number}"
+                uuids = tuple(f"GPU-{name}-{index}" for index in range(count))
+                self.machines[name] = Machine(self.clock, uuids)
+                facts = {
+                    "cpus": 4,
+                    "memory_bytes": 1 << 34,
+                    "gpus": [{"uuid": u, "name": "sim", "memory_mib": 1, "index": i} for i, u in enumerate(uuids)],
+                }
+                session.add(
+                    Host(
+                        id=name,
+                        name=name,
+                        url=f"sim://{name}",
+                        address=f"10.0.0.{number}",
+                        reachable=True,
+                        facts=facts,
+                        max_containers=4,
+                    )
+                )
+
+    def clock(self) -> float:
+        return self.now
+
+    def controller(self, owner: str = "one") -> SimulatedController:
+        return SimulatedController(self, owner)
+
+    def close(self) -> None:
+        self.database.close()
+
+    def job(self, job_id: str) -> Job:
+        with self.database.read() as session:
+            found = session.get(Job, job_id)
+            assert found is not None
+            return found
+
+    def live_jobs(self) -> list[Job]:
+        terminal = [JobState.SUCCEEDED.value, JobState.FAILED.value, JobState.STOPPED.value]
+        with self.database.read() as session:
+            return [job for job in session.exec(select(Job)) if job.state not in terminal]
+
+    def rows(self, table: type) -> list:
+        with self.database.read() as session:
+            return list(session.exec(select(table)))
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        return sorted((a for a in self.rows(Attempt) if a.job_id == job_id), key=lambda a: a.number)
+
+    def events(self, job_id: str) -> list[Event]:
+        return [e for e in self.rows(Event) if e.job_id == job_id]
+
+    def containers(self) -> list[Container]:
+        return [c for machine in self.machines.values() for c in machine.containers.values()]
+
+    def settle(self, controller: SimulatedController, rounds: int = 60) -> None:
+        """Lets time pass, with hosts that answer and jobs that end, until nothing is left to do."""
+        for machine in self.machines.values():
+            machine.reachable = True
+            machine.foreign_ports.clear()
+        for _ in range(rounds):
+            for host_id in self.machines:
+                controller.watch(host_id)
+            controller.schedule()
+            for job in self.rows(Job):
+                controller.step(job.id)
+            for machine in self.machines.values():
+                for container in machine.containers.values():
+                    machine.end(container, 0)
+            if not self.live_jobs() and not self.containers():
+                return
+            self.now += 60.0

@@ -1,0 +1,234 @@
+"""Random lives of a deployment: users, failures, crashes between any two effects; what must hold, holds after each."""
+
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from jobs.states import PLACED, TERMINAL, JobState, Reason, check_move
+from service.errors import Problem
+from service.store.tables import Attempt, Event, GpuLease, Host, Job, PortLease, Replica
+from tests.unit.simulated_engine import Crash
+from tests.unit.simulation import SimulatedController, World
+
+CRASH = st.one_of(st.none(), st.none(), st.integers(1, 40))
+PICK = st.integers(0, 1 << 16)
+
+
+class Life(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(mkdtemp(prefix="navarch-life-"))
+        self.world = World(self.folder)
+        self.controllers: list[SimulatedController] = []
+        self.harvested: dict[int, float] = {}
+        self.lost_hosts: set[str] = set()
+
+    @initialize()
+    def begin(self) -> None:
+        self.controllers = [self.world.controller("one"), self.world.controller("two")]
+
+    def teardown(self) -> None:
+        try:
+            self.world.now += self.world.settings.lease_s + 1
+            survivor = self.world.controller("survivor")
+            self.world.settle(survivor)
+            assert [(j.name, j.state, j.message) for j in self.world.live_jobs()] == []
+            assert [c.plan.name for c in self.world.containers()] == []
+            self.lost_hosts.clear()
+            self.everything_holds()
+            survivor.close()
+        finally:
+            for controller in self.controllers:
+                controller.close()
+            self.world.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _acting(self, which: int, crash: int | None) -> SimulatedController:
+        controller = self.controllers[which]
+        controller.fuse.left = crash
+        return controller
+
+    def _survived(self, which: int) -> None:
+        """A controller that died is replaced by a new process; its leases run out by themselves."""
+        if self.controllers[which].fuse.dead:
+            self.controllers[which].close()
+            self.controllers[which] = self.world.controller(f"{which}-{self.world.now}")
+        else:
+            self.controllers[which].fuse.left = None
+
+    @rule(
+        gpus=st.integers(0, 3), nodes=st.integers(1, 2), retries=st.integers(0, 1), port=st.sampled_from([None, 7000])
+    )
+    def submit(self, gpus: int, nodes: int, retries: int, port: int | None) -> None:
+        document: dict[str, Any] = {
+            "type": "command",
+            "image": "cpu",
+            "command": "x",
+            "resources": {"gpus": gpus, "nodes": nodes},
+            "retries": retries,
+            "grace": 5,
+            "ports": [port] if port else [],
+        }
+        try:
+            self.world.jobs.submit(document)
+        except Problem as problem:
+            assert problem.code == "not_enough_gpus"
+
+    @rule(pick=PICK)
+    def stop(self, pick: int) -> None:
+        jobs = self.world.rows(Job)
+        if jobs:
+            self.world.jobs.stop(jobs[pick % len(jobs)].id)
+
+    @rule(pick=PICK)
+    def delete(self, pick: int) -> None:
+        jobs = self.world.rows(Job)
+        if jobs:
+            job = jobs[pick % len(jobs)]
+            try:
+                self.world.jobs.delete(job.id)
+            except Problem as problem:
+                assert problem.code == "job_active"
+            else:
+                assert job.state in TERMINAL
+
+    @rule(which=st.integers(0, 1), crash=CRASH)
+    def schedule(self, which: int, crash: int | None) -> None:
+        try:
+            self._acting(which, crash).schedule()
+        except Crash:
+            pass
+        self._survived(which)
+
+    @rule(which=st.integers(0, 1), pick=PICK, crash=CRASH, steps=st.integers(1, 4))
+    def step(self, which: int, pick: int, crash: int | None, steps: int) -> None:
+        jobs = self.world.rows(Job)
+        if not jobs:
+            return
+        try:
+            controller = self._acting(which, crash)
+            for _ in range(steps):
+                controller.step(jobs[pick % len(jobs)].id)
+        except Crash:
+            pass
+        self._survived(which)
+
+    @rule(which=st.integers(0, 1), host=st.sampled_from(["h1", "h2"]), crash=CRASH)
+    def watch(self, which: int, host: str, crash: int | None) -> None:
+        try:
+            self._acting(which, crash).watch(host)
+            if self.world.machines[host].reachable:
+                self.lost_hosts.discard(host)
+        except Crash:
+            pass
+        self._survived(which)
+
+    @precondition(lambda self: self.world.containers())
+    @rule(pick=PICK, code=st.sampled_from([0, 0, 1, 137]), oom=st.booleans())
+    def container_ends(self, pick: int, code: int, oom: bool) -> None:
+        containers = self.world.containers()
+        chosen = containers[pick % len(containers)]
+        for machine in self.world.machines.values():
+            if chosen.id in machine.containers and machine.containers[chosen.id] is chosen:
+                machine.end(chosen, code, oom=oom and code == 137)
+
+    @precondition(lambda self: self.world.containers())
+    @rule(pick=PICK)
+    def somebody_removes_a_container(self, pick: int) -> None:
+        containers = self.world.containers()
+        chosen = containers[pick % len(containers)]
+        for machine in self.world.machines.values():
+            if machine.containers.get(chosen.id) is chosen:
+                del machine.containers[chosen.id]
+
+    @rule(pick=PICK)
+    def container_becomes_stubborn(self, pick: int) -> None:
+        containers = self.world.containers()
+        if containers:
+            containers[pick % len(containers)].ignores_term = True
+
+    @rule(host=st.sampled_from(["h1", "h2"]))
+    def engine_restarts(self, host: str) -> None:
+        self.world.machines[host].restart_engine()
+
+    @rule(host=st.sampled_from(["h1", "h2"]))
+    def host_vanishes_or_returns(self, host: str) -> None:
+        machine = self.world.machines[host]
+        machine.reachable = not machine.reachable
+        self.lost_hosts.add(host)
+
+    @rule(seconds=st.sampled_from([1.0, 10.0, 45.0, 700.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.now += seconds
+
+    @rule(port=st.sampled_from([7000, 20000, 20001]))
+    def foreign_program_takes_or_frees_a_port(self, port: int) -> None:
+        self.world.machines["h1"].foreign_ports ^= {port}
+
+    @invariant()
+    def everything_holds(self) -> None:
+        world = self.world
+        jobs = {job.id: job for job in world.rows(Job)}
+        attempts = {attempt.id: attempt for attempt in world.rows(Attempt)}
+        live = {a.id for a in attempts.values() if a.finished_at is None}
+        for lease in [*world.rows(GpuLease), *world.rows(PortLease)]:
+            assert lease.attempt_id in live, "a lease outlived its attempt"
+        for job in jobs.values():
+            open_attempts = [a for a in attempts.values() if a.job_id == job.id and a.finished_at is None]
+            assert len(open_attempts) == (1 if JobState(job.state) in PLACED else 0), (job.state, open_attempts)
+            assert job.user_retries <= job.document["retries"]
+            assert (job.finished_at is not None) == (JobState(job.state) in TERMINAL)
+        self._gpus_match(attempts, live)
+        self._containers_have_attempts(attempts, live)
+        self._events_tell_the_story(jobs)
+        for replica in world.rows(Replica):
+            if replica.harvested_at is not None:
+                first = self.harvested.setdefault(replica.id, replica.harvested_at)
+                assert first == replica.harvested_at, "harvested twice"
+
+    def _gpus_match(self, attempts: dict[int | None, Attempt], live: set[int | None]) -> None:
+        leased = {lease.gpu: lease.attempt_id for lease in self.world.rows(GpuLease)}
+        for replica in self.world.rows(Replica):
+            for gpu in replica.gpus:
+                assert (leased.get(gpu) == replica.attempt_id) == (replica.attempt_id in live)
+
+    def _containers_have_attempts(self, attempts: dict[int | None, Attempt], live: set[int | None]) -> None:
+        unswept = self.lost_hosts | {h.id for h in self.world.rows(Host) if not h.reachable}
+        running = {(a.job_id, str(a.number)) for a in attempts.values() if a.id in live}
+        for host, machine in self.world.machines.items():
+            used: list[str] = []
+            for container in machine.containers.values():
+                labels = container.plan.labels
+                known = (labels["navarch.job"], labels["navarch.attempt"]) in running
+                if container.running and host not in unswept:
+                    assert known, f"{container.plan.name} runs without an attempt"
+                if container.running and known:
+                    used += container.plan.gpus
+            assert len(used) == len(set(used)), "two containers on one GPU"
+
+    def _events_tell_the_story(self, jobs: dict[str, Job]) -> None:
+        told: dict[str, str] = {}
+        for event in sorted(self.world.rows(Event), key=lambda e: e.id):
+            if event.kind == "job.submitted":
+                told[event.job_id] = JobState.QUEUED.value
+            elif event.kind == "job.state":
+                assert told[event.job_id] == event.old
+                check_move(JobState(event.old), JobState(event.new))
+                assert event.reason is None or Reason(event.reason)
+                told[event.job_id] = event.new
+        for job in jobs.values():
+            assert told[job.id] == job.state
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=25,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
