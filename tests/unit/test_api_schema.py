@@ -1,0 +1,75 @@
+"""The API keeps what its OpenAPI document promises, whatever it is sent (schemathesis, for a bounded time)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.locations import Endpoint
+
+SECONDS = 15
+CONFIG = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "4xx", 503]
+"""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """A control plane whose Docker Engine never answers: the API must keep its promises then, too."""
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "NAVARCH_ENGINE_URL": f"unix://{tmp_path}/no-engine.sock",
+        "NAVARCH_DATA_DIR": str(tmp_path / "data"),
+    }
+    with (tmp_path / "up.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "service.cli.main", "up", "--port", "0"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while (endpoint := Endpoint.read(tmp_path / "data")) is None:
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "up.log").read_text()
+            time.sleep(0.1)
+        yield endpoint.url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert "Traceback" not in (tmp_path / "up.log").read_text()
+
+
+def test_every_operation_answers_as_documented(url: str, tmp_path: Path) -> None:
+    (tmp_path / "schemathesis.toml").write_text(CONFIG)
+    command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
+    options = {
+        "--phases": "examples,coverage,fuzzing",
+        "--max-time": str(SECONDS),
+        "--generation-database": "none",
+        "--seed": "1",
+        # A spec that fits the schema may still ask for what isn't there.
+        "--exclude-checks": "positive_data_acceptance",
+    }
+    words = [word for pair in options.items() for word in pair]
+    done = subprocess.run(
+        [*command, url + "/openapi.json", *words, "--warnings", "off", "--continue-on-failure"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS + 100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
