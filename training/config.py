@@ -166,6 +166,28 @@ class LogConfig:
         _require(self.every >= 1, f"log.every must be at least 1, is {self.every}")
 
 
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Prompts that are answered greedily before and after training, to see what changed."""
+
+    prompts: tuple[str, ...] = ()
+    max_new_tokens: int = 48
+    every: int = 0
+    """Also at each N-th evaluation; 0: only before and after."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens >= 1, f"samples.max_new_tokens must be at least 1, is {self.max_new_tokens}")
+        _require(self.every >= 0, f"samples.every must not be negative, is {self.every}")
+        _require(all(self.prompts), "samples.prompts holds an empty prompt")
+
+    @classmethod
+    def shorthand(cls, value: Any) -> Mapping[str, Any]:
+        """A list is the prompts."""
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"must be a mapping or a list of prompts, not {value!r}")
+        return {"prompts": list(value)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """What every training stage has."""
@@ -190,6 +212,7 @@ class PTConfig(StageConfig):
     """Continued pre-training on text."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +220,7 @@ class SFTConfig(StageConfig):
     """Supervised fine-tuning: loss on the assistant's turns."""
 
     train: TrainConfig = field(default_factory=TrainConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
 
 @dataclass(frozen=True)
@@ -243,6 +267,7 @@ class DPOConfig(StageConfig):
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=5e-7, lr_schedule="linear", warmup=0.1))
     dpo: DPOLossConfig = field(default_factory=DPOLossConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
 
     def __post_init__(self) -> None:
         _require(

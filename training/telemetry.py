@@ -122,10 +122,11 @@ class Telemetry:
             shown = path.relative_to(self.run_dir) if path.is_relative_to(self.run_dir) else path
             emit("artifact", log=self._log, path=str(shown), kind=kind, metrics=dict(metrics or {}))
 
-    def sample(self, title: str, rows: Sequence[Any]) -> None:
+    def sample(self, title: str, rows: Sequence[Any], columns: Sequence[str] = ()) -> None:
         """Show a table of examples."""
         if self.is_main:
-            emit("sample", log=self._log, title=title, rows=list(rows))
+            named = {"columns": list(columns)} if columns else {}
+            emit("sample", log=self._log, title=title, **named, rows=list(rows))
 
     def note(self, text: str) -> None:
         """A plain line for a person who reads the log."""

@@ -48,6 +48,7 @@ class Trainer:
         self.run, self.loader, self.forward, self.per = run, loader, forward, per
         self.around = around or (lambda batch: nullcontext())
         self.write_weights = write_weights
+        self.after_evaluation: Callable[[int, Any, Any], None] = lambda step, trained, telemetry: None
         config, strategy = run.config, run.strategy
         self.strategy = strategy
         self.total = total_steps(config.train, loader.steps_per_epoch)
@@ -192,6 +193,8 @@ class Trainer:
             return False
         self.evaluated = figures
         self.telemetry.evaluation(step, figures)
+        if 0 < step < self.total:
+            self.after_evaluation(step, self.trained, self.telemetry)
         self.telemetry.start_clock()
         better = figures["loss"] < self.best
         self.best = min(self.best, figures["loss"])

@@ -14,6 +14,7 @@ from training.data.loader import Loader, build_loader
 from training.data.template import TextCodec
 from training.models.heads import PreferenceLoss
 from training.run import Run, open_run
+from training.samples import Samples
 from training.schedule import total_steps
 from training.stages.language import export, write_checkpoint
 from training.trainer import Trainer
@@ -39,7 +40,12 @@ def run(config: DPOConfig) -> None:
             run, module, loader, per="pairs", forward=reference.forward,
             write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
         )  # fmt: skip
+        samples = Samples(run, model, codec, config.samples)
+        trainer.after_evaluation = samples.after_evaluation
+        if trainer.step == 0:
+            samples.show("before training", trainer.trained, trainer.telemetry)
         trainer.fit()
+        samples.show("after training", trainer.trained, trainer.telemetry)
         export(run, trainer, model, codec, sample=loader.example())
         trainer.telemetry.close()
 

@@ -15,6 +15,7 @@ from training.models.export import check_export, manifest, save_model, write_wei
 from training.models.heads import LanguageModelLoss, NoisyEmbedding
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
 from training.run import Run, open_run
+from training.samples import Samples
 from training.trainer import Trainer
 
 CHECK_TOKENS = 64
@@ -47,7 +48,12 @@ def run_language_stage(stage: str, config: PTConfig | SFTConfig) -> None:
             around=noise.noise_for if noise else None,
             write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
         )  # fmt: skip
+        samples = Samples(run, model, codec, config.samples)
+        trainer.after_evaluation = samples.after_evaluation
+        if trainer.step == 0:
+            samples.show("before training", trainer.trained, trainer.telemetry)
         trainer.fit()
+        samples.show("after training", trainer.trained, trainer.telemetry)
         export(run, trainer, model, codec, sample=loader.example())
         trainer.telemetry.close()
 
