@@ -87,15 +87,21 @@ def impossible(demand: Demand, hosts: Sequence[HostCapacity]) -> tuple[str, str]
         room = sum(len(host.gpus) // demand.gpus for host in hosts)
         if room < demand.nodes:
             return "not_enough_gpus", f"needs {demand.nodes} nodes with {_plural(demand.gpus, 'GPU')} each, but {have}"
+    most = sum(host.max_containers for host in hosts)
+    if demand.nodes > most:
+        return "not_enough_hosts", f"needs {demand.nodes} containers, but the hosts run {most} at once"
     if demand.cpus is not None and all(host.cpus < demand.cpus for host in hosts):
-        most = max(hosts, key=lambda host: host.cpus)
-        return "not_enough_memory", f"needs {demand.cpus:g} CPUs, but the largest host, {most.name}, has {most.cpus:g}"
-    if demand.memory is not None and all(host.memory < demand.memory for host in hosts):
-        most = max(hosts, key=lambda host: host.memory)
+        large = max(hosts, key=lambda host: host.cpus)
         return (
             "not_enough_memory",
-            f"needs {format_size(demand.memory)} of memory, but the largest host, {most.name}, "
-            f"has {format_size(most.memory)}",
+            f"needs {demand.cpus:g} CPUs, but the largest host, {large.name}, has {large.cpus:g}",
+        )
+    if demand.memory is not None and all(host.memory < demand.memory for host in hosts):
+        large = max(hosts, key=lambda host: host.memory)
+        return (
+            "not_enough_memory",
+            f"needs {format_size(demand.memory)} of memory, but the largest host, {large.name}, "
+            f"has {format_size(large.memory)}",
         )
     return None
 

@@ -268,7 +268,9 @@ def parse_spec(document: Mapping[str, Any], *, stored: bool = False) -> JobSpec:
     if kind.trains and common.get("command") is not None:
         problems.append(Problem("command", f"a job of type {kind} has no `command`; for your own, use `type: command`"))
     if kind.trains and not stored:
-        problems.extend(check_training(kind.value, training))
+        size = spec.world_size if spec is not None else 1
+        gpus = spec.resources.gpus if spec is not None else 0
+        problems.extend(check_training(kind.value, training, world_size=size, gpus=gpus))
     if spec is not None:
         problems.extend(_contradictions(spec))
     if problems or spec is None:

@@ -1,4 +1,4 @@
-"""The bridge to training.config: which keys a stage has, and what is wrong with their values."""
+"""The bridge to training.config: which keys a stage has, and what is wrong with their values. Imports no torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,39 +6,38 @@ from functools import cache
 from typing import Any
 
 from jobs.problems import Problem
-
-_BEFORE_CONFIG = frozenset(
-    {"model", "tokenizer", "data", "train", "strategy", "lora", "eval", "checkpoint", "generation", "seed"}
-)
+from training.config import config_class, load_config
+from training.errors import ConfigError
+from training.strategies.config import Wanted, check_strategy
 
 
 @cache
-def _has_config() -> bool:
-    try:
-        import training.config
-    except ImportError:
-        return False
-    return bool(training.config)
-
-
 def training_keys(stage: str) -> frozenset[str]:
     """The top-level keys of a stage's configuration."""
-    if not _has_config():
-        return _BEFORE_CONFIG
-    from training.config import config_class
-
     return frozenset(field.name for field in dataclasses.fields(config_class(stage)))
 
 
-def check_training(stage: str, sections: Mapping[str, Any]) -> list[Problem]:
-    """What training.config has against these sections; empty when nothing."""
-    if not _has_config():
-        return []
-    from training.config import load_config
-    from training.errors import ConfigError
-
+def check_training(stage: str, sections: Mapping[str, Any], *, world_size: int = 1, gpus: int = 0) -> list[Problem]:
+    """What training.config, and the strategy, have against these sections; empty when nothing."""
     try:
-        load_config(stage, sections)
+        config = load_config(stage, sections)
+        strategy = getattr(config, "strategy", None)
+        if strategy is not None:
+            check_strategy(strategy, _wanted(stage, config, world_size, gpus))
     except ConfigError as error:
-        return [Problem("", str(error))]
+        return [Problem("", str(error).rstrip("."))]
     return []
+
+
+def _wanted(stage: str, config: Any, world_size: int, gpus: int) -> Wanted:
+    precision = getattr(config.train, "precision", "auto")
+    if precision == "auto":
+        precision = "bf16" if gpus else "fp32"
+    return Wanted(
+        precision=precision,
+        lora=config.lora is not None,
+        stage=stage,
+        world_size=world_size,
+        device="cuda" if gpus else "cpu",
+        accumulation=getattr(config.train, "accumulate", 1),
+    )

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import delete as sql_delete
@@ -57,6 +58,29 @@ class _Checked:
     resolved: Resolved
     sealed: bytes | None
     digest: str
+    job_id: str
+    name: str
+    """As asked for, or made up."""
+
+
+@dataclass
+class _Known:
+    """What a batch of submissions has to be compared with; two queries, however many there are."""
+
+    names: set[str]
+    keys: dict[str, tuple[str, Job | None]]
+
+    @classmethod
+    def of(cls, session: Session, items: "Sequence[_Checked]") -> "_Known":
+        wanted = {item.name for item in items}
+        active = select(Job.name).where(col(Job.name).in_(wanted), col(Job.finished_at).is_(None))
+        names = set(session.exec(active)) if wanted else set()
+        keys: dict[str, tuple[str, Job | None]] = {}
+        asked = {item.submission.idempotency_key for item in items} - {None}
+        if asked:
+            for row in session.exec(select(Idempotency).where(col(Idempotency.key).in_(asked))):
+                keys[row.key] = (row.digest, session.get(Job, row.job_id))
+        return cls(names, keys)
 
 
 def new_id() -> str:
@@ -98,10 +122,16 @@ def find(session: Session, id_or_name: str) -> Job:
 class Jobs:
     """The application's functions on jobs."""
 
-    def __init__(self, database: Database, settings: Settings, wake: Wake = lambda _: None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        submitted: Wake = lambda _: None,
+        stopping: Wake = lambda _: None,
+    ) -> None:
         self._database = database
         self._settings = settings
-        self._wake = wake
+        self._submitted, self._stopping = submitted, stopping
         self._secrets = SecretBox(settings.data_dir)
 
     def submit(self, document: Mapping[str, Any], *, actor: str = "", idempotency_key: str | None = None) -> Submitted:
@@ -114,14 +144,17 @@ class Jobs:
     def submit_many(self, submissions: Sequence[Submission]) -> list[Submitted | Problem]:
         """Accepts several jobs in one transaction; each is accepted or refused by itself, in the same order."""
         with self._database.read() as session:
-            checked = [self._checked(session, submission) for submission in submissions]
+            hosts = cache(lambda: capacities(session))
+            checked = [self._checked(session, submission, hosts) for submission in submissions]
+        accepted = [item for item in checked if not isinstance(item, Problem)]
         results: list[Submitted | Problem] = []
         with self._database.write() as session:
+            known = _Known.of(session, accepted)
             for item in checked:
-                results.append(item if isinstance(item, Problem) else self._accept(session, item))
+                results.append(item if isinstance(item, Problem) else self._accept(session, item, known))
         for result in results:
             if isinstance(result, Submitted) and not result.replayed:
-                self._wake(result.job.id)
+                self._submitted(result.job.id)
         return results
 
     def plan(self, document: Mapping[str, Any]) -> schemas.Plan:
@@ -129,7 +162,8 @@ class Jobs:
         spec = parse(document)
         with self._database.read() as session:
             resolved = self._resolve(session, spec)
-            hosts = self._possible(session, spec)
+            hosts = capacities(session)
+        self._check_possible(spec, hosts)
         name = spec.name if document.get("name") else f"{spec.type}-1a2b"
         placement = place(demand_of(spec), hosts)
         if not isinstance(placement, Placement):
@@ -172,7 +206,7 @@ class Jobs:
                         actor=actor,
                     )
             session.flush()
-        self._wake(job.id)
+        self._stopping(job.id)
         return job
 
     def delete(self, id_or_name: str, *, actor: str = "") -> None:
@@ -207,21 +241,27 @@ class Jobs:
             job_id = job.id
         shutil.rmtree(self._settings.job_dir(job_id), ignore_errors=True)
 
-    def _checked(self, session: Session, submission: Submission) -> "_Checked | Problem":
+    def _checked(
+        self, session: Session, submission: Submission, hosts: Callable[[], list[HostCapacity]]
+    ) -> "_Checked | Problem":
         try:
             spec = parse(submission.document)
             resolved = self._resolve(session, spec)
-            self._possible(session, spec)
+            self._check_possible(spec, hosts())
         except Problem as problem:
             return problem
         text = json.dumps(submission.document, sort_keys=True, separators=(",", ":"), default=str)
+        job_id = new_id()
+        named = bool(submission.document.get("name"))
         return _Checked(
             spec,
             submission,
-            bool(submission.document.get("name")),
+            named,
             resolved,
             self._secrets.seal(spec.secrets),
             hashlib.sha256(text.encode()).hexdigest(),
+            job_id,
+            spec.name if named else f"{spec.type}-{job_id[-4:]}",
         )
 
     def _resolve(self, session: Session, spec: JobSpec) -> Resolved:
@@ -237,57 +277,35 @@ class Jobs:
 
         return resolve_paths(spec, [self._settings.data_dir, *self._settings.mount_roots], artifact_path)
 
-    def _possible(self, session: Session, spec: JobSpec) -> list[HostCapacity]:
-        hosts = capacities(session)
+    @staticmethod
+    def _check_possible(spec: JobSpec, hosts: Sequence[HostCapacity]) -> None:
         refusal = impossible(demand_of(spec), hosts)
         if refusal is not None:
             code, sentence = refusal
             raise Problem(code, f"The job {sentence}.", "Ask for less, or add a host that has it.")
-        return hosts
 
-    def _accept(self, session: Session, item: _Checked) -> Submitted | Problem:
+    def _accept(self, session: Session, item: _Checked, known: "_Known") -> Submitted | Problem:
         key = item.submission.idempotency_key
-        if key is not None:
-            earlier = session.get(Idempotency, key)
-            if earlier is not None:
-                job = session.get(Job, earlier.job_id)
-                if earlier.digest != item.digest or job is None:
-                    return Problem(
-                        "idempotency_conflict",
-                        f"Idempotency-Key {key!r} was used before, for another job.",
-                        "Use a new key for a new job.",
-                    )
-                return Submitted(job, replayed=True)
-        spec = item.spec
-        job_id = new_id()
-        name = spec.name if item.named else f"{spec.type}-{job_id[-4:]}"
-        while not item.named and _active(session, name):
-            name = f"{spec.type}-{new_id()[-6:]}"
-        if item.named and _active(session, name):
-            return Problem(
-                "name_taken",
-                f"A job named {name!r} is still active.",
-                f"Stop it (`navarch stop {name}`), choose another name, or leave `name` out to get one.",
-            )
-        demand = demand_of(spec)
-        job = Job(
-            id=job_id,
-            name=name,
-            type=spec.type.value,
-            document={**redacted(item.submission.document), "name": name},
-            secrets=item.sealed,
-            resolved={
-                "training": item.resolved.training,
-                "mounts": [mount.model_dump() for mount in item.resolved.mounts.values()],
-            },
-            owner=item.submission.actor,
-            priority=spec.priority,
-            nodes=demand.nodes,
-            gpus=demand.gpus,
-            ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
-            why="has just been submitted",
-            message="waits for its turn",
-        )
+        if key is not None and key in known.keys:
+            digest, earlier = known.keys[key]
+            if digest != item.digest or earlier is None:
+                return Problem(
+                    "idempotency_conflict",
+                    f"Idempotency-Key {key!r} was used before, for another job.",
+                    "Use a new key for a new job.",
+                )
+            return Submitted(earlier, replayed=True)
+        job_id, name = item.job_id, item.name
+        while name in known.names:
+            if item.named:
+                return Problem(
+                    "name_taken",
+                    f"A job named {name!r} is still active.",
+                    f"Stop it (`navarch stop {name}`), choose another name, or leave `name` out to get one.",
+                )
+            name = f"{item.spec.type}-{new_id()[-8:]}"
+        known.names.add(name)
+        job = self._row(item, name)
         session.add(job)
         session.add(
             Event(
@@ -302,19 +320,35 @@ class Jobs:
         )
         if key is not None:
             session.add(Idempotency(key=key, digest=item.digest, job_id=job_id))
-        session.flush()
+            known.keys[key] = (item.digest, job)
         return Submitted(job, replayed=False)
+
+    @staticmethod
+    def _row(item: _Checked, name: str) -> Job:
+        demand = demand_of(item.spec)
+        return Job(
+            id=item.job_id,
+            name=name,
+            type=item.spec.type.value,
+            document={**redacted(item.submission.document), "name": name},
+            secrets=item.sealed,
+            resolved={
+                "training": item.resolved.training,
+                "mounts": [mount.model_dump() for mount in item.resolved.mounts.values()],
+            },
+            owner=item.submission.actor,
+            priority=item.spec.priority,
+            nodes=demand.nodes,
+            gpus=demand.gpus,
+            ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
+            why="has just been submitted",
+            message="waits for its turn",
+        )
 
     @staticmethod
     def _shown(spec: JobSpec) -> dict[str, Any]:
         document = spec.model_dump(mode="json", exclude={"training"})
         return redacted({**document, **spec.training})
-
-
-def _active(session: Session, name: str) -> bool:
-    """Whether a job with this name hasn't ended yet."""
-    query = select(col(Job.id)).where(Job.name == name, col(Job.finished_at).is_(None))
-    return session.exec(query).first() is not None
 
 
 def _user_of(session: Session, paths: Sequence[str], besides: str) -> str | None:

@@ -39,7 +39,7 @@ class Runtime:
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.hub = Hub()
         self.database = Database(settings.url)
-        self.jobs = Jobs(self.database, settings, self._submitted)
+        self.jobs = Jobs(self.database, settings, self._submitted, self._stopping)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
         self.artifacts = Artifacts(self.database, settings)
         self.engines = DockerHosts(self.database, settings)
@@ -99,10 +99,13 @@ class Runtime:
         checks["engine"] = (reachable, (host.message if host and not reachable else None) or self.settings.engine_url)
         return checks
 
-    def _submitted(self, job_id: str) -> None:
-        self.hub.notify(job_id)
+    def _submitted(self, _: str) -> None:
         if self.controller is not None:
-            self.controller.submitted(job_id)
+            self.controller.submitted()
+
+    def _stopping(self, job_id: str) -> None:
+        self.hub.notify(job_id)
+        self._woken(job_id)
 
     def _woken(self, job_id: str) -> None:
         if self.controller is not None:

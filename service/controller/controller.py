@@ -27,6 +27,8 @@ _STEPS: dict[JobState, Callable[[Context, Work], Next]] = {
 }
 _SCHEDULE = "schedule"
 _SWEEP = "sweep"
+_PASS_GAP_S = 0.05
+"""Submissions that pour in share scheduling passes."""
 _BUSY_SHARE = 10
 """A scheduling pass that took t seconds is followed by at least that many times t without one."""
 
@@ -117,10 +119,9 @@ class Controller:
     def alive(self) -> bool:
         return self._dispatcher.is_alive()
 
-    def submitted(self, job_id: str) -> None:
-        """A job is new, or asked to stop: it is looked at now, and so is the queue."""
+    def submitted(self) -> None:
+        """There is something new in the queue."""
         self.wake(_SCHEDULE)
-        self.wake(job_id)
 
     def wake(self, key: str, after_s: float = 0.0) -> None:
         """Has a job (or the queue, or the sweep) looked at; an earlier appointment stays."""
@@ -187,7 +188,7 @@ class Controller:
         for job_id in schedule(self._context):
             self.wake(job_id)
         took = time.monotonic() - begun
-        self._scheduled_until = time.monotonic() + (_BUSY_SHARE * took if took > 0.02 else 0.0)
+        self._scheduled_until = time.monotonic() + max(_PASS_GAP_S, _BUSY_SHARE * took)
         retry = next_retry(self._context)
         return max(0.05, retry - self._context.clock()) if retry is not None else None
 

@@ -9,7 +9,7 @@ from service.store.events import record_job, transition
 _UNREACHABLE_POLL_S = 2.0
 
 
-def begin_stopping(context: Context, work: Work, outcome: Outcome) -> Next:
+def begin_stopping(context: Context, work: Work, outcome: Outcome, says: str | None = None) -> Next:
     """Writes down why the attempt ends, and when what still runs is killed; the next step does the rest."""
     assert work.attempt is not None
     now = context.clock()
@@ -19,7 +19,7 @@ def begin_stopping(context: Context, work: Work, outcome: Outcome) -> Next:
         row.state = JobState.STOPPING.value
         row.reason, row.message, row.final = outcome.reason.value, outcome.message, outcome.final
         row.stopping_at, row.stop_deadline = now, now + grace
-        transition(session, job, JobState.STOPPING, outcome.message, reason=outcome.reason, now=now)
+        transition(session, job, JobState.STOPPING, says or outcome.message, reason=outcome.reason, now=now)
     work.attempt = row
     return Next(0.0)
 

@@ -8,6 +8,8 @@ from service.controller.outcome import Exit, HostHistory, Outcome, classify, fir
 from service.engine.errors import Unreachable
 from service.store.tables import Host, Replica
 
+_ENDED = "its container has ended; the rest of its log is being stored"
+
 
 def run(context: Context, work: Work) -> Next:
     """One step of a job in state running."""
@@ -29,9 +31,9 @@ def run(context: Context, work: Work) -> Next:
     spec = context.spec(work.job)
     if bad is not None:
         host = history(context, work.replicas[bad.node_rank].host_id)
-        return begin_stopping(context, work, classify(bad, LogEnd(), host, spec))
+        return begin_stopping(context, work, classify(bad, LogEnd(), host, spec), _ENDED)
     if len(ended) == len(work.replicas):
-        return begin_stopping(context, work, Outcome(Reason.COMPLETED, "finished with exit code 0"))
+        return begin_stopping(context, work, Outcome(Reason.COMPLETED, "finished with exit code 0"), _ENDED)
     if spec.max_duration is None:
         return Next(None)
     left = (work.attempt.started_at or context.clock()) + spec.max_duration - context.clock()

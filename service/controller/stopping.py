@@ -1,5 +1,7 @@
 """Stopping: SIGTERM, a grace, SIGKILL; then the exit facts and the whole log are stored, leases go, containers go."""
 
+from collections.abc import Iterable
+
 from sqlalchemy import delete
 from sqlmodel import Session, col
 
@@ -28,6 +30,7 @@ _FROM_EXIT = frozenset(
 )
 """Reasons that were read from an exit code and are read again when the whole log is there."""
 _KILL_POLL_S = 0.5
+_REMOVAL_S = 0.4
 
 
 def stop(context: Context, work: Work) -> Next:
@@ -50,6 +53,8 @@ def stop(context: Context, work: Work) -> Next:
         if running:
             mark_reachable(context, work)
             return _press(context, work, running)
+        if attempt.reason == Reason.KILLED and _just_now(context, ends.values()):
+            return Next(_REMOVAL_S)
         logs = {r.node_rank: _drain(context, work, r, ends[r.node_rank]) for r in work.replicas}
     except Unreachable as error:
         return mark_unreachable(context, work, str(error))
@@ -57,6 +62,12 @@ def stop(context: Context, work: Work) -> Next:
     decision = _finish(context, work, ends, logs, outcome)
     reap(context, work)
     return Next(decision.delay_s) if decision.state is JobState.QUEUED else NOTHING
+
+
+def _just_now(context: Context, ends: Iterable[Exit]) -> bool:
+    """Whether a container ended so recently that whoever killed it may still be about to remove it."""
+    now = context.clock()
+    return any(end.found and end.finished_at is not None and 0 <= now - end.finished_at < _REMOVAL_S for end in ends)
 
 
 def _press(context: Context, work: Work, running: list[Replica]) -> Next:
@@ -91,6 +102,10 @@ def _outcome(context: Context, work: Work, ends: list[Exit], logs: dict[int, Log
     decided = Outcome(Reason(attempt.reason), attempt.message or "", attempt.final)
     if decided.reason not in _FROM_EXIT or decided.final:
         return decided
+    removed = [end for end in ends if not end.found]
+    if removed and decided.reason is Reason.KILLED:  # removing a running container kills it first
+        host = history(context, work.replicas[removed[0].node_rank].host_id)
+        return classify(removed[0], LogEnd(), host, context.spec(work.job))
     bad = first_bad([end for end in ends if end.found and end.started_at is not None])
     if bad is None:
         return decided
