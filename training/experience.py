@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -46,6 +46,8 @@ class Completions:
     finished: Tensor
     rows: tuple[str, ...]
     shapes: FixedShapes | None = None
+    packs: dict[int, list[tuple[list[int], ActionBatch]]] = field(default_factory=dict, repr=False, compare=False)
+    """What was packed for scoring, by token budget: several models read the same batches."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -169,12 +171,19 @@ def balanced(lengths: Sequence[int], count: int) -> list[list[int]]:
     return [sorted(each) for each in bins]
 
 
+def packs(completions: Completions, budget: int) -> list[tuple[list[int], ActionBatch]]:
+    """All rows in batches of up to `budget` tokens, with each batch's row numbers; made once."""
+    if budget not in completions.packs:
+        bins = by_budget(completions.lengths, budget)
+        completions.packs[budget] = [(rows, pack(completions, rows)) for rows in bins]
+    return completions.packs[budget]
+
+
 @torch.no_grad()
 def evaluate_actions(completions: Completions, budget: int, evaluate: Callable[[ActionBatch], Tensor]) -> Tensor:
     """[b, r] float32: `evaluate` gives one number per action of a packed batch ([n]); 0 elsewhere."""
     table = torch.zeros(len(completions) * completions.width, device=completions.tokens.device)
-    for rows in by_budget(completions.lengths, budget):
-        batch = pack(completions, rows)
+    for _, batch in packs(completions, budget):
         table[batch.places] = evaluate(batch).float()
     return table.view(len(completions), completions.width)
 
@@ -183,9 +192,8 @@ def evaluate_actions(completions: Completions, budget: int, evaluate: Callable[[
 def evaluate_rows(completions: Completions, budget: int, evaluate: Callable[[PackedBatch], Tensor]) -> Tensor:
     """[b] float32: `evaluate` gives one number per row of a packed batch (a reward model's scores)."""
     scores = torch.zeros(len(completions), device=completions.tokens.device)
-    for rows in by_budget(completions.lengths, budget):
-        batch = pack(completions, rows).packed
-        scores[torch.tensor(rows, device=scores.device)] = evaluate(batch).float()
+    for rows, batch in packs(completions, budget):
+        scores[torch.tensor(rows, device=scores.device)] = evaluate(batch.packed).float()
     return scores
 
 

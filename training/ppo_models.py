@@ -15,11 +15,14 @@ from torch.nn import functional as F
 from transformers.modeling_utils import PreTrainedModel
 
 from training import rl
-from training.data.batch import PackedBatch
+from training.data.batch import IGNORE, PackedBatch
 from training.experience import ActionBatch, Completions, evaluate_actions
 from training.models.attention import packed_hidden
 from training.models.chunked_head import token_logprobs
 from training.models.heads import RewardModel, head_parts
+
+HEAD_ROWS = 1024
+"""A compiled head is called with multiples of this many actions."""
 
 
 def without_dropout(module: nn.Module) -> nn.Module:
@@ -93,11 +96,12 @@ class Actor(nn.Module):
         entropy_coef: float = 0.0,
         pad_id: int = 0,
         chunk: int = 8192,
+        compiled_head: bool = False,
     ) -> None:
         super().__init__()
         self.model = without_dropout(model)
         self.temperature, self.clip_range, self.dual_clip = temperature, clip_range, dual_clip
-        self.entropy_coef, self.pad_id, self.chunk = entropy_coef, pad_id, chunk
+        self.entropy_coef, self.pad_id, self.chunk, self.compiled_head = entropy_coef, pad_id, chunk, compiled_head
 
     def action_logprobs(self, batch: ActionBatch) -> tuple[Tensor, Tensor]:
         """(log π(action | state), entropy of π(· | state)), float32 [n] each, at the sampling temperature."""
@@ -106,7 +110,15 @@ class Actor(nn.Module):
 
     def _head(self, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         weight, bias, scale = head_parts(self.model)
-        return token_logprobs(hidden, weight, tokens, bias=bias, scale=scale, temperature=temperature, chunk=self.chunk)
+        count = len(tokens)
+        if self.compiled_head:  # rows that count for nothing keep the number of different shapes small
+            filling = -count % HEAD_ROWS
+            hidden, tokens = F.pad(hidden, (0, 0, 0, filling)), F.pad(tokens, (0, filling), value=IGNORE)
+        logprobs, entropy = token_logprobs(
+            hidden, weight, tokens, bias=bias, scale=scale, temperature=temperature, chunk=self.chunk,
+            compiled=self.compiled_head,
+        )  # fmt: skip
+        return logprobs[:count], entropy[:count]
 
     def forward(self, task: PolicyTask | LanguageTask) -> PolicyStep:
         if isinstance(task, LanguageTask):

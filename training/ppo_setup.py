@@ -107,10 +107,10 @@ def gather(run: Run, codec: TextCodec, schedule: Schedule) -> Players:
     reference = None
     if config.reference is not None or config.lora is None:
         _same_vocabulary(config, codec)
-        reference = _actor(config, codec, config.reference or config.model, None)
+        reference = _actor(run, codec, config.reference or config.model, None)
         faster_frozen(reference.model)
         strategy.prepare_frozen(reference)
-    actor = _actor(config, codec, config.model, config.lora)
+    actor = _actor(run, codec, config.model, config.lora)
     faster(actor.model)
     trained = strategy.prepare(actor, _optimizer(config, config.train.lr), schedule, name="actor")
     return Players(trained, critic, reference, reward)
@@ -121,20 +121,21 @@ def _optimizer(config: PPOConfig, lr: float) -> OptimizerConfig:
     return OptimizerConfig(lr, train.betas, train.eps, train.weight_decay, train.max_grad_norm)
 
 
-def _actor(config: PPOConfig, codec: TextCodec, path: str, lora: LoraConfig | None) -> Actor:
+def _actor(run: Run, codec: TextCodec, path: str, lora: LoraConfig | None) -> Actor:
     model: PreTrainedModel = load_causal_lm(path)
     check_vocabulary(model, max(codec.tokenizer.get_vocab().values()) + 1, path)
     if lora is not None:
         convert_to_lora(model, lora)
-    train = config.train
+    train = run.config.train
     return Actor(
         model,
-        temperature=config.generation.temperature,
+        temperature=run.config.generation.temperature,
         clip_range=train.clip_range,
         dual_clip=train.dual_clip,
         entropy_coef=train.entropy_coef,
         pad_id=codec.pad_id,
         chunk=train.head_chunk,
+        compiled_head=run.compiled and run.on_gpu,
     )
 
 

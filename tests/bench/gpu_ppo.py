@@ -132,7 +132,7 @@ def speed(args: argparse.Namespace, folder: Path) -> None:
         },
         lambda step, seen: (figures.append(dict(seen)), tell(step=step, **brief(seen))),
     )  # fmt: skip
-    steady = figures[min(2, len(figures) - 1) :]
+    steady = figures[len(figures) // 2 :]  # by then everything is captured and compiled
     middle = {name: statistics.median(each[name] for each in steady) for name in brief(figures[-1])}
     tell(
         result="ppo_speed", shape=args.shape, prompts=args.prompts, new_tokens=args.new_tokens,

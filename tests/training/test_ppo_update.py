@@ -124,8 +124,9 @@ def test_action_logprobs_equal_those_of_the_plain_model_at_the_sampling_temperat
 def test_a_value_never_sees_the_action_it_precedes() -> None:
     data, critic = rollout([(3, 4)]), critic_of(tiny())
     before = evaluate_actions(data, 24, critic.action_values)
-    data.tokens[0, 5] = (data.tokens[0, 5] + 1) % VOCAB  # the third action
-    after = evaluate_actions(data, 24, critic.action_values)
+    changed = rollout([(3, 4)])
+    changed.tokens[0, 5] = (changed.tokens[0, 5] + 1) % VOCAB  # the third action
+    after = evaluate_actions(changed, 24, critic.action_values)
     assert torch.equal(before[0, :3], after[0, :3])
     assert abs(before[0, 3] - after[0, 3]).item() > 1e-4
 
