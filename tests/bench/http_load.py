@@ -1,4 +1,4 @@
-"""Many HTTP clients in one process for the control plane's benchmark: raw sockets, so that they cost next to nothing."""
+"""Many HTTP clients in one process, for the control plane's benchmark: raw sockets, which cost next to nothing."""
 
 from __future__ import annotations
 
@@ -35,9 +35,7 @@ Request = Callable[[int], tuple[str, str, object | None]]
 """The number of a request → method, path, JSON body."""
 
 
-def run_load(
-    host: str, port: int, request: Request, *, clients: int, requests: int, pause_s: float = 0.0
-) -> Load:
+def run_load(host: str, port: int, request: Request, *, clients: int, requests: int, pause_s: float = 0.0) -> Load:
     """`requests` in all from `clients` connections; each pauses `pause_s` between an answer and its next request."""
     return asyncio.run(_run(host, port, request, clients, requests, pause_s))
 
