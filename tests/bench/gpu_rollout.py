@@ -3,6 +3,7 @@
 python tests/bench/gpu_rollout.py --selftest
 python tests/bench/gpu_rollout.py --bench [--cases 135m-b128,…] [--limit 40]
 python tests/bench/gpu_rollout.py --tune
+python tests/bench/gpu_rollout.py --serve 135m,1.1b
 Prints one JSON line per result. On a machine without a GPU, `TRITON_INTERPRET=1 … --kernels --device cpu` runs the
 kernels' checks in Triton's interpreter.
 """
@@ -14,7 +15,9 @@ import copy
 import gc
 import json
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +30,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaCon
 
 from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine, fuse_projections, kernels, kernels_linear, kernels_sampling
-from training.rollout.attention import decode_attention_reference
+from training.rollout.attention import decode_attention_reference, rotate
 from training.rollout.families import alibi_slopes, rms_norm
 from training.rollout.linear import Weight, dequantize
 from training.rollout.sampling import SamplingRows, draw
@@ -45,7 +48,7 @@ SHAPES = {
     ),
     "tiny": LlamaConfig(
         vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512,
+        num_key_value_heads=2, max_position_embeddings=1024,
     ),
 }  # fmt: skip
 
@@ -113,6 +116,30 @@ def check_attention(device: str, dtype: torch.dtype, size: int, heads: int, kv: 
     )
     error = max(distance(actual, expected), distance(out_keys, wide[3]), distance(out_values, wide[4]))
     return error < (1e-5 if dtype == torch.float32 else 1e-2), {"error": error}
+
+
+def check_store(device: str, dtype: torch.dtype, size: int, heads: int, kv: int) -> Any:
+    torch.manual_seed(size)
+    t = 37
+    fused = torch.randn(t, (heads + 2 * kv) * size, device=device, dtype=dtype)
+    q, k, v = (part.view(t, -1, size) for part in fused.split([heads * size, kv * size, kv * size], dim=1))
+    keys = torch.randn(5, kv, 64, size, device=device, dtype=dtype)
+    caches = (keys, torch.randn_like(keys))
+    slots = torch.tensor([i % 4 for i in range(t)], device=device)
+    positions = torch.tensor([63 - i for i in range(t)], device=device)
+    angle = torch.rand(64, size // 2, device=device) * 6
+    rotary = (angle.cos().contiguous(), angle.sin().contiguous())
+    actual = [cache.clone() for cache in caches]
+    expected = [cache.clone() for cache in caches]
+    q1, k1 = kernels.rotate_and_store(q, k, v, *actual, slots, positions, rotary)
+    q2, k2 = (
+        rotate(q, rotary[0][positions], rotary[1][positions]),
+        rotate(k, rotary[0][positions], rotary[1][positions]),
+    )
+    expected[0][slots, :, positions], expected[1][slots, :, positions] = k2, v
+    pairs = ((q1, q2), (k1, k2), (actual[0], expected[0]), (actual[1], expected[1]))
+    error = max(distance(a, b) for a, b in pairs)
+    return error < (1e-6 if dtype == torch.float32 else 4e-3), {"error": error}
 
 
 def check_norm(device: str, dtype: torch.dtype, size: int, delta: bool) -> Any:
@@ -212,6 +239,8 @@ def kernel_checks(checks: Checks, device: str) -> None:
         ):  # fmt: skip
             label = f"attention {name} D{size} {heads}/{kv} splits {splits}{' alibi' if alibi else ''}"
             checks.run(label, lambda d=dtype, a=(size, heads, kv, splits, alibi): check_attention(device, d, *a))
+        for size, heads, kv in ((64, 9, 3), (80, 4, 4)):
+            checks.run(f"store {name} D{size}", lambda d=dtype, a=(size, heads, kv): check_store(device, d, *a))
         for size, delta in ((576, True), (2048, True), (100, False)):
             checks.run(f"norm {name} {size} {delta}", lambda d=dtype, a=(size, delta): check_norm(device, d, *a))
         checks.run(f"silu {name}", lambda d=dtype: check_silu(device, d))
@@ -261,7 +290,8 @@ def tiny_models() -> dict[str, Any]:
 
 def make(config: Any, device: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().to(dtype).to(device)
+    with torch.device(device if config.num_hidden_layers > 8 else "cpu"):  # large ones: random numbers are made there
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().to(dtype).to(device)
     model.generation_config.eos_token_id = None
     return model
 
@@ -513,6 +543,116 @@ DEFAULT_CASES = (
 )
 
 
+# --- the server
+
+
+def bench_server(shape: str, codec_folder: str, bits: int = 16) -> None:
+    """The server beside its engine: batch throughput, 64 concurrent chats (streamed and not), TTFT with 8 clients."""
+    from training.data.template import TextCodec
+    from training.serving.config import ServeConfig
+    from training.serving.loading import Served
+    from training.serving.server import ModelServer
+
+    device = torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
+    codec = TextCodec.load(codec_folder)
+    config = copy.deepcopy(SHAPES[shape])
+    config.vocab_size = max(config.vocab_size, len(codec.tokenizer))
+    model = make(config, str(device), torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if bits < 16:
+        quantize_model(model, bits)
+    fuse_projections(model)
+    new, clients = (128, 64) if device.type == "cuda" else (8, 8)
+    prompts = [codec.encode_prompt([{"role": "user", "content": question(i)}]) for i in range(clients)]
+    engine = RolloutEngine(model, max_batch=clients, max_length=1024)
+    generation = GenerationConfig(max_new_tokens=new, temperature=0.7)
+    for _ in range(2):
+        engine.generate(prompts, generation)
+    start = time.perf_counter()
+    for _ in range(3):
+        engine.generate(prompts, generation)
+    alone = 3 * clients * new / (time.perf_counter() - start)
+    engine.release()
+    served = Served(model, codec, "bench", device, 1024, False)
+    start = time.perf_counter()
+    server = ModelServer(ServeConfig(model="bench", host="127.0.0.1", port=0, max_batch=clients), served)
+    warm_seconds = time.perf_counter() - start
+    thread = threading.Thread(target=lambda: server.run(signals=False), daemon=True)
+    thread.start()
+    while not server.api.ready and thread.is_alive():
+        time.sleep(0.02)
+    say(case=f"serve-{shape}", bits=bits, engine_tokens_per_second=round(alone), warm_s=round(warm_seconds, 1))
+    rounds = 6 if device.type == "cuda" else 2
+    for count, stream, each in ((clients, False, rounds), (clients, True, rounds), (8, True, rounds)):
+        command = [sys.executable, __file__, "--client", f"http://127.0.0.1:{server.port}", "--clients", str(count)]
+        command += ["--requests", str(each), "--new", str(new), *(["--stream"] if stream else [])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        facts = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-600:]}
+        if "tokens_per_second" in facts:
+            facts["of_engine"] = round(facts["tokens_per_second"] / alone, 3)
+        say(case=f"serve-{shape}", bits=bits, clients=count, stream=stream, **facts)
+    server.stop()
+    thread.join(timeout=40)
+
+
+def question(number: int) -> str:
+    words = ("tell", "how", "a", "small", "model", "learns", "to", "write", "of", "rivers", "stones", "and", "roads")
+    return " ".join(words[(number * 7 + i * 5) % len(words)] for i in range(30 + number % 40))
+
+
+def run_client(url: str, clients: int, requests: int, new: int, stream: bool) -> None:
+    """Closed-loop clients; prints one JSON line of what they saw."""
+    import asyncio
+    import statistics
+
+    import httpx
+
+    first: list[float] = []
+    tokens = 0
+
+    async def one(client: httpx.AsyncClient, number: int) -> None:
+        nonlocal tokens
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": question(number)}], "max_tokens": new, "temperature": 0.7,
+            "ignore_eos": True, "stream": stream,
+        }  # fmt: skip
+        if not stream:
+            answer = (await client.post("/v1/chat/completions", json=body)).json()
+            tokens += answer["usage"]["completion_tokens"]
+            return
+        body["stream_options"] = {"include_usage": True}
+        start, seen = time.perf_counter(), False
+        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if not seen and line.startswith("data: {") and '"content": "' in line and '"content": ""' not in line:
+                    first.append(time.perf_counter() - start)
+                    seen = True
+                if '"completion_tokens"' in line:
+                    tokens += json.loads(line[6:])["usage"]["completion_tokens"]
+
+    async def loop(client: httpx.AsyncClient, number: int) -> None:
+        for turn in range(requests):
+            await one(client, number * 1000 + turn)
+
+    async def run() -> float:
+        limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as client:
+            await asyncio.gather(*(one(client, i) for i in range(clients)))
+            nonlocal tokens
+            tokens = 0
+            first.clear()
+            start = time.perf_counter()
+            await asyncio.gather(*(loop(client, i) for i in range(clients)))
+            return time.perf_counter() - start
+
+    seconds = asyncio.run(run())
+    facts: dict[str, Any] = {"requests": clients * requests, "tokens_per_second": round(tokens / seconds)}
+    if first:
+        ordered = sorted(first)
+        facts["ttft_p50_ms"] = round(statistics.median(ordered) * 1e3, 1)
+        facts["ttft_p95_ms"] = round(ordered[int(len(ordered) * 0.95)] * 1e3, 1)
+    print(json.dumps(facts))
+
+
 class Late(Exception):
     """A case ran past its limit."""
 
@@ -541,9 +681,19 @@ def main() -> int:
     parser.add_argument("--bench", action="store_true")
     parser.add_argument("--tune", action="store_true", help="tile sizes of the one-row product")
     parser.add_argument("--cases", default=DEFAULT_CASES, help=f"comma-separated: {', '.join(CASES)}")
+    parser.add_argument("--serve", default="", help="comma-separated shapes to serve: 135m,1.1b")
+    parser.add_argument("--codec", default="/tmp/models/smollm2-135m", help="folder of a tokenizer for --serve")
+    parser.add_argument("--client", default="", help="run the load generator against this URL")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--requests", type=int, default=4)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--stream", action="store_true")
     parser.add_argument("--limit", type=int, default=45, help="seconds a case")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
+    if options.client:
+        run_client(options.client, options.clients, options.requests, options.new, options.stream)
+        return 0
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     checks = Checks()
@@ -557,6 +707,11 @@ def main() -> int:
         tune_gemv()
     if options.bench:
         bench(options.cases.split(","), options.limit)
+    for shape in filter(None, options.serve.split(",")):
+        try:
+            bench_server(shape, options.codec)
+        except Exception as error:  # the next shape still counts
+            say(case=f"serve-{shape}", error=f"{type(error).__name__}: {error}"[-500:])
     return 1 if checks.failed else 0
 
 

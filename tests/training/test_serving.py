@@ -123,8 +123,8 @@ def test_64_concurrent_streams_say_what_the_engine_says_alone(server: ModelServe
     def ask(number: int) -> tuple[str, int]:
         parts, usage = [], None
         stream = client.chat.completions.create(
-            model="tiny", messages=say(f"number {number} " * (1 + number % 3)), temperature=0, max_tokens=8 + number % 9,
-            stream=True, stream_options={"include_usage": True},
+            model="tiny", messages=say(f"number {number} " * (1 + number % 3)), temperature=0,
+            max_tokens=8 + number % 9, stream=True, stream_options={"include_usage": True},
         )  # fmt: skip
         for event in stream:
             parts += [choice.delta.content or "" for choice in event.choices]

@@ -85,6 +85,30 @@ def decode_attention_reference(
     return out.reshape(n, heads * size)
 
 
+def rotate_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    rotary: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """Write keys and values of packed tokens to the cache; returns q [t, H, D] and k [t, G, D] rotated.
+
+    slots, positions [t]: where each token goes. rotary as in `decode_attention`.
+    """
+    if rotary is not None:
+        if q.is_cuda and kernels.AVAILABLE:
+            return kernels.rotate_and_store(q, k, v, key_cache, value_cache, slots, positions, rotary)
+        cos, sin = rotary[0][positions], rotary[1][positions]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    key_cache[slots, :, positions] = k.to(key_cache.dtype)
+    value_cache[slots, :, positions] = v.to(value_cache.dtype)
+    return q, k
+
+
 def prefill_attention(
     q: Tensor,
     k: Tensor,

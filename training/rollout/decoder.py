@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.rollout.attention import decode_attention, prefill_attention, rotate
+from training.rollout.attention import decode_attention, prefill_attention, rotate_and_store
 from training.rollout.families import family_of
 from training.rollout.slots import Features, Request, SlotTable, Snapshot
 
@@ -90,20 +91,24 @@ class Decoder:
         lengths = [len(request.prompt) - 1 for request in requests]
         total = sum(lengths)
         padded = next((size for size in PREFILL_SIZES if size >= total), None) if self._prefill_in_graph() else None
-        tokens, positions, slots, boundaries = [], [], [], [0]
-        for request, length in zip(requests, lengths, strict=True):
-            tokens += request.prompt[:length]
-            positions += range(length)
-            slots += [request.slot] * length
-            boundaries.append(boundaries[-1] + length)
+        size = padded or total
+        packed = np.zeros((3, size), dtype=np.int64)  # tokens, positions, slots
+        packed[2, total:] = self.table.padding
+        packed[1, total:] = np.arange(size - total) % self.max_length
+        documents = len(requests) if padded is None else self.max_batch + 1
+        boundaries = np.full(documents + 1, size, dtype=np.int32)
+        start = 0
+        for number, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+            part = slice(start, start + length)
+            packed[0, part] = request.prompt[:length]
+            packed[1, part] = np.arange(length)
+            packed[2, part] = request.slot
+            boundaries[number] = start
+            start += length
         if padded is not None:
-            extra = padded - total
-            tokens += [0] * extra
-            positions += [i % self.max_length for i in range(extra)]
-            slots += [self.table.padding] * extra
-            boundaries += [padded] * (self.max_batch + 2 - len(boundaries))
-        inputs = self.table.to_device(torch.tensor([tokens, positions, slots], dtype=torch.int64))
-        bounds = self.table.to_device(torch.tensor(boundaries, dtype=torch.int32))
+            boundaries[len(requests)] = total
+        inputs = self.table.to_device(torch.from_numpy(packed))
+        bounds = self.table.to_device(torch.from_numpy(boundaries))
         if padded is None:
             self._prefill_pass(inputs, bounds, tuple(lengths), max(lengths))
         else:
@@ -115,14 +120,12 @@ class Decoder:
     def _prefill_pass(self, inputs: Tensor, bounds: Tensor, lengths: tuple[int, ...] | None, longest: int) -> None:
         tokens, positions, slots = inputs.unbind(0)
         state = self.family.embed(tokens, positions)
-        turn = None if self.rotary is None else (self.rotary[0][positions], self.rotary[1][positions])
         last = len(self.family.blocks) - 1
         for index, block in enumerate(self.family.blocks):
             state, q, k, v = block.inputs(state)
-            if turn is not None:
-                q, k = rotate(q, *turn), rotate(k, *turn)
-            self.table.keys[index][slots, :, positions] = k
-            self.table.values[index][slots, :, positions] = v
+            q, k = rotate_and_store(
+                q, k, v, self.table.keys[index], self.table.values[index], slots, positions, self.rotary
+            )
             if index < last:
                 attended = prefill_attention(
                     q, k, v, bounds, lengths, longest, scale=block.scale, slopes=self.family.slopes

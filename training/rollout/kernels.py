@@ -145,6 +145,45 @@ if AVAILABLE:
         tl.store(out_ptr + head * SIZE + size, out.to(out_ptr.dtype.element_ty), mask=size < SIZE)
 
     @triton.jit
+    def _rotate_and_store(
+        q_ptr, k_ptr, v_ptr, q_out, k_out, key_cache, value_cache, slots_ptr, positions_ptr, cos_ptr, sin_ptr,
+        q_row, q_head, k_row, k_head, v_row, v_head, cache_slot, cache_head, heads, kv_heads,
+        SIZE: tl.constexpr, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr,
+    ):  # fmt: skip
+        # One program: one token; loops over its heads. Keys and values also go to the cache.
+        token = tl.program_id(0).to(tl.int64)
+        slot, position = tl.load(slots_ptr + token), tl.load(positions_ptr + token)
+        half = tl.arange(0, BLOCK_HALF)
+        inside = half < HALF
+        cos = tl.load(cos_ptr + position * HALF + half, mask=inside, other=0.0)
+        sin = tl.load(sin_ptr + position * HALF + half, mask=inside, other=0.0)
+        dtype = q_out.dtype.element_ty
+        for head in range(heads):
+            at = q_ptr + token * q_row + head * q_head + half
+            x1 = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+            x2 = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+            out = q_out + (token * heads + head) * SIZE + half
+            tl.store(out, (x1 * cos - x2 * sin).to(dtype), mask=inside)
+            tl.store(out + HALF, (x2 * cos + x1 * sin).to(dtype), mask=inside)
+        for head in range(kv_heads):
+            at = k_ptr + token * k_row + head * k_head + half
+            x1 = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+            x2 = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+            k1 = (x1 * cos - x2 * sin).to(dtype)
+            k2 = (x2 * cos + x1 * sin).to(dtype)
+            out = k_out + (token * kv_heads + head) * SIZE + half
+            tl.store(out, k1, mask=inside)
+            tl.store(out + HALF, k2, mask=inside)
+            cached = slot * cache_slot + head * cache_head + position * SIZE + half
+            tl.store(key_cache + cached, k1, mask=inside)
+            tl.store(key_cache + cached + HALF, k2, mask=inside)
+            value = v_ptr + token * v_row + head * v_head + half
+            v1 = tl.load(value, mask=inside, other=0.0)
+            v2 = tl.load(value + HALF, mask=inside, other=0.0)
+            tl.store(value_cache + cached, v1, mask=inside)
+            tl.store(value_cache + cached + HALF, v2, mask=inside)
+
+    @triton.jit
     def _add_rms_norm(
         x_ptr, delta_ptr, weight_ptr, sum_ptr, out_ptr, size, eps, HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr
     ):
@@ -214,6 +253,30 @@ def decode_attention(
             out, acc, best[0], best[1], SIZE=size, BLOCK_SIZE=triton.next_power_of_2(size), SPLITS=splits, num_warps=2
         )
     return out
+
+
+def rotate_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    rotary: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Rotate q [t, H, D] and k [t, G, D] of packed tokens, and write k and v [t, G, D] to the cache; see attention."""
+    t, heads, size = q.shape
+    q_out = torch.empty((t, heads, size), dtype=q.dtype, device=q.device)
+    k_out = torch.empty((t, k.shape[1], size), dtype=k.dtype, device=k.device)
+    half = size // 2
+    _rotate_and_store[(t,)](
+        q, k, v, q_out, k_out, key_cache, value_cache, slots, positions, rotary[0], rotary[1],
+        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+        key_cache.stride(0), key_cache.stride(1), heads, k.shape[1],
+        SIZE=size, HALF=half, BLOCK_HALF=triton.next_power_of_2(half), num_warps=1,
+    )  # fmt: skip
+    return q_out, k_out
 
 
 def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

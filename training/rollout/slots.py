@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,22 +84,23 @@ class SlotTable:
 
     def admit(self, requests: Sequence[Request]) -> None:
         """Write the prompts and options of new requests into their slots."""
+        head = 5 + MAX_STOP_IDS
         longest = max(len(request.prompt) for request in requests)
-        integers, floats = [], []
-        for request in requests:
+        integers = np.zeros((len(requests), head + longest), dtype=np.int64)
+        floats = np.empty((len(requests), 3), dtype=np.float32)
+        for row, request in enumerate(requests):
             config, length = request.config, len(request.prompt)
             stops = [*request.stop_ids, *[-1] * (MAX_STOP_IDS - len(request.stop_ids))]
             limit = min(length + config.max_new_tokens, self.max_length)
             seed = (request.seed + 2**63) % 2**64 - 2**63
-            tokens = [*request.prompt, *[0] * (longest - length)]
-            integers.append([request.slot, length, limit, config.top_k, seed, *stops, *tokens])
-            floats.append([config.temperature, config.top_p, config.repetition_penalty])
-        whole = self.to_device(torch.tensor(integers, dtype=torch.int64))
-        parts = self.to_device(torch.tensor(floats, dtype=torch.float32))
+            integers[row, :head] = (request.slot, length, limit, config.top_k, seed, *stops)
+            integers[row, head : head + length] = request.prompt
+            floats[row] = (config.temperature, config.top_p, config.repetition_penalty)
+        whole, parts = self.to_device(torch.from_numpy(integers)), self.to_device(torch.from_numpy(floats))
         at = whole[:, 0]
         self.lengths[at], self.limits[at], self.top_k[at], self.seeds[at] = whole[:, 1:5].unbind(1)
-        self.stop_ids[at] = whole[:, 5 : 5 + MAX_STOP_IDS]
-        self.tokens[at, :longest] = whole[:, 5 + MAX_STOP_IDS :]
+        self.stop_ids[at] = whole[:, 5:head]
+        self.tokens[at, :longest] = whole[:, head:]
         self.temperature[at], self.top_p[at], self.penalty[at] = parts.unbind(1)
         self.stopped[at] = 0
         self.finished[at] = 0

@@ -92,7 +92,8 @@ class Api:
                     seed = row_seed(self.config.seed, next(self._counter))
                 else:
                     seed = row_seed(request.seed, number)
-                found.append(Running(loop, prompt, generation, self.codec.stop_ids, seed, request.stream, top))
+                stops = () if request.ignore_eos else self.codec.stop_ids
+                found.append(Running(loop, prompt, generation, stops, seed, request.stream, top))
         try:
             self.scheduler.submit(*(running.completion for running in found))
         except QueueFull:

@@ -54,7 +54,7 @@ class StreamOptions(BaseModel):
 
 
 class Sampling(BaseModel):
-    """What chat and plain completions share. `top_k` and `repetition_penalty` are extras of this server."""
+    """What chat and plain completions share. `top_k`, `repetition_penalty`, `ignore_eos` are extras."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -63,6 +63,7 @@ class Sampling(BaseModel):
     top_p: float = Field(default=1.0, ge=0, le=1)
     top_k: int = Field(default=0, ge=0)
     repetition_penalty: float = Field(default=1.0, gt=0)
+    ignore_eos: bool = False
     n: int = Field(default=1, ge=1, le=64)
     stop: Annotated[list[str], BeforeValidator(_as_list)] = []
     seed: int | None = None
