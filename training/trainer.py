@@ -65,6 +65,9 @@ class Trainer:
         self.last: dict[str, float] = {}
         self.evaluated: dict[str, float] = {}
         self.step_seconds: list[float] = []
+        self.step_tokens: list[int] = []
+        self._rates: dict[int, float] = {}
+        self._read_at = 0.0
         self._lag = LAG if run.on_gpu else 0
         self._waiting: deque[tuple[int, StepBatch, Tensor, Any, float]] = deque()
         torch.manual_seed(train.seed + 1 + strategy.rank)
@@ -128,7 +131,6 @@ class Trainer:
             host.copy_(figures, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-        self._rates = getattr(self, "_rates", {})
         self._rates[self.step + 1] = rate
         self._waiting.append((self.step + 1, step, host, event, started))
         while len(self._waiting) > self._lag:
@@ -158,7 +160,8 @@ class Trainer:
             self._nan(number, step, values["loss"], norm)
         self._stop_agreed = self._stop_agreed or asked > 0
         now = time.perf_counter()
-        self.step_seconds.append(now - max(started, getattr(self, "_read_at", started)))
+        self.step_seconds.append(now - max(started, self._read_at))
+        self.step_tokens.append(step.num_tokens)
         self._read_at = now
         values.update(lr=self._rates.pop(number), grad_norm=norm, epoch=step.epoch)
         if self.run.on_gpu:

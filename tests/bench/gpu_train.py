@@ -10,6 +10,7 @@ stage:shape:strategy[:option=value,…] and each has a time limit of its own (it
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import statistics
@@ -17,8 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -52,81 +51,38 @@ def document_lengths(count: int, seed: int) -> list[int]:
     return [int(length) for length in np.clip(drawn, 32, MAX_LENGTH)]
 
 
-class SyntheticLoader:
-    """The loader's interface over random documents packed into rows of fixed length; pairs for rm and dpo."""
+def synthetic_loader(stage: str, vocabulary: int, tokens: int, accumulate: int, steps: int) -> Any:
+    """The stages' own loader and packer over a store of random documents: pairs for rm and dpo."""
+    from pathlib import Path
 
-    steps_per_epoch = 1_000_000
+    import numpy as np
 
-    def __init__(self, stage: str, vocabulary: int, tokens: int, accumulate: int, steps: int) -> None:
-        self.made = [
-            self._step(stage, vocabulary, tokens, accumulate, number) for number in range(min(steps, 8))
-        ]  # fmt: skip
-        self.number = 0
+    from training.data.documents import join_stores
+    from training.data.loader import Loader, layout_of, most_units
+    from training.data.packing import PackingRule
+    from training.data.store import DOCUMENT, StoreWriter, TokenStore
 
-    def steps(self, count: int) -> Iterator[Any]:
-        for _ in range(count):
-            yield self.made[self.number % len(self.made)]
-            self.number += 1
-
-    def state_dict(self) -> dict[str, int]:
-        return {"number": self.number}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.number = state["number"]
-
-    def evaluation(self) -> list[Any]:
-        return []
-
-    def _step(self, stage: str, vocabulary: int, tokens: int, accumulate: int, number: int) -> Any:
-        from training.data.batch import StepBatch
-
-        rows = tuple(self._row(stage, vocabulary, tokens, number * accumulate + i) for i in range(accumulate))
-        return StepBatch(
-            micro_batches=rows, num_targets=sum(r.num_targets for r in rows),
-            num_documents=sum(r.num_documents for r in rows), num_pairs=sum(r.num_pairs for r in rows),
-            num_tokens=sum(r.num_tokens for r in rows), step=number, epoch=0.0,
-        )  # fmt: skip
-
-    def _row(self, stage: str, vocabulary: int, tokens: int, seed: int) -> Any:
-        import torch
-
-        from training.data.batch import IGNORE, PackedBatch
-
-        paired = stage in ("rm", "dpo")
-        generator = torch.Generator().manual_seed(seed)
-        lengths: list[int] = []
-        drawn = document_lengths(tokens // 32, seed)
-        skipped = 0
-        while drawn and skipped < 64:  # best of the next documents that still fit, as a packer's window does
-            group, drawn = drawn[: 2 if paired else 1], drawn[2 if paired else 1 :]
-            if len(group) == (2 if paired else 1) and sum(lengths) + sum(group) <= tokens:
-                lengths += group
-            else:
-                skipped += 1
-        real = sum(lengths)
-        bounds = [0]
-        for length in lengths:
-            bounds.append(bounds[-1] + length)
-        while bounds[-1] < tokens:
-            bounds.append(min(bounds[-1] + MAX_LENGTH, tokens))
-        positions = torch.cat([torch.arange(b - a) for a, b in pairwise(bounds)])
-        slots = tokens // 32 + tokens // MAX_LENGTH + 2
-        bounds += [tokens] * (slots + 1 - len(bounds))
-        ids = torch.randint(0, vocabulary, (tokens,), generator=generator)
-        labels = torch.full((tokens,), IGNORE)
-        labels[: real - 1] = ids[1:real]
-        for edge in bounds[1 : len(lengths) + 1]:
-            labels[edge - 1] = IGNORE
-        if stage == "dpo":  # a third of each document is prompt
-            for start, length in zip(bounds, lengths, strict=False):
-                labels[start : start + length // 3] = IGNORE
-        pairs = torch.arange(len(lengths)).view(-1, 2) if paired else None
-        return PackedBatch(
-            tokens=ids, labels=labels, positions=positions, cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
-            max_seqlen=MAX_LENGTH, num_targets=int((labels != IGNORE).sum()), lengths=tuple(lengths),
-            rows=tuple(f"synthetic:{i}" for i in range(len(lengths))), pairs=pairs,
-            margins=torch.zeros(len(lengths) // 2) if paired else None,
-        )  # fmt: skip
+    width = 2 if stage in ("rm", "dpo") else 1
+    lengths = np.array(document_lengths(max(tokens * accumulate * min(steps, 12) // 340 // 2 * 2, 64), 0))
+    documents = np.zeros(len(lengths), DOCUMENT)
+    documents["length"], documents["row"] = lengths, np.arange(len(lengths)) // width
+    documents["key"], documents["line"] = documents["row"], documents["row"] + 1
+    prompts = lengths // 3 if stage == "dpo" else np.zeros_like(lengths)  # a third of each document is prompt
+    documents["prompt"], documents["targets"] = prompts, lengths - np.maximum(prompts, 1)
+    total = int(lengths.sum())
+    targets = np.ones(total, dtype=np.bool_)
+    for start, prompt in zip(np.cumsum(lengths) - lengths, prompts, strict=True):
+        targets[start : start + prompt] = False
+    folder = Path(tempfile.mkdtemp())
+    writer = StoreWriter(folder, vocabulary)
+    writer.append(documents, np.random.default_rng(1).integers(0, vocabulary, total), targets)
+    writer.finish({"kind": "pair" if width == 2 else "document", "files": ["synthetic.jsonl"]})
+    joined = join_stores([TokenStore(folder)], [1.0], [])
+    units = most_units(joined.length, tokens)
+    rule = PackingRule(
+        packed=True, capacity=tokens, batch_size=8, max_units=units, window=4096, shuffle=True, seed=0
+    )  # fmt: skip
+    return Loader(joined, rule, layout_of(rule, MAX_LENGTH, width, 0), accumulate=accumulate)
 
 
 def measure(case: str) -> dict[str, Any]:
@@ -146,7 +102,7 @@ def measure(case: str) -> dict[str, Any]:
     from training.models.load import from_config
     from training.models.lora import convert_to_lora
     from training.run import open_run
-    from training.trainer import Trainer
+    from training.trainer import LAG, Trainer
 
     torch.manual_seed(0)
     tree: dict[str, Any] = {
@@ -168,7 +124,8 @@ def measure(case: str) -> dict[str, Any]:
         if run.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         llama = LlamaConfig(**SHAPES[shape])
-        model = from_config(llama)
+        with torch.device(run.strategy.device):
+            model = from_config(llama)
         if run.config.lora is not None:
             convert_to_lora(model, run.config.lora)
         run.speed_up(model)
@@ -176,7 +133,7 @@ def measure(case: str) -> dict[str, Any]:
             chunk=options["chunk"], compiled=run.on_gpu and options["compile"] != "off",
             own_forward=not run.strategy.capabilities.packed,
         )  # fmt: skip
-        loader = SyntheticLoader(stage, llama.vocab_size, options["tokens"], options["accumulate"], options["steps"])
+        loader = synthetic_loader(stage, llama.vocab_size, options["tokens"], options["accumulate"], options["steps"])
         module: torch.nn.Module
         forward = None
         if stage in ("pt", "sft"):
@@ -186,23 +143,20 @@ def measure(case: str) -> dict[str, Any]:
         else:
             module = PreferenceLoss(model, config.dpo, head)
             if not options["lora"]:  # log-probs computed once before training, as the stage does
-                reference = {}
 
                 def forward(wrapped: Any, batch: Any, _: Any) -> Any:
-                    key = batch.num_tokens
-                    if key not in reference:
-                        reference[key] = torch.full((batch.num_documents,), -100.0, device=batch.tokens.device)
-                    return wrapped(batch, reference[key])
+                    return wrapped(batch, torch.full((batch.num_documents,), -100.0, device=batch.tokens.device))
 
         extra = {"forward": forward} if forward is not None else {}
         trainer = Trainer(run, module, loader, per="targets" if stage in ("pt", "sft") else "pairs", **extra)
         started = time.perf_counter()
         figures = trainer.fit()
-        seconds = trainer.step_seconds[options["warmup"] : -1] or trainer.step_seconds
-        tokens = statistics.mean(step.num_tokens for step in loader.made)
+        steady = slice(options["warmup"], max(options["steps"] - LAG, options["warmup"] + 1))
+        seconds, tokens = trainer.step_seconds[steady], trainer.step_tokens[steady]
+        rates = [count / time_taken for count, time_taken in zip(tokens, seconds, strict=True)]
         result = {
-            "case": case, "tokens_per_second": round(tokens / statistics.median(seconds)),
-            "step_ms": round(1000 * statistics.median(seconds), 1), "real_tokens_per_step": round(tokens),
+            "case": case, "tokens_per_second": round(statistics.median(rates)),
+            "step_ms": round(1000 * statistics.median(seconds), 1), "real_tokens_per_step": round(statistics.mean(tokens)),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if run.on_gpu else None,
             "loss": figures.get("loss"), "first_step_s": round(trainer.step_seconds[0], 1),
             "total_s": round(time.perf_counter() - started, 1),
@@ -231,7 +185,7 @@ def self_test() -> list[dict[str, Any]]:
         print(json.dumps(results[-1]), flush=True)
 
     torch.manual_seed(0)
-    row = SyntheticLoader("sft", 512, 4096, 1, 1).made[0].micro_batches[0].to(device)
+    row = next(synthetic_loader("sft", 512, 4096, 1, 1).steps(1)).micro_batches[0].to(device)
     shape = (1, 4096, 64)
     q = torch.randn(shape[0], 6, *shape[1:], device=device, dtype=torch.bfloat16, requires_grad=True)
     k, v = (torch.randn(1, 2, *shape[1:], device=device, dtype=torch.bfloat16, requires_grad=True) for _ in "kv")
@@ -255,7 +209,7 @@ def self_test() -> list[dict[str, Any]]:
     wide = [x.detach().float().requires_grad_() for x in (hidden, weight)]
     wanted = F.cross_entropy(wide[0] @ wide[1].t(), row.labels.clamp(max=1023), reduction="sum")
     expected = torch.autograd.grad(wanted, wide)
-    report("head loss", abs(float(loss - wanted)) / float(wanted), 1e-3)
+    report("head loss", float((loss - wanted).detach().abs() / wanted.detach()), 1e-3)
     for name, one, two in zip(("dhidden", "dweight"), got, expected, strict=True):
         report(f"head {name}", float((one.float() - two).norm() / two.norm()), 0.02)
     losses, gradients = [], []
@@ -286,6 +240,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if arguments.in_process:
+        faulthandler.dump_traceback_later(max(arguments.limit - 8, 5), exit=False)
         print(json.dumps(measure(arguments.cases[0])), flush=True)
         return
     if arguments.self_test:
@@ -296,7 +251,15 @@ def main() -> None:
         if left < 20:
             print(json.dumps({"case": case, "error": "left out: no time"}), flush=True)
             continue
-        command = [sys.executable, "-m", "tests.bench.gpu_train", "--in-process", case]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.bench.gpu_train",
+            "--in-process",
+            case,
+            "--limit",
+            str(min(arguments.limit, left)),
+        ]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=min(arguments.limit, left), check=False
@@ -304,8 +267,11 @@ def main() -> None:
             lines = [line for line in done.stdout.splitlines() if line.startswith('{"case"')]
             tail = (done.stderr or done.stdout)[-1500:]
             print(lines[-1] if lines else json.dumps({"case": case, "error": tail}), flush=True)
-        except subprocess.TimeoutExpired:
-            print(json.dumps({"case": case, "error": f"took more than {arguments.limit:g} s"}), flush=True)
+        except subprocess.TimeoutExpired as late:
+            said = (late.stderr or b"").decode("utf-8", "replace")[-1500:]
+            print(
+                json.dumps({"case": case, "error": f"took more than {arguments.limit:g} s", "where": said}), flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ def speed_up_blocks(
             recompute_cheap(block, keep_random_state=dropout)
     if compiled:
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
+        base = getattr(model, "base_model", model)
+        for name in ("norm", "ln_f", "final_layer_norm"):
+            if isinstance(getattr(base, name, None), nn.Module):
+                getattr(base, name).compile(dynamic=False)
         for block in blocks:
             block.compile(dynamic=False, fullgraph=checkpointing != "selective")
 
