@@ -15,6 +15,7 @@ from training.data.template import TextCodec
 from training.experience import Experience
 
 SHOWN_CHARACTERS = 300
+COLUMNS = ["prompt", "completion", "score", "kl", "tokens", "finished"]
 
 
 class Phases:
@@ -72,13 +73,21 @@ def keep_samples(path: Path, rows: Sequence[dict[str, object]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def shown(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
-    """The rows with long texts cut, for the log."""
-    return [
-        {name: _cut(value) if isinstance(value, str) else value for name, value in row.items() if name != "step"}
-        for row in rows
-    ]
+def shown(rows: Sequence[dict[str, object]]) -> list[list[object]]:
+    """The rows by COLUMNS with long texts cut, for the event."""
+    return [[_cut(row[name]) for name in COLUMNS] for row in rows]
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+def as_text(title: str, rows: Sequence[dict[str, object]]) -> str:
+    """The same for a person who reads the log."""
+    lines = [f"{title}:"]
+    for row in rows:
+        lines.append(f"  {_cut(row['prompt'])}")
+        lines.append(
+            f"    → {_cut(row['completion'])}   (score {row['score']}, KL {row['kl']}, {row['tokens']} tokens)"
+        )
+    return "\n".join(lines)
+
+
+def _cut(value: object) -> object:
+    return f"{value[:SHOWN_CHARACTERS]}…" if isinstance(value, str) and len(value) > SHOWN_CHARACTERS else value

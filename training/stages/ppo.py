@@ -30,7 +30,7 @@ from training.experience import Completions, Experience, FixedShapes, build_expe
 from training.models.lora import adapters_off
 from training.ppo_export import export
 from training.ppo_models import Actor, action_logprobs
-from training.ppo_report import Phases, keep_samples, sample_table, shown
+from training.ppo_report import COLUMNS, Phases, as_text, keep_samples, sample_table, shown
 from training.ppo_setup import Players, check, gather, prompt_limit
 from training.ppo_state import PPOState
 from training.ppo_update import UpdateStats, any_rank, plan, update
@@ -222,7 +222,8 @@ class PPO:
         if self.run.is_main and every and (self.step % every == 0 or self.step in (1, self.total)):
             table = sample_table(experience, rows, self.codec, self.train.sample_rows, self.step)
             keep_samples(self.run.run_dir / "samples.jsonl", table)
-            self.telemetry.sample(f"step {self.step}", shown(table))
+            self.telemetry.sample(f"step {self.step}", shown(table), columns=COLUMNS)
+            self.telemetry.note(as_text(f"step {self.step}", table))
 
     def _ptx_loader(self) -> Any:
         """The side loss's documents, one micro-batch a rank and update; None while ptx.coef is 0."""
