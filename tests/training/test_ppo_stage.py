@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from training.config import load_config
-from training.errors import ConfigError, DataError, MissingInput, Stopped, TrainingError
+from training.errors import ConfigError, DataError, MissingInput, NanLoss, Stopped, TrainingError
 from training.models.load import from_config
 from training.rewards import RewardFailed
 from training.stages import ppo
@@ -106,7 +106,8 @@ def events(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def metrics(told: list[dict[str, Any]], name: str) -> list[float]:
-    return [event["values"][name] for event in told if event["event"] == "metrics"]
+    """The values of one name, of the steps that told it."""
+    return [event["values"][name] for event in told if event["event"] == "metrics" and name in event["values"]]
 
 
 def test_a_synthetic_reward_is_learned(model: Path, files: Path) -> None:
@@ -169,6 +170,32 @@ def test_engine_log_probs_pass_their_check_and_ratio_starts_at_one(model: Path, 
     assert metrics(told, "clip_fraction")[0] == 0
     told = start(model, files, run_dir=str(files / "strict"), train={"max_steps": 1, "logprob_tolerance": 1e-12})
     assert "scored again by the trainer" in capsys.readouterr().out
+
+
+def test_several_completions_of_one_prompt_are_different_draws(model: Path, files: Path) -> None:
+    start(
+        model, files,
+        train={
+            "max_steps": 1, "rollout_batch_size": 12, "minibatch_size": 12, "samples_per_prompt": 3, "sample_rows": 12,
+        },
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (files / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows[::3]] == [row["row"] for row in rows[1::3]]
+    assert len({row["row"] for row in rows}) == 4
+    assert len({row["completion"] for row in rows}) > 6
+
+
+def test_the_critic_may_learn_alone_at_first(model: Path, files: Path) -> None:
+    told = start(model, files, train={"critic_warmup_steps": 2, "max_steps": 4, "lr": 1e-2})
+    kl = metrics(told, "kl")
+    assert kl[:3] == pytest.approx([0, 0, 0], abs=1e-5)
+    assert abs(kl[3]) > 1e-4
+    assert len(metrics(told, "value_loss")) == 4
+
+
+def test_a_loss_that_is_no_number_ends_the_run_by_name(model: Path, files: Path) -> None:
+    with pytest.raises(NanLoss, match=r"step 1.*Lower train\.lr"):
+        start(model, files, train={"lr": 1e30})
 
 
 def test_sigterm_saves_a_checkpoint(model: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
