@@ -38,7 +38,8 @@ if AVAILABLE:
 
     @triton.jit
     def _gemv(
-        x_ptr, up_ptr, norm_ptr, data_ptr, scale_ptr, offset_ptr, bias_ptr, residual_ptr, out_ptr, outputs, inputs, eps,
+        x_ptr, up_ptr, norm_ptr, data_ptr, scale_ptr, offset_ptr, bias_ptr, residual_ptr, out_ptr, outputs, inputs,
+        row_bytes, eps,
         BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_IN: tl.constexpr,
         NORM: tl.constexpr, SILU: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
     ):  # fmt: skip
@@ -54,10 +55,7 @@ if AVAILABLE:
             for first in range(0, groups, GROUPS):
                 group = first + tl.arange(0, GROUPS)
                 in_group = group < groups
-                at = (
-                    row[:, None, None].to(tl.int64) * (inputs // 2)
-                    + (group[:, None] * HALF + byte[None, :])[None, :, :]
-                )
+                at = row[:, None, None].to(tl.int64) * row_bytes + (group[:, None] * HALF + byte[None, :])[None, :, :]
                 mask = in_row[:, None, None] & in_group[None, :, None]
                 packed = tl.load(data_ptr + at, mask=mask, other=0)
                 scale_at = row[:, None].to(tl.int64) * groups + group[None, :]
@@ -99,7 +97,7 @@ if AVAILABLE:
 
     @triton.jit
     def _quantized_matmul(
-        x_ptr, data_ptr, scale_ptr, offset_ptr, bias_ptr, out_ptr, rows, outputs, inputs,
+        x_ptr, data_ptr, scale_ptr, offset_ptr, bias_ptr, out_ptr, rows, outputs, inputs, row_bytes,
         BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr,
         BLOCK_IN: tl.constexpr, BIAS: tl.constexpr, EXACT: tl.constexpr,
     ):  # fmt: skip
@@ -115,7 +113,7 @@ if AVAILABLE:
             groups = inputs // GROUP
             byte = tl.arange(0, HALF)
             for group in range(0, groups):
-                at = out_at[:, None].to(tl.int64) * (inputs // 2) + (group * HALF + byte)[None, :]
+                at = out_at[:, None].to(tl.int64) * row_bytes + (group * HALF + byte)[None, :]
                 packed = tl.load(data_ptr + at, mask=in_out[:, None], other=0)
                 scale = tl.load(scale_ptr + out_at * groups + group, mask=in_out, other=0.0).to(tl.float32)
                 offset = tl.load(offset_ptr + out_at * groups + group, mask=in_out, other=0.0).to(tl.float32)
@@ -170,7 +168,7 @@ def gemv(
         x, none if up is None else up, none if norm is None else norm[0], weight.data,
         none if weight.scale is None else weight.scale, none if weight.offset is None else weight.offset,
         none if weight.bias is None else weight.bias, none if residual is None else residual, out, outputs, inputs,
-        0.0 if norm is None else norm[1], BITS=weight.bits, GROUP=weight.group or 1, BLOCK_OUT=block_out,
+        inputs // 2, 0.0 if norm is None else norm[1], BITS=weight.bits, GROUP=weight.group or 1, BLOCK_OUT=block_out,
         BLOCK_IN=block_in, NORM=norm is not None, SILU=up is not None, BIAS=weight.bias is not None,
         RESIDUAL=residual is not None, num_warps=warps,
     )  # fmt: skip
@@ -187,7 +185,7 @@ def quantized_matmul(x: Tensor, weight: Weight) -> Tensor:
     none = x
     _quantized_matmul[(triton.cdiv(outputs, block_out), triton.cdiv(rows, block_rows))](
         x.contiguous(), weight.data, weight.scale, none if weight.offset is None else weight.offset,
-        none if weight.bias is None else weight.bias, out, rows, outputs, inputs, BITS=weight.bits,
+        none if weight.bias is None else weight.bias, out, rows, outputs, inputs, inputs // 2, BITS=weight.bits,
         GROUP=weight.group or 1, BLOCK_ROWS=block_rows, BLOCK_OUT=block_out, BLOCK_IN=128,
         BIAS=weight.bias is not None, EXACT=x.dtype == torch.float32, num_warps=4, num_stages=3,
     )  # fmt: skip
