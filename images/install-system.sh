@@ -18,8 +18,6 @@ rm -rf /packages /var/cache/apt/archives/*.deb /var/log/apt /var/log/dpkg.log /v
 
 # Host keys are made when a container starts, never in an image.
 rm -f /etc/ssh/ssh_host_*
-install -m 644 /navarch/sshd_config /etc/ssh/sshd_config
-install -m 755 /navarch/navarch-entrypoint /usr/local/bin/navarch-entrypoint
 mkdir -p /run/sshd /run/navarch /root/.ssh /workspace
 chmod 700 /root/.ssh
 chmod 755 /run/sshd /run/navarch
