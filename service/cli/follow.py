@@ -173,7 +173,8 @@ def samples(client: Client, ref: str) -> None:
     if not items:
         return
     latest, first = items[0], items[-1]
-    shown = [first] if first is latest or first.title == latest.title else [first, latest]
+    same_prompts = [row[:1] for row in first.rows] == [row[:1] for row in latest.rows]
+    shown = [first, latest] if same_prompts and first.title != latest.title else [latest]
     table = Table(show_lines=True, header_style="bold")
     for name in latest.columns[:1]:
         table.add_column(output.escape(name))

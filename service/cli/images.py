@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from service.schemas import Build
 
+#: Lines of a build's log that are worth showing where there is no terminal to redraw.
+LANDMARKS = ("Building ", "FROM ", "RUN ", "navarch: ")
+
 app = typer.Typer(help="Images: build, list, remove.", no_args_is_help=True)
 
 
@@ -70,7 +73,7 @@ def _follow(lines: Iterator[str], started: Build, *, verbose: bool, silent: bool
     if verbose or silent or not sys.stdout.isatty():
         for line in lines:
             tail.append(line)
-            if verbose or (not silent and line.startswith("Step ")):
+            if verbose or (not silent and line.startswith(LANDMARKS)):
                 output.plain(line)
                 sys.stdout.flush()
         return tail
@@ -92,7 +95,8 @@ def _report(ended: Build, tail: deque[str], *, as_json: bool, verbose: bool) -> 
     else:
         if not verbose:
             for line in tail:
-                output.note(f"[dim]{output.escape(line)}[/]")
+                if line not in (ended.message or ""):
+                    output.note(f"[dim]{output.escape(line)}[/]")
         output.report(f"The build of {ended.tag} {ended.state}: {ended.message or 'see the log above'}", None)
     if ended.state != "succeeded":
         raise typer.Exit(output.FAILED)
