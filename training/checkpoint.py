@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.errors import MissingInput, as_training_error
+from training.errors import MissingInput, WriteFailed, as_training_error
 
 STATE = "state.json"
 """The stage's own state inside checkpoints/step-N/trainer/; its presence marks a checkpoint as complete."""
@@ -140,7 +140,7 @@ class Checkpoints:
         if is_main:
             shutil.rmtree(fresh, ignore_errors=True)
         barrier()
-        raise as_training_error(failure or OSError("another rank could not write its part of the checkpoint"))
+        raise as_training_error(failure or WriteFailed("Another rank could not write its part of the checkpoint."))
 
     def mark_best(self, step: int, loss: float) -> None:
         """Remember which checkpoint had the lowest held-out loss."""

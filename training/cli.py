@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from training.config import config_class, load_config
 from training.config_tree import nearest
 from training.errors import ConfigError, TrainingError
+from training.strategies.config import Wanted, check_strategy
 from training.telemetry import emit
 
 USAGE = """\
@@ -65,6 +69,8 @@ def _stage(stage: str, arguments: Sequence[str]) -> int:
         print(describe(stage))
         return 0
     config = load_config(stage, options.config or {}, options.overrides)
+    if stage != "serve":
+        check_strategy(config.strategy, wanted(stage, config))
     if options.check:
         print(f"{options.config or 'the configuration'} is a valid {stage} run")
         return 0
@@ -75,6 +81,18 @@ def _stage(stage: str, arguments: Sequence[str]) -> int:
 
     module = importlib.import_module(f"training.stages.{stage}")
     return guarded(lambda: module.run(config), Path(settle(config).run_dir))
+
+
+def wanted(stage: str, config: Any) -> Wanted:
+    """What the run asks of its strategy, as far as it is known before a device is looked at."""
+    precision = config.train.precision
+    return Wanted(
+        precision="bf16" if precision == "auto" else precision,
+        lora=config.lora is not None,
+        stage=stage,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        accumulation=getattr(config.train, "accumulate", 1),
+    )
 
 
 class _Options:
@@ -121,8 +139,6 @@ def _parse(stage: str, arguments: Sequence[str]) -> _Options:
 
 def describe(stage: str) -> str:
     """Every key of a stage with its type and default, grouped by section."""
-    import dataclasses
-
     lines = [
         f"navarch-train {stage} --config run.yaml [key=value …]",
         "",
@@ -130,7 +146,8 @@ def describe(stage: str) -> str:
         "",
     ]
 
-    def walk(cls: type, prefix: str) -> None:
+    def walk(cls: Any, prefix: str) -> None:
+        hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
             factory = field.default_factory
             default = field.default if field.default is not dataclasses.MISSING else None
@@ -139,6 +156,8 @@ def describe(stage: str) -> str:
                 default = factory()
                 nested = type(default) if dataclasses.is_dataclass(default) else nested
             name = f"{prefix}{field.name}"
+            if nested is None and dataclasses.is_dataclass(hints[field.name]):
+                nested = hints[field.name]
             if nested is not None:
                 walk(nested, f"{name}.")
                 continue

@@ -156,7 +156,8 @@ def measure(case: str) -> dict[str, Any]:
         rates = [count / time_taken for count, time_taken in zip(tokens, seconds, strict=True)]
         result = {
             "case": case, "tokens_per_second": round(statistics.median(rates)),
-            "step_ms": round(1000 * statistics.median(seconds), 1), "real_tokens_per_step": round(statistics.mean(tokens)),
+            "step_ms": round(1000 * statistics.median(seconds), 1),
+            "real_tokens_per_step": round(statistics.mean(tokens)),
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if run.on_gpu else None,
             "loss": figures.get("loss"), "first_step_s": round(trainer.step_seconds[0], 1),
             "total_s": round(time.perf_counter() - started, 1),
