@@ -45,13 +45,13 @@ def find_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[Duplic
     """Rows that are at least `threshold` like an earlier row that is kept. The first of each family stays.
 
     Candidates come from MinHash (Broder 1997) with locality-sensitive hashing; none is dropped without comparing the
-    shingles themselves. Some pairs close to the threshold may be missed, none is invented.
+    shingles themselves: about one pair in 200 at the threshold may be missed, none is invented.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], not {threshold:g}")
     from datasketch import MinHash, MinHashLSH
 
-    index = MinHashLSH(threshold=max(threshold - 0.05, 0.01), num_perm=PERMUTATIONS)
+    index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(threshold))
     kept: dict[int, np.ndarray] = {}
     found: list[Duplicate] = []
     for number, text in enumerate(texts):
@@ -66,6 +66,19 @@ def find_duplicates(texts: Iterable[str], threshold: float = 0.8) -> list[Duplic
         index.insert(number, sketch, check_duplication=False)
         kept[number] = digest
     return found
+
+
+def bands(threshold: float) -> tuple[int, int]:
+    """(bands, rows per band): the most selective choice that still finds 99.5 % of the pairs at the threshold.
+
+    Two sets of likeness s share a band with probability 1 − (1 − s^rows)^bands (Leskovec et al., Mining of Massive
+    Datasets, §3.4).
+    """
+    for rows in range(PERMUTATIONS, 1, -1):
+        count = PERMUTATIONS // rows
+        if 1 - (1 - threshold**rows) ** count >= 0.995:
+            return count, rows
+    return PERMUTATIONS, 1
 
 
 def _digests(pieces: set[str]) -> np.ndarray:
