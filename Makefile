@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export NAVARCH_STATE := $(STATE)
 
-.PHONY: help demo down test test-unit test-training test-docker lint bench soak clean
+.PHONY: help demo down test test-unit test-training test-docker lint bench clean
 
 help:                 ## what can be made
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: *[^#]*##/\t/' | expand -t 18

@@ -1,6 +1,6 @@
 """The demo: trains a real 135M chat model in a real container through the control plane, and shows what it learned.
 
-`make demo` calls it, `make down` calls it with `down`. Each step is the command that a user would type; it is shown before it runs.
+`make demo` calls it, `make down` calls it with `down`. Each step is the command that a user would type, shown before it runs.
 """
 
 from __future__ import annotations
