@@ -209,8 +209,8 @@ class PPOTrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     activation_checkpointing: Literal["off", "selective", "full"] = "off"
-    compile: Literal["auto", "on", "off"] = "off"
-    """torch.compile of each block; packed batches are then filled up to a few different lengths."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of each block and of the head; packed batches are then filled up to few different lengths."""
     head_chunk: int = 8192
     """Tokens whose logits exist at one time."""
     seed: int = 42

@@ -164,11 +164,11 @@ def learn(args: argparse.Namespace, folder: Path) -> None:
             "run_dir": str(folder / "run"),
             "reward": {"function": f"{REWARD}:fraction", "arguments": {"letter": args.letter}, "normalize": "running"},
             "generation": {"max_new_tokens": args.new_tokens}, "kl": {"coef": args.kl},
-            "critic": {"lr": 1e-5}, "log": {"every": 1, "tensorboard": False},
+            "critic": {"lr": 2e-5}, "log": {"every": 1, "tensorboard": False},
             "train": {
                 "max_steps": args.steps, "epochs": 1000, "rollout_batch_size": args.prompts, "lr": args.lr,
                 "minibatch_size": args.minibatch or args.prompts // 2, "micro_batch_tokens": args.micro_tokens,
-                "ppo_epochs": 2, "sample_every": max(args.steps // 4, 1), "sample_rows": 2,
+                "ppo_epochs": 2, "compile": "off", "sample_every": max(args.steps // 4, 1), "sample_rows": 2,
                 "max_prompt_length": 256, "long_prompts": "drop",
             },
         },
@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--model", default="/tmp/models/smollm2-135m")
     parser.add_argument("--data", default="", help="prompts of --learn; default: forty short requests")
     parser.add_argument("--letter", default="e")
-    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--kl", type=float, default=0.02)
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--prompt-tokens", type=int, default=83)
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--score-tokens", type=int, default=32768)
     parser.add_argument("--rollout-logprobs", default="auto")
     parser.add_argument("--checkpointing", default="off")
-    parser.add_argument("--compile", default="off")
+    parser.add_argument("--compile", default="on" if torch.cuda.is_available() else "off")
     parser.add_argument("--strategy", default="naive")
     parser.add_argument("--seconds", type=int, default=240, help="give up after this long")
     args = parser.parse_args()
