@@ -1,6 +1,6 @@
 """The demo: trains a real 135M chat model in a real container through the control plane, and shows what it learned.
 
-`make demo` calls it, `make down` calls it with `down`. Each step is the command that a user would type, shown before it runs.
+`make demo` calls it, `make down` calls it with `down`. Each step is the command that a user would type.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     client = Client(URL)
     if MODEL not in {artifact.name for artifact in client.artifacts()}:
         navarch("artifact", "import", str(fetch_model()), "--name", MODEL)
-    synthesize(STATE / "demo" / "train.jsonl", rows=400)
+    synthesize(STATE / "demo" / "train.jsonl", rows=640)
     name = f"demo-sft-{time.strftime('%H%M%S')}"
     setup = time.monotonic() - started
     code = navarch("submit", str(EXAMPLE), f"name={name}", "--follow", check=False)
