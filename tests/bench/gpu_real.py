@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,76 @@ def say(name: str, result: dict[str, Any]) -> None:
     print(json.dumps({"run": name, **result}), flush=True)
 
 
+COMMON = ["eval.at_start=true", "log.every=1", "log.tensorboard=false", "train.compile=off"]
+REWARD = {
+    "full": ["train.lr=5e-6", "train.epochs=3", "train.tokens_per_batch=8192"],
+    "lora": ["lora.rank=8", "train.lr=2e-4", "train.epochs=2", "train.tokens_per_batch=8192"],
+    "lora small": [
+        "lora.rank=2",
+        "train.lr=5e-5",
+        "train.epochs=4",
+        "train.tokens_per_batch=8192",
+        "reward.centering=0.01",
+    ],
+}
+"""Settings that are compared on the reward model: 300 pairs are few, so what matters is how little is fitted."""
+
+
+def sft(model: str, data: Path, out: Path, limit: float) -> None:
+    result = train(
+        "sft", out / "sft", limit, f"model={model}", f"data.sources=[{data / 'alpaca_en_demo.json'}]",
+        "data.eval_fraction=0.1", "train.epochs=3", "train.lr=3e-5", "eval.every=10", "checkpoint.keep_best=false",
+        "train.max_length=1024", "train.tokens_per_batch=16384", *COMMON,
+    )  # fmt: skip
+    say("sft alpaca_en_demo", result)
+
+
+def reward(model: str, data: Path, out: Path, limit: float, folds: int, parallel: int) -> None:
+    """Held-out accuracy on every pair of dpo_en_demo, each scored by a model that didn't see it."""
+    pairs = json.loads((data / "dpo_en_demo.json").read_text())
+    folder = Path(tempfile.mkdtemp())
+    jobs = []
+    for fold in range(folds):
+        learn = [row for number, row in enumerate(pairs) if number % folds != fold]
+        held = [row for number, row in enumerate(pairs) if number % folds == fold]
+        for name, rows in (("learn", learn), ("held", held)):
+            (folder / f"{name}{fold}.json").write_text(json.dumps(rows))
+        jobs += [(setting, fold, len(held)) for setting in REWARD]
+
+    def one(job: tuple[str, int, int]) -> dict[str, Any]:
+        setting, fold, _ = job
+        return train(
+            "rm", out / f"rm-{setting.replace(' ', '-')}-{fold}", limit, f"model={model}",
+            f"data.sources=[{folder / f'learn{fold}.json'}]", f"data.eval=[{folder / f'held{fold}.json'}]",
+            "train.max_length=2048", "reward.head_init=zero", *REWARD[setting], *COMMON,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(parallel) as pool:
+        results = list(pool.map(one, jobs))
+    for (setting, fold, _), result in zip(jobs, results, strict=True):
+        say(f"rm dpo_en_demo {setting}, fold {fold}", result)
+    for setting in REWARD:
+        scored = [
+            (result["last"]["eval/accuracy"], count)
+            for (name, _, count), result in zip(jobs, results, strict=True)
+            if name == setting and "error" not in result
+        ]
+        if scored:
+            total = sum(count for _, count in scored)
+            mean = sum(accuracy * count for accuracy, count in scored) / total
+            error = (mean * (1 - mean) / total) ** 0.5
+            say(f"rm {setting}: all folds", {"accuracy": mean, "standard_error": error, "pairs": total})
+
+
+def dpo(model: str, data: Path, out: Path, limit: float) -> None:
+    result = train(
+        "dpo", out / "dpo", limit, f"model={model}", f"data.sources=[{data / 'dpo_en_demo.json'}]",
+        "data.eval_fraction=0.2", "train.epochs=2", "train.lr=5e-6", "train.max_length=2048",
+        "train.tokens_per_batch=16384", *COMMON,
+    )  # fmt: skip
+    say("dpo dpo_en_demo", result)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -49,50 +120,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--limit", type=float, default=120, help="seconds for one run")
     parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--rm-lr", default="2e-5")
-    parser.add_argument("--rm-epochs", default="2")
+    parser.add_argument("--parallel", type=int, default=6, help="reward models trained at the same time")
+    parser.add_argument("--only", nargs="*", default=["sft", "rm", "dpo"])
     arguments = parser.parse_args()
     out = arguments.out or Path(tempfile.mkdtemp())
-    common = ["eval.at_start=true", "log.every=1", "log.tensorboard=false"]
-    packed = ["train.max_length=1024", "train.tokens_per_batch=16384"]
-
-    alpaca = arguments.data / "alpaca_en_demo.json"
-    sft = train(
-        "sft", out / "sft", arguments.limit, f"model={arguments.model}", f"data.sources=[{alpaca}]",
-        "data.eval_fraction=0.1", "train.epochs=3", "train.lr=3e-5", "eval.every=10", "checkpoint.keep_best=false",
-        *packed, *common,
-    )  # fmt: skip
-    say("sft alpaca_en_demo", sft)
-    base = str(out / "sft" / "model") if "error" not in sft else arguments.model
-
-    pairs = json.loads((arguments.data / "dpo_en_demo.json").read_text())
-    folder = Path(tempfile.mkdtemp())
-    accuracies = []
-    for fold in range(arguments.folds):
-        learn = [row for number, row in enumerate(pairs) if number % arguments.folds != fold]
-        held = [row for number, row in enumerate(pairs) if number % arguments.folds == fold]
-        files = folder / f"learn{fold}.json", folder / f"held{fold}.json"
-        for path, rows in zip(files, (learn, held), strict=True):
-            path.write_text(json.dumps(rows))
-        result = train(
-            "rm", out / f"rm{fold}", arguments.limit, f"model={base}", f"data.sources=[{files[0]}]",
-            f"data.eval=[{files[1]}]", f"train.epochs={arguments.rm_epochs}", f"train.lr={arguments.rm_lr}", *packed,
-            *common,
-        )  # fmt: skip
-        say(f"rm dpo_en_demo fold {fold}", result)
-        if "error" not in result:
-            accuracies.append((result["last"]["eval/accuracy"], len(held)))
-    if accuracies:
-        total = sum(count for _, count in accuracies)
-        mean = sum(accuracy * count for accuracy, count in accuracies) / total
-        error = (mean * (1 - mean) / total) ** 0.5
-        say("rm held-out accuracy over all folds", {"accuracy": mean, "standard_error": error, "pairs": total})
-    if accuracies:
-        result = train(
-            "dpo", out / "dpo", arguments.limit, f"model={base}", f"data.sources=[{folder / 'learn0.json'}]",
-            f"data.eval=[{folder / 'held0.json'}]", "train.epochs=2", "train.lr=5e-6", *packed, *common,
-        )  # fmt: skip
-        say("dpo dpo_en_demo fold 0", result)
+    if "sft" in arguments.only:
+        sft(arguments.model, arguments.data, out, arguments.limit)
+    if "rm" in arguments.only:
+        reward(arguments.model, arguments.data, out, arguments.limit, arguments.folds, arguments.parallel)
+    if "dpo" in arguments.only:
+        dpo(arguments.model, arguments.data, out, arguments.limit)
 
 
 if __name__ == "__main__":
