@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,10 +48,16 @@ class Documents:
 
     def take(self, chosen: np.ndarray, what: str) -> Documents:
         """Some of the units (a boolean mask or numbers); `what` tells this choice from others in the digest."""
-        weights = None if self.weights is None else self.weights[chosen]
-        digest = hashlib.blake2b(f"{self.digest} {what}".encode(), digest_size=16).hexdigest()
-        parts = (a[chosen] for a in (self.store, self.first, self.length, self.targets, self.key))
-        return Documents(self.stores, self.width, *parts, weights, digest, self.reports)
+        return replace(
+            self,
+            store=self.store[chosen],
+            first=self.first[chosen],
+            length=self.length[chosen],
+            targets=self.targets[chosen],
+            key=self.key[chosen],
+            weights=None if self.weights is None else self.weights[chosen],
+            digest=hashlib.blake2b(f"{self.digest} {what}".encode(), digest_size=16).hexdigest(),
+        )
 
     def row_ids(self, units: np.ndarray) -> tuple[str, ...]:
         """The row id of each document of these units, in their order."""

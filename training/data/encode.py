@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -281,12 +282,19 @@ def content_key(record: Record) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little"))
 
 
+@lru_cache(maxsize=4096)
+def _content_digest(file: Path, size: int, changed: int) -> bytes:
+    """Of the file's bytes, read once a process (a run asks twice: for training and for held-out data)."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").digest()
+
+
 def store_key(rows: SourceRows, codec: TextCodec, options: EncodeOptions) -> str:
     """Name of the store: a digest of the files' bytes and of all that decides how they become tokens."""
     digest = hashlib.blake2b(digest_size=16)
     for file in rows.files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+        facts_of_file = file.stat()
+        digest.update(_content_digest(file, facts_of_file.st_size, facts_of_file.st_mtime_ns))
     facts = [VERSION, rows.names, rows.format, rows.kind, rows.source.max_samples, codec.fingerprint, asdict(options)]
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()

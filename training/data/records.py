@@ -73,7 +73,7 @@ def read_record(raw: RawRow, format: str, kind: Kind) -> Placed | Problem:
 def open_source(source: DataSource, stage: str) -> SourceRows:
     """Finds the files and the format. Raises MissingInput or DataError naming the source."""
     files = tuple(resolve(source))
-    name = source.format
+    name: str = source.format
     if name == "auto":
         name = detect(files)
     try:

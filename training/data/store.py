@@ -52,7 +52,8 @@ class TokenStore:
     @cached_property
     def documents(self) -> np.ndarray:
         """[documents] of DOCUMENT."""
-        return np.load(self.folder / "documents.npy", mmap_mode="r")
+        documents: np.ndarray = np.load(self.folder / "documents.npy", mmap_mode="r")
+        return documents
 
     @cached_property
     def tokens(self) -> list[np.ndarray]:
