@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import docker
 import requests
@@ -20,8 +20,11 @@ from images.base import ensure_base, ensure_image
 from images.context import Context, make_context
 from images.errors import ImageError
 from images.failures import explain
+from images.lock import hold
 from images.network import Network
 from images.recipes import Recipe, load_recipe, torch_index
+
+Value = TypeVar("Value")
 
 RECIPE_LABEL = "navarch.recipe"
 INPUTS_LABEL = "navarch.inputs"
@@ -89,7 +92,9 @@ def build(
     recipe = recipe.with_base(options.base)
     started = time.monotonic()
     try:
-        yield from _build(client, recipe, options, training, started)
+        # Builds of one recipe share their layers: a second one finds them made when it has waited for the first.
+        with (yield from _notes(hold(f"{recipe.name} on {client.api.base_url}"))):
+            yield from _build(client, recipe, options, training, started)
     except (requests.exceptions.ConnectionError, requests.exceptions.ReadTimeout) as error:
         raise ImageError(
             "engine_unreachable",
@@ -199,13 +204,14 @@ def _plain(line: str) -> str:
     return "" if _BOOKKEEPING.match(line) else line
 
 
-def _notes(lines: Generator[str, None, str]) -> Generator[BuildEvent, None, str]:
+def _notes(lines: Generator[str, None, Value]) -> Generator[BuildEvent, None, Value]:
     """Passes lines on as notes; the value is what the generator of lines returned."""
     while True:
         try:
             line = next(lines)
         except StopIteration as stop:
-            return str(stop.value)
+            value: Value = stop.value
+            return value
         yield BuildEvent("note", line)
 
 

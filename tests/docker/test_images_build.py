@@ -235,6 +235,18 @@ def gone_within(client: docker.DockerClient, seconds: float) -> None:
         time.sleep(0.2)
 
 
+def test_a_second_build_of_a_recipe_waits_for_the_first(docker_client: docker.DockerClient, hanging: Recipe) -> None:
+    first = build(docker_client, hanging, training=False)
+    next(event for event in first if event.text == "hanging")
+    second = build(docker_client, hanging, training=False)
+    assert "waiting for it" in next(second).text
+    assert len(step_containers(docker_client)) == 1
+    first.close()
+    next(event for event in second if event.text == "hanging")
+    second.close()
+    gone_within(docker_client, 15)
+
+
 def test_an_image_in_use_is_not_removed(
     docker_client: docker.DockerClient, system_image: str, tag: str, run_container: Run
 ) -> None:
