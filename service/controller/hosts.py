@@ -31,7 +31,7 @@ def note_facts(context: Context, host_id: str, facts: EngineFacts, *, back_at: f
         known: dict[str, Any] = dict(host.facts)
         known.update(cpus=facts.cpus, memory_bytes=facts.memory_bytes, engine_version=facts.version)
         started = facts.started_at or back_at or known.get("engine_started_at")
-        if started is not None:
+        if started is not None and abs(started - known.get("engine_started_at", 0.0)) > 1.0:
             known["engine_started_at"] = started
         if facts.boot_id is not None:
             if host.boot_id not in (None, facts.boot_id):

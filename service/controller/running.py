@@ -4,6 +4,7 @@ from jobs.states import Desired, Reason
 from jobs.units import format_duration
 from service.controller.context import Context, LogEnd, Next, Work
 from service.controller.ending import begin_stopping, mark_reachable, mark_unreachable
+from service.controller.hosts import note_facts
 from service.controller.outcome import Exit, HostHistory, Outcome, classify, first_bad
 from service.engine.errors import Unreachable
 from service.store.tables import Host, Replica
@@ -30,7 +31,10 @@ def run(context: Context, work: Work) -> Next:
     bad = first_bad(ended)
     spec = context.spec(work.job)
     if bad is not None:
-        host = history(context, work.replicas[bad.node_rank].host_id)
+        try:
+            host = history(context, work.replicas[bad.node_rank].host_id)
+        except Unreachable as error:
+            return mark_unreachable(context, work, str(error))
         return begin_stopping(context, work, classify(bad, LogEnd(), host, spec), _ENDED)
     if len(ended) == len(work.replicas):
         return begin_stopping(context, work, Outcome(Reason.COMPLETED, "finished with exit code 0"), _ENDED)
@@ -62,6 +66,8 @@ def look(context: Context, replica: Replica) -> Exit | None:
 
 
 def history(context: Context, host_id: str) -> HostHistory:
+    """The host's history, as its engine tells it now: it may have come back only a moment ago. Raises Unreachable."""
+    note_facts(context, host_id, context.engines.engine(host_id).facts(), back_at=None)
     with context.database.read() as session:
         host = session.get(Host, host_id)
     if host is None:

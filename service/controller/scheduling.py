@@ -69,9 +69,13 @@ def _queued(session: Session, now: float) -> list[tuple[Waiting, str | None]]:
         .order_by(job.priority.desc(), job.created_at, job.id)
     )
     return [
-        (Waiting(row.id, row.name, _demand(row), zlib.crc32(f"{row.id}/{row.attempts}".encode())), row.why)
-        for row in session.connection().execute(query)
+        (Waiting(row.id, row.name, _demand(row), _seed(row)), row.why) for row in session.connection().execute(query)
     ]
+
+
+def _seed(row: Any) -> int:
+    """Where to start in the port pool: elsewhere for each job, and for each attempt."""
+    return zlib.crc32(f"{row.id}/{row.attempts}".encode())
 
 
 def _demand(row: Any) -> Demand:

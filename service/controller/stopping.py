@@ -30,7 +30,8 @@ _FROM_EXIT = frozenset(
 )
 """Reasons that were read from an exit code and are read again when the whole log is there."""
 _KILL_POLL_S = 0.5
-_REMOVAL_S = 0.4
+_SETTLE_S = 3.0
+"""A container that was killed may be about to be removed, or its engine to go down: then that is the reason."""
 
 
 def stop(context: Context, work: Work) -> Next:
@@ -54,20 +55,20 @@ def stop(context: Context, work: Work) -> Next:
             mark_reachable(context, work)
             return _press(context, work, running)
         if attempt.reason == Reason.KILLED and _just_now(context, ends.values()):
-            return Next(_REMOVAL_S)
+            return Next(_SETTLE_S)
         logs = {r.node_rank: _drain(context, work, r, ends[r.node_rank]) for r in work.replicas}
+        outcome = _outcome(context, work, list(ends.values()), logs)
     except Unreachable as error:
         return mark_unreachable(context, work, str(error))
-    outcome = _outcome(context, work, list(ends.values()), logs)
     decision = _finish(context, work, ends, logs, outcome)
     reap(context, work)
     return Next(decision.delay_s) if decision.state is JobState.QUEUED else NOTHING
 
 
 def _just_now(context: Context, ends: Iterable[Exit]) -> bool:
-    """Whether a container ended so recently that whoever killed it may still be about to remove it."""
+    """Whether a container ended so recently that it isn't clear yet what killed it."""
     now = context.clock()
-    return any(end.found and end.finished_at is not None and 0 <= now - end.finished_at < _REMOVAL_S for end in ends)
+    return any(end.found and end.finished_at is not None and 0 <= now - end.finished_at < _SETTLE_S for end in ends)
 
 
 def _press(context: Context, work: Work, running: list[Replica]) -> Next:
