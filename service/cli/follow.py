@@ -169,7 +169,7 @@ def samples(client: Client, ref: str) -> None:
     """The model's answers to the sample prompts: before the training and now, side by side."""
     from rich.table import Table
 
-    items = client.samples(ref).items
+    items = client.samples(ref, limit=100).items
     if not items:
         return
     latest, first = items[0], items[-1]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -34,7 +35,10 @@ STATE_STYLES = {
 def console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    # Lines for files and pipes are as long as they need to be.
+    return Console(highlight=False, soft_wrap=True, width=int(os.environ.get("COLUMNS") or 0) or 240)
 
 
 @cache
@@ -93,8 +97,10 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold dim", padding=(0, 2, 0, 0))
-    for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", no_wrap=name not in ("DETAIL", "MESSAGE"))
+    for name in columns:  # the last one gives way where the terminal is narrow
+        last = name == columns[-1]
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        made.add_column(name, justify=justify, no_wrap=not last, overflow="fold" if last else "ellipsis")
     return made
 
 
