@@ -80,7 +80,7 @@ class DataConfig:
         },
     )
     bad_rows: BadRows = field(default="stop", metadata={"help": "stop at the first bad row, or skip and count them"})
-    window: int = field(default=4096, metadata={"help": "documents that are shuffled and packed together"})
+    window: int = field(default=16384, metadata={"help": "documents that are shuffled and packed together"})
     shuffle: bool = True
     cache_dir: str = field(default="", metadata={"help": "where tokens are kept; default $NAVARCH_CACHE_DIR, ~/.cache"})
     workers: int = field(default=0, metadata={"help": "processes that tokenise; 0 = as many as pay"})

@@ -26,7 +26,7 @@ class PackingRule:
     capacity: int
     batch_size: int
     max_units: int
-    window: int = 4096
+    window: int = 16384
     shuffle: bool = True
     seed: int = 0
 

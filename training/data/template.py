@@ -242,7 +242,9 @@ class TextCodec:
             return [
                 (
                     np.array(e.ids, dtype=np.int32),
-                    np.array(e.offsets, dtype=np.int64).reshape(-1, 2)[:, 0] if not special else np.empty(0, np.int64),
+                    np.fromiter((start for start, _ in e.offsets), np.int64, len(e))
+                    if not special
+                    else np.empty(0, np.int64),
                 )
                 for e in encodings
             ]
