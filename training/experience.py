@@ -19,6 +19,8 @@ from training import rl
 from training.data.batch import IGNORE, PackedBatch
 from training.ppo_config import PPOTrainConfig
 
+LENGTHS, LEAST_QUANTUM = 8, 1024
+
 
 @dataclass(frozen=True)
 class FixedShapes:
@@ -31,6 +33,13 @@ class FixedShapes:
     quantum: int
     segments: int
     max_length: int
+
+    @classmethod
+    def fitting(cls, rows: int, max_length: int, *budgets: int) -> FixedShapes:
+        """For at most `rows` rows a batch, and batches of about these token budgets: about LENGTHS lengths for each."""
+        largest = max(LEAST_QUANTUM, *(budget // LENGTHS for budget in budgets))
+        quantum = max(LEAST_QUANTUM, min(budgets) // LENGTHS)
+        return cls(quantum, rows + largest // max_length + 2, max_length)
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,11 @@ class ActionBatch:
         return self.packed.labels[self.states]
 
 
-def pack(completions: Completions, rows: Sequence[int]) -> ActionBatch:
-    """The chosen rows in one packed batch, in the order given. Indices are made on the host and copied once."""
+def pack(completions: Completions, rows: Sequence[int], *, budget: int = 0) -> ActionBatch:
+    """The chosen rows in one packed batch, in the order given. Indices are made on the host and copied once.
+
+    With fixed shapes a larger `budget` is filled up in larger steps, so that it too has few lengths.
+    """
     device, stride, width = completions.tokens.device, completions.tokens.shape[1], completions.width
     lengths = [completions.lengths[row] for row in rows]
     ends = torch.tensor([0, *lengths]).cumsum(0)
@@ -112,7 +124,8 @@ def pack(completions: Completions, rows: Sequence[int]) -> ActionBatch:
         places.append(torch.arange(row * width, row * width + response))
     positions = [torch.arange(length) for length in lengths]
     if completions.shapes is not None:
-        filling, ends = _filling(int(ends[-1]), ends, completions.shapes)
+        quantum = max(completions.shapes.quantum, budget // LENGTHS)
+        filling, ends = _filling(int(ends[-1]), ends, quantum, completions.shapes)
         spans += [torch.zeros(length, dtype=torch.long) for length in filling]
         positions += [torch.arange(length) for length in filling]
     index = torch.stack([torch.cat(spans), torch.cat(positions)]).to(device, non_blocking=True)
@@ -133,9 +146,9 @@ def pack(completions: Completions, rows: Sequence[int]) -> ActionBatch:
     return ActionBatch(packed, where[0], where[1])
 
 
-def _filling(total: int, ends: Tensor, shapes: FixedShapes) -> tuple[list[int], Tensor]:
+def _filling(total: int, ends: Tensor, quantum: int, shapes: FixedShapes) -> tuple[list[int], Tensor]:
     """(lengths of the segments that fill `total` up to a multiple of the quantum, all segment ends at their number)."""
-    wanted = -(-total // shapes.quantum) * shapes.quantum
+    wanted = -(-total // quantum) * quantum
     whole, rest = divmod(wanted - total, shapes.max_length)
     filling = [shapes.max_length] * whole + [rest] * (rest > 0)
     ends = torch.cat([ends, total + torch.tensor(filling, dtype=torch.long).cumsum(0)])
@@ -175,7 +188,7 @@ def packs(completions: Completions, budget: int) -> list[tuple[list[int], Action
     """All rows in batches of up to `budget` tokens, with each batch's row numbers; made once."""
     if budget not in completions.packs:
         bins = by_budget(completions.lengths, budget)
-        completions.packs[budget] = [(rows, pack(completions, rows)) for rows in bins]
+        completions.packs[budget] = [(rows, pack(completions, rows, budget=budget)) for rows in bins]
     return completions.packs[budget]
 
 

@@ -13,6 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from training.config import LoraConfig, PPOConfig
 from training.data.template import TextCodec
 from training.errors import ConfigError
+from training.models.attention import PACKED
 from training.models.compile import speed_up_blocks
 from training.models.export import load_reward_model, trunk_of
 from training.models.heads import RewardModel
@@ -73,6 +74,10 @@ def prompt_limit(config: PPOConfig) -> int:
     return limit
 
 
+COMPILED_VARIANTS = 256
+"""Versions of a compiled block: lengths, with and without gradients, adapters on and off, four models."""
+
+
 @dataclass
 class Players:
     """The models of a run. `reference` is None where the actor with its adapter off is the reference."""
@@ -84,13 +89,23 @@ class Players:
 
 
 def speed_up(run: Run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
-    """What makes the blocks of a trained model and of a frozen one fast or small, as the configuration says."""
-    train, fuse = run.config.train, run.compiled and run.on_gpu
+    """What makes the blocks of a trained model and of a frozen one fast or small, as the configuration says.
+
+    Only blocks that take packed rows are compiled: padded rows come in too many shapes.
+    """
+    checkpointing = run.config.train.activation_checkpointing
+    if run.compiled:
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, COMPILED_VARIANTS)
 
     def trained(model: Any) -> None:
-        speed_up_blocks(model, compiled=run.compiled, checkpointing=train.activation_checkpointing, fuse=fuse)
+        compiled = run.compiled and model.config._attn_implementation == PACKED
+        speed_up_blocks(model, compiled=compiled, checkpointing=checkpointing, fuse=compiled and run.on_gpu)
 
-    return trained, lambda model: speed_up_blocks(model, compiled=run.compiled, fuse=fuse)
+    def frozen(model: Any) -> None:
+        compiled = run.compiled and model.config._attn_implementation == PACKED
+        speed_up_blocks(model, compiled=compiled, fuse=compiled and run.on_gpu)
+
+    return trained, frozen
 
 
 def gather(run: Run, codec: TextCodec, schedule: Schedule) -> Players:

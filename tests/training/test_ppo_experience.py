@@ -109,3 +109,13 @@ def test_fixed_shapes_cover_every_token_and_change_no_result(
         return each.actions.float()
 
     assert torch.equal(evaluate_actions(data, budget, value), evaluate_actions(filled, budget, value))
+
+
+def test_fixed_shapes_hold_the_largest_batch_of_every_budget() -> None:
+    fixed = FixedShapes.fitting(4, 50, 8192, 65_536)
+    assert fixed.quantum == 1024
+    filled = replace(completions([(20, 30), (1, 1), (9, 2), (3, 3)]), shapes=fixed)
+    for budget, length in ((0, 1024), (8192, 1024), (65_536, 8192)):
+        packed = pack(filled, range(4), budget=budget).packed
+        assert packed.tokens.shape[0] == length
+        assert packed.cu_seqlens.shape[0] == fixed.segments + 1

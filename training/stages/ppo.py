@@ -61,8 +61,7 @@ class PPO:
         )  # fmt: skip
         self.max_length = max(len(row.tokens) for row in self.prompts.rows) + config.generation.max_new_tokens
         self.local = self.train.rollout_batch_size // strategy.dp_size
-        quantum = max(1024, self.train.micro_batch_tokens // 8)
-        fixed = FixedShapes(quantum, self.local + quantum // self.max_length + 2, self.max_length)
+        fixed = FixedShapes.fitting(self.local, self.max_length, self.train.micro_batch_tokens, self.train.score_tokens)
         self.shapes = fixed if run.compiled else None
         per_step = self.train.rollout_batch_size // self.train.samples_per_prompt
         total = max(1, math.ceil(self.train.epochs * len(self.prompts) / per_step - 1e-9))
