@@ -56,6 +56,9 @@ def test_check_counts_tokens_when_a_model_is_given(
     path = write_jsonl(tmp_path / "a.jsonl", [*questions(1), {"instruction": "a", "output": "word " * 99}])
     assert main(["check", str(path), "--model", model, "--max-length", "90"]) == 65
     assert "problem: a.jsonl:2: is too long: " in (out := capsys.readouterr().out) and "a.jsonl:1" not in out
+    write_jsonl(path, [{"instruction": "a", "output": "b<|im_end|>c"}])
+    assert main(["check", str(path), "--model", model]) == 0
+    assert "warning: a.jsonl:1: its text holds the special token <|im_end|>" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="give --model too"):
         main(["check", str(path), "--max-length", "9"])
 

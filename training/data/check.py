@@ -60,6 +60,7 @@ def check_rows(rows: SourceRows, codec: TextCodec | None = None, max_length: int
     """Checks each row by itself, exact repetitions, and (with a codec) lengths in tokens."""
     result = CheckResult(rows.format, rows.kind)
     seen: dict[int, str] = {}
+    special = codec.special_words if codec else ()
     try:
         for item in rows:
             result.rows += 1
@@ -68,6 +69,7 @@ def check_rows(rows: SourceRows, codec: TextCodec | None = None, max_length: int
                 continue
             result.problems += _too_long(item, codec, max_length)
             result.warnings += _odd(item, seen)
+            result.warnings += _special(item, special)
     except DataError as error:  # the rest of the file can't be read
         result.problems.append(Problem("", str(error)))
     return result
@@ -123,3 +125,10 @@ def _odd(item: Placed, seen: dict[int, str]) -> Iterator[Problem]:
         yield Problem(item.raw.place, f"repeats {seen[key]} word for word")
     else:
         seen[key] = item.raw.place
+
+
+def _special(item: Placed, special: tuple[str, ...]) -> Iterator[Problem]:
+    text = all_text(item.record)
+    found = [word for word in special if word in text]
+    if found:
+        yield Problem(item.raw.place, f"its text holds the special token {found[0]}, which would act as one")

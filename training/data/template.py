@@ -144,6 +144,11 @@ class TextCodec:
         digest.update(json.dumps(facts, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
+    @property
+    def special_words(self) -> tuple[str, ...]:
+        """The special tokens as they are written: in a row's own text they would act as such."""
+        return tuple(token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+
     def check_vocabulary(self, model_vocabulary: int) -> None:
         """Raises ConfigError when the tokenizer makes ids that the model has no embedding for."""
         top = max(self.tokenizer.get_vocab().values(), default=-1)
