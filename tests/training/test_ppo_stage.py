@@ -198,17 +198,26 @@ def test_a_loss_that_is_no_number_ends_the_run_by_name(model: Path, files: Path)
         start(model, files, train={"lr": 1e30})
 
 
-def test_sigterm_saves_a_checkpoint(model: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = ppo.PPO.report
+@pytest.mark.parametrize(("verb", "done"), [("report", 1), ("roll_out", 0)])
+def test_a_stop_saves_what_a_resume_needs(
+    model: Path, files: Path, monkeypatch: pytest.MonkeyPatch, verb: str, done: int
+) -> None:
+    """Asked after a step or in the middle of one: the resumed run ends as one that was never stopped."""
+    whole = start(model, files, run_dir=str(files / "whole"))
+    original = getattr(ppo.PPO, verb)
 
-    def report_then_ask(self: ppo.PPO, *args: Any) -> None:
-        report(self, *args)
+    def then_ask(self: ppo.PPO, *args: Any) -> Any:
+        result = original(self, *args)
         self.run.stop.set()  # what the signal handler does
+        return result
 
-    monkeypatch.setattr(ppo.PPO, "report", report_then_ask)
-    with pytest.raises(Stopped, match="step 1 of 3"):
-        start(model, files)
-    assert (files / "run" / "checkpoints" / "step-1" / "trainer" / "state.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.PPO, verb, then_ask)
+        with pytest.raises(Stopped, match=f"step {done} of 3"):
+            start(model, files)
+    told = start(model, files, resume="auto")
+    for name in ("reward", "policy_loss", "value_loss"):
+        assert metrics(told, name) == metrics(whole, name), name
 
 
 def test_a_reward_that_is_no_number_names_the_row_and_saves_what_was_done(model: Path, files: Path) -> None:

@@ -89,6 +89,8 @@ class PPO:
             cursor = self.state.remember()
             with self.phases("generate"):
                 rows, completions, sampled = self.roll_out()
+            if any_rank(self.strategy, self.run.stop.is_set()):
+                self.stop(cursor)
             with self.phases("score"):
                 try:
                     experience = self.judge(rows, completions, sampled)
@@ -100,13 +102,18 @@ class PPO:
             self.step += 1
             self.report(rows, experience, learned)
             every, last = self.config.checkpoint.every, self.step == self.total
-            stop = any_rank(self.strategy, self.run.stop.is_set())
-            if stop or (every and self.step % every == 0) or (last and self.config.checkpoint.at_end):
-                path = self.state.save(self.step, self.state.remember())
-                if stop and not last:
-                    raise Stopped(f"Stopped at step {self.step} of {self.total}; resume from {path} with resume: auto.")
+            if not last and any_rank(self.strategy, self.run.stop.is_set()):
+                self.stop(self.state.remember())
+            if (every and self.step % every == 0) or (last and self.config.checkpoint.at_end):
+                self.state.save(self.step, self.state.remember())
         export(self)
         self.telemetry.close()
+
+    def stop(self, cursor: Any) -> None:
+        """Save what a resume needs and end; a step that was only begun is repeated then."""
+        path = self.state.save(self.step, cursor, weights=False)
+        self.telemetry.close()
+        raise Stopped(f"Stopped at step {self.step} of {self.total}; resume from {path} with resume: auto.")
 
     def roll_out(self) -> tuple[list[PromptRow], Completions, Tensor]:
         """This rank's prompts, their completions, and the log-probs [b, r] that count as the old policy's."""
