@@ -120,7 +120,7 @@ def test_a_synthetic_reward_is_learned(model: Path, files: Path) -> None:
     )  # fmt: skip
     rewards = metrics(told, "reward")
     assert sum(rewards[:3]) / 3 < 0.3
-    assert sum(rewards[-3:]) / 3 > 0.9
+    assert sum(rewards[-3:]) / 3 > 0.85
     for name in ("kl", "entropy", "clip_fraction", "explained_variance", "value_clip_fraction", "response_length",
                  "eos_fraction", "reward_std", "generate_seconds", "score_seconds", "train_seconds", "ratio_max", "lr",
                  "kl_coef", "policy_loss", "value_loss", "samples_per_second", "reward_minus_kl"):  # fmt: skip
