@@ -191,7 +191,7 @@ class ModelReward:
         if bad:
             raise RewardFailed(
                 f"Row {completions.rows[bad[0]]}: the reward model {self.name} gives {scores[bad[0]].item()}, "
-                "which is not a finite number. Check it with navarch-train rm's evaluation; a checkpoint of this run was saved."
+                "which is not a finite number. Check that model on held-out pairs; a checkpoint of this run was saved."
             )
         return scores
 
