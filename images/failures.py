@@ -56,12 +56,13 @@ def explain(recipe: Recipe, error: str, step: str, tail: list[str]) -> ImageErro
     """The error of a build: the engine's `error`, the `step` that failed, the last lines that it printed."""
     output = "\n".join([*tail, error])
     where = f"Building {recipe.name!r} failed" + (f" in the step `{shorten(step)}`" if step else "")
-    own = [line for line in tail if line.startswith("navarch: ")]
     shown = "\n".join(f"  {line}" for line in tail[-15:]) or f"  {error}"
     for code, marks, meaning, advice in _CAUSES:
         if any(mark in output for mark in marks):
             return ImageError(code, f"{where}: {meaning}.\n{shown}", advice)
-    reason = own[-1].removeprefix("navarch: ") if own else error
+    # The build scripts end with a sentence of their own when they know what is wrong.
+    last = tail[-1] if tail else ""
+    reason = last.removeprefix("navarch: ") if last.startswith("navarch: ") else error
     return ImageError(
         "build_failed", f"{where}: {reason}\n{shown}", "The whole log of the build shows what led to this."
     )

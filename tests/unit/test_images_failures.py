@@ -40,6 +40,8 @@ def test_a_full_disk_of_the_engine_itself_is_recognised() -> None:
 def test_a_sentence_of_our_own_scripts_is_the_reason() -> None:
     tail = ["Python 3.8", "navarch: Python 3.8 of this base is too old"]
     assert ": Python 3.8 of this base is too old\n" in explain(load_recipe("cpu"), ERROR, "RUN sh x", tail).message
+    progress = ["navarch: installing torch", "Segmentation fault"]
+    assert f": {ERROR}\n" in explain(load_recipe("cpu"), ERROR, "RUN sh x", progress).message
 
 
 def test_long_steps_are_cut() -> None:
