@@ -55,6 +55,8 @@ class PPO:
         check(config, strategy.dp_size)
         self.run, self.config, self.strategy, self.train = run, config, strategy, config.train
         self.codec = TextCodec.load(config.model, config.data.template, config.data.system)
+        if self.codec.notice:
+            run.note(self.codec.notice)
         self.prompts = build_prompts(
             config.data, self.codec, max_length=prompt_limit(config), long_prompts=self.train.long_prompts,
             seed=self.train.seed, rank=strategy.dp_rank, world_size=strategy.dp_size, note=run.note,
