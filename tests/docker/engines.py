@@ -115,7 +115,7 @@ class OwnEngine:
             for container in client.containers.list(all=True):
                 container.remove(force=True)
             client.close()
-            self.stop()
+            self.stop(signal.SIGKILL)
         if self.containerd is not None:
             self.containerd.terminate()
             self.containerd.wait(timeout=30)

@@ -1,4 +1,4 @@
-"""A deployment in a folder: the real store, steps and log collection, over simulated machines and a clock of its own."""
+"""A deployment in a folder: the real store, steps and log collection, over simulated machines and their clock."""
 
 import shutil
 from dataclasses import dataclass, field
@@ -100,9 +100,7 @@ class SimulatedController:
     def _handshake(self, address: str, port: int, host_key: str) -> bool:
         self.fuse.spark()
         return any(
-            c.running
-            and port in c.plan.ports.values()
-            and c.files.get("ssh_host_ed25519_key.pub", b"").decode() == host_key
+            c.running and port in c.plan.ports.values() and c.files.get("ssh_host_ed25519_key.pub") == host_key.encode()
             for machine in self.world.machines.values()
             for c in machine.containers.values()
         )
