@@ -158,7 +158,8 @@ class Launcher:
         except subprocess.TimeoutExpired:
             return f"took more than {self.limit:g} s", ""
         spoken = (done.stdout + done.stderr).splitlines()
-        errors = [line for line in spoken if line.startswith("@navarch") and '"error"' in line]
+        errors = [line for line in spoken if line.startswith("[rank") and "Error:" in line]
+        errors += [line for line in spoken if line.startswith("@navarch") and '"error"' in line]
         wrong = (errors[-1] if errors else done.stderr[-1500:]) if done.returncode else ""
         return wrong, done.stdout
 
@@ -329,7 +330,7 @@ def main() -> int:
             return 66
     counts = [chosen.ranks] if chosen.ranks else sorted({2, available})
     parts, names, stages = chosen.parts.split(","), chosen.strategies.split(","), chosen.stages.split(",")
-    tokens = chosen.tokens or (512 if chosen.cpu else 16384)
+    tokens = chosen.tokens or (2048 if chosen.cpu else 16384)
     shape = chosen.shape or ("tiny" if chosen.cpu else "1b")
     with tempfile.TemporaryDirectory() as folder:
         launcher = Launcher(cpu=chosen.cpu, limit=chosen.limit, folder=Path(folder))
