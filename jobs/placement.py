@@ -169,14 +169,14 @@ def place(demand: Demand, hosts: Sequence[HostCapacity], seed: int = 0) -> Place
         if not fitting:
             return _sentence(demand, rank, [lack for lack in lacks if lack is not None])
         box = min(fitting, key=lambda b: (b.used, len(b.gpus), b.containers, b.host.name))
+        fixed = demand.fixed_ports if rank == 0 else ()
+        box.taken.update(fixed)
         wanted = demand.pool_ports + (1 if rank == 0 and demand.nodes > 1 else 0)
         ports = box.pool(wanted)
         if ports is None:
             return Waits(f"needs {_plural(wanted, 'port')}, but the port pool of {box.host.name} is used up")
         if rank == 0 and demand.nodes > 1:
             master_port, ports = ports[-1], ports[:-1]
-        fixed = demand.fixed_ports if rank == 0 else ()
-        box.taken.update(fixed)
         replicas.append(Placed(rank, box.host.id, tuple(box.gpus[: demand.gpus]), ports, fixed))
         del box.gpus[: demand.gpus]
         box.containers += 1

@@ -1,0 +1,122 @@
+"""From a spec and a placement to the exact containers."""
+
+from typing import Any
+
+import yaml
+
+from jobs.launch import Address, ContainerPlan, Launch, plan_containers, pool_ports
+from jobs.placement import Demand, HostCapacity, Placement, place
+from jobs.spec import JobSpec, parse_spec
+
+
+def plans(document: dict[str, Any], hosts: int = 1, attempt: int = 1, **launch: Any) -> tuple[ContainerPlan, ...]:
+    spec: JobSpec = parse_spec(document)
+    r = spec.resources
+    capacity = [
+        HostCapacity(f"h{n}", f"h{n}", tuple(f"GPU-{n}-{i}" for i in range(8)), first_port=20000, last_port=20009)
+        for n in range(1, hosts + 1)
+    ]
+    placement = place(Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec)), capacity)
+    assert isinstance(placement, Placement)
+    addresses = [Address(p.host_id, p.host_id, f"10.0.0.{p.host_id[1:]}") for p in placement.replicas]
+    given: dict[str, Any] = {
+        "deployment": "0123456789abcdef",
+        "job_id": "id1",
+        "job_name": "demo",
+        "attempt": attempt,
+        "run_dir": "/data/jobs/id1/run",
+        "authorized_keys": "ssh-ed25519 AAAA me\n",
+        "host_key": "PRIVATE",
+        "host_key_public": "ssh-ed25519 BBBB job",
+        "secrets": {},
+        "training": spec.training,
+        **launch,
+    }
+    return plan_containers(spec, placement, addresses, Launch(**given))
+
+
+SFT = {"type": "sft", "image": "cpu", "model": "/m", "data": [{"path": "/d.json"}]}
+
+
+def test_a_command_on_one_gpu() -> None:
+    (plan,) = plans(
+        {
+            "type": "command",
+            "image": "cpu",
+            "command": "python train.py",
+            "resources": {"gpus": 1, "memory": "8GB"},
+            "ports": ["8095:22", 7000],
+            "mounts": ["/data:/workspace/data:ro"],
+            "env": {"A": "b"},
+            "secrets": {"TOKEN": "hidden"},
+        },
+        secrets={"TOKEN": "s3cret"},
+    )
+    assert plan.name == "navarch-01234567-demo-1-0"
+    assert plan.command == ("bash", "-c", "python train.py")
+    assert plan.gpus == ("GPU-1-0",)
+    assert plan.ports == {22: 8095, 7000: 7000}
+    assert not plan.host_network
+    assert plan.memory == 8 * 1024**3
+    assert [(m.source, m.target, m.read_only) for m in plan.mounts] == [
+        ("/data", "/workspace/data", True),
+        ("/data/jobs/id1/run", "/workspace/run", False),
+    ]
+    assert plan.environment["A"] == "b"
+    assert "TOKEN" not in plan.environment
+    assert plan.files["env"] == b"TOKEN=s3cret\n"
+    assert plan.files["authorized_keys"].startswith(b"ssh-ed25519")
+    assert "s3cret" not in repr(plan)
+    assert plan.labels == {
+        "navarch.deployment": "0123456789abcdef",
+        "navarch.job": "id1",
+        "navarch.attempt": "1",
+        "navarch.replica": "0",
+    }
+
+
+def test_training_with_one_process_runs_directly() -> None:
+    (plan,) = plans(SFT)
+    assert plan.command == ("/opt/navarch/bin/navarch-train", "sft", "--config", "/run/navarch/run.yaml")
+    assert yaml.safe_load(plan.files["run.yaml"]) == {"model": "/m", "data": [{"path": "/d.json"}]}
+    assert "NAVARCH_BARRIER" not in plan.environment
+    assert "NAVARCH_RESUME" not in plan.environment
+    assert plan.environment["WORLD_SIZE"] == "1"
+
+
+def test_another_attempt_resumes() -> None:
+    assert plans(SFT, attempt=2)[0].environment["NAVARCH_RESUME"] == "auto"
+
+
+def test_training_with_several_processes_runs_under_torchrun() -> None:
+    (plan,) = plans({**SFT, "resources": {"gpus": 4}})
+    assert plan.command[:7] == (
+        "/opt/navarch/bin/torchrun",
+        "--nnodes=1",
+        "--node-rank=0",
+        "--nproc-per-node=4",
+        "--master-addr=127.0.0.1",
+        "--master-port=29500",
+        "--no-python",
+    )
+    assert plan.shm_size == 4 * 1024**3
+
+
+def test_a_gang_shares_its_hosts_network_and_waits_at_the_barrier() -> None:
+    first, second = plans({**SFT, "resources": {"nodes": 2, "gpus": 8}}, hosts=2)
+    assert first.host_network
+    assert first.environment["MASTER_ADDR"] == second.environment["MASTER_ADDR"] == "10.0.0.1"
+    assert first.environment["MASTER_PORT"] == second.environment["MASTER_PORT"]
+    assert first.environment["MASTER_PORT"] != first.environment["NAVARCH_SSH_PORT"]
+    assert [p.environment["NODE_RANK"] for p in (first, second)] == ["0", "1"]
+    assert first.environment["WORLD_SIZE"] == "16"
+    assert first.environment["NAVARCH_BARRIER"] == "1"
+    assert first.environment["NAVARCH_SSH_PORT"] == str(first.ports[22])
+    assert first.extra_hosts == {"h1": "10.0.0.1", "h2": "10.0.0.2"}
+    assert first.files["hostfile"] == b"h1 slots=8\nh2 slots=8\n"
+
+
+def test_a_container_without_ssh_gets_no_keys() -> None:
+    (plan,) = plans({"type": "command", "image": "debian", "command": "true", "ssh": False})
+    assert plan.ports == {}
+    assert set(plan.files) == {"hostfile"}
