@@ -128,5 +128,5 @@ def test_units() -> None:
     assert parse_duration("1d2h3m4s") == 93784
     assert format_duration(93784) == "1d 2h 3m 4s"
     for wrong in ("-1", "x", "", True, [1]):
-        with pytest.raises(ValueError, match="must be|can't be"):
+        with pytest.raises(ValueError, match=r"must be|can't be"):
             parse_size(wrong)
