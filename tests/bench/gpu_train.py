@@ -37,6 +37,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 MAX_LENGTH = 2048
+WINDOW = 4096
+"""Documents that are packed together, as in the stages: the last row of a window is what stays part empty."""
 DEFAULTS: dict[str, Any] = {
     "tokens": 32768, "steps": 24, "warmup": 8, "compile": "auto", "fuse": 1, "checkpointing": "off", "lora": 0,
     "precision": "auto", "accumulate": 1, "chunk": 8192,
@@ -63,7 +65,7 @@ def synthetic_loader(stage: str, vocabulary: int, tokens: int, accumulate: int, 
     from training.data.store import DOCUMENT, StoreWriter, TokenStore
 
     width = 2 if stage in ("rm", "dpo") else 1
-    lengths = np.array(document_lengths(max(tokens * accumulate * min(steps, 12) // 340 // 2 * 2, 64), 0))
+    lengths = np.array(document_lengths(WINDOW if tokens > 8192 else 64, 0))
     documents = np.zeros(len(lengths), DOCUMENT)
     documents["length"], documents["row"] = lengths, np.arange(len(lengths)) // width
     documents["key"], documents["line"] = documents["row"], documents["row"] + 1
@@ -80,7 +82,7 @@ def synthetic_loader(stage: str, vocabulary: int, tokens: int, accumulate: int, 
     joined = join_stores([TokenStore(folder)], [1.0], [])
     units = most_units(joined.length, tokens)
     rule = PackingRule(
-        packed=True, capacity=tokens, batch_size=8, max_units=units, window=4096, shuffle=True, seed=0
+        packed=True, capacity=tokens, batch_size=8, max_units=units, window=WINDOW, shuffle=True, seed=0
     )  # fmt: skip
     return Loader(joined, rule, layout_of(rule, MAX_LENGTH, width, 0), accumulate=accumulate)
 

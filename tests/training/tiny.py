@@ -49,7 +49,7 @@ def packed(
     margins: Sequence[float] | None = None,
     slots: int = 16,
 ) -> PackedBatch:
-    """`docs` end to end, filled with pad segments up to `length`; all next tokens are targets unless `labels` differ."""
+    """`docs` end to end, filled with pad segments up to `length`; without `labels` all next tokens are targets."""
     lengths = tuple(len(doc) for doc in docs)
     real = sum(lengths)
     total = length if length is not None else real
