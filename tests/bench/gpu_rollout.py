@@ -418,6 +418,7 @@ def bench_engine(shape: str, batch: int, bits: int, fuse: bool, new: int = 128) 
     if fuse:
         fuse_projections(model)
     engine = RolloutEngine(model, max_batch=batch, max_length=512)
+    tune_seconds = timed(engine.decoder().tune)[1] if batch == 1 else 0.0
     prompts, generation = workload(batch, SHAPES[shape].vocab_size), GenerationConfig(max_new_tokens=new)
     _, first = timed(lambda: engine.generate(prompts, generation))
     engine.generate(prompts, generation)
@@ -436,6 +437,8 @@ def bench_engine(shape: str, batch: int, bits: int, fuse: bool, new: int = 128) 
         "step_ms": round(steps * 10, 4), "decode_tokens_per_second": round(batch * 100 / steps),
         "floor_ms_at_3TBps": round(memory / 3.0e9, 4), "weights_mib": round(memory / 2**20),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "tune_s": round(tune_seconds, 2),
+        "tiles": [[*k[:4], *tile] for k, tile in kernels_linear._best.items() if k[0] == bits][: 5 * (batch == 1)],
     }  # fmt: skip
 
 

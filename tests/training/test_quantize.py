@@ -42,7 +42,7 @@ def make_model(name: str) -> Any:
 def test_int4_is_within_half_a_step_of_every_weight_that_is_not_clipped(group: int) -> None:
     matrix = torch.randn(8, 256)
     weight = quantize_weight(matrix, 4, group)
-    assert weight.data.shape == (8, 128) and weight.data.dtype == torch.uint8 and weight.group == group
+    assert weight.data.shape == (8, 32) and weight.data.dtype == torch.int32 and weight.group == group
     assert weight.scale is not None and weight.offset is not None
     full = dequantize(weight, torch.float32).view(8, -1, group)
     step = weight.scale.float()[..., None]

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.rollout import kernels_linear
 from training.rollout.attention import decode_attention, prefill_attention, rotate_and_store
-from training.rollout.families import family_of
+from training.rollout.families import LlamaFamily, family_of, tune_single
 from training.rollout.slots import Features, Request, SlotTable, Snapshot
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -185,8 +186,15 @@ class Decoder:
 
     # --- graphs
 
+    def tune(self) -> None:
+        """Choose the tiles of one-row decoding by timing them here; a few seconds, once a process."""
+        if self.graphs and isinstance(self.family, LlamaFamily) and kernels_linear.AVAILABLE:
+            with self.evaluating():
+                tune_single(self.family)
+
     def warm(self) -> None:
         """Capture plain decoding for every batch size and prefill for every bucket ahead of their first use."""
+        self.tune()
         lives = [1, *(256 * 2**i for i in range(6) if 256 * 2**i < self.max_length)]
         with self.evaluating():
             for size in [size for size in BATCH_SIZES if size <= self.max_batch] or [self.max_batch]:

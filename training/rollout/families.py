@@ -119,6 +119,32 @@ class LlamaBlock:
         return residual, self.down(hidden)[0]
 
 
+def tune_single(family: LlamaFamily) -> None:
+    """Choose the tiles of the one-row products by timing them here, each over all layers as decoding does."""
+    blocks = [block for block in family.blocks if isinstance(block, LlamaBlock) and block.single]
+    if not blocks or family.head_weight is None:
+        return
+    first, device = blocks[0], family.norm[0].device
+    hidden = torch.randn(1, family.config.hidden_size, device=device, dtype=family.dtype)
+    attended = torch.randn(1, family.heads * family.head_size, device=device, dtype=family.dtype)
+    gate = torch.randn(1, family.config.intermediate_size, device=device, dtype=family.dtype)
+    kinds: list[tuple[list[Weight | None], Tensor, dict[str, Any]]] = [
+        ([block.qkv.weight for block in blocks], hidden, {"norm": first.norm1}),
+        ([block.out.weight for block in blocks], attended, {"residual": hidden}),
+        ([block.gate_up.weight for block in blocks], hidden, {"norm": first.norm2}),
+        ([block.down.weight for block in blocks], gate, {"up": gate, "residual": hidden}),
+        ([family.head_weight], hidden, {"norm": family.norm, "out_dtype": torch.float32}),
+    ]
+    for weights, x, options in kinds:
+        present = [weight for weight in weights if weight is not None]
+        key = kernels_linear.gemv_key(present[0], x.shape[1], "norm" in options, "up" in options)
+
+        def run(weight: Weight, tile: Any, x: Tensor = x, options: dict[str, Any] = options) -> object:
+            return kernels_linear.gemv(x, weight, tile=tile, **options)
+
+        kernels_linear.tune(present, run, key)
+
+
 def one_row(x: Tensor) -> bool:
     return x.shape[0] == 1 and x.is_cuda and kernels_linear.AVAILABLE
 

@@ -7,8 +7,8 @@ and leaves every Parameter object, name and value as it was.
 Formats, for a matrix [N outputs, K inputs]:
 - dense: `data` [N, K] in a floating type;
 - int8: `data` [N, K] int8 and `scale` [N, 1]; w = data * scale;
-- int4: `data` [N, K / 2] uint8 and `scale`, `offset` [N, K / group]; w = nibble * scale + offset. Byte i of a group
-  holds element i in its low nibble and element i + group / 2 in its high one.
+- int4: `data` [N, K / 8] int32 and `scale`, `offset` [N, K / group]; w = nibble * scale + offset. Nibble j (from the
+  lowest) of word i of a group is element j * group / 8 + i.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return int(self.data.shape[1]) * (2 if self.bits == 4 else 1)
+        return int(self.data.shape[1]) * (8 if self.bits == 4 else 1)
 
     @property
     def out_features(self) -> int:
@@ -78,8 +78,9 @@ def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
         return (weight.data.float() * weight.scale.float()).to(dtype)
     assert weight.offset is not None
     rows, groups = weight.data.shape[0], weight.scale.shape[1]
-    packed = weight.data.view(rows, groups, weight.group // 2)
-    levels = torch.cat((packed & 0xF, packed >> 4), dim=-1).float()
+    words = weight.data.view(rows, groups, 1, weight.group // 8)
+    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)[:, None]
+    levels = ((words >> shifts) & 0xF).view(rows, groups, weight.group).float()
     full = levels * weight.scale.float()[..., None] + weight.offset.float()[..., None]
     return full.view(rows, groups * weight.group).to(dtype)
 

@@ -59,9 +59,11 @@ def quantize_weight(matrix: Tensor, bits: int, group: int = 128, bias: Tensor | 
                 torch.where(better, offset, best[3]),
             )
     assert best is not None
-    levels = best[1].to(torch.uint8)
-    packed = levels[..., : size // 2] | (levels[..., size // 2 :] << 4)
-    return Weight(4, packed.reshape(wide.shape[0], -1).contiguous(), bias, best[2], best[3], size)
+    nibbles = best[1].to(torch.int32).view(wide.shape[0], -1, 8, size // 8)
+    words = nibbles[:, :, 0].clone()
+    for j in range(1, 8):
+        words |= nibbles[:, :, j] << (4 * j)
+    return Weight(4, words.reshape(wide.shape[0], -1).contiguous(), bias, best[2], best[3], size)
 
 
 def quantize_model(model: nn.Module, bits: int, group: int = 128, *, head: bool = True) -> nn.Module:
