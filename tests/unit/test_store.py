@@ -1,4 +1,4 @@
-"""The store and what is done with jobs in it: uniqueness, idempotency, secrets, leases, speed of the scheduling pass."""
+"""The store and what is done with jobs in it: uniqueness, idempotency, secrets, leases, the scheduling pass."""
 
 import time
 from pathlib import Path
