@@ -17,7 +17,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from training.config import LoraConfig
 from training.generation_config import GenerationConfig
+from training.models.lora import convert_to_lora, lora_layers
 from training.rollout import RolloutEngine, fuse_projections
 
 VOCABULARY = 97
@@ -243,6 +245,24 @@ def test_fused_projections_keep_every_parameter_and_give_the_same_tokens(name: s
     assert all(torch.equal(values[key], value) for key, value in model.named_parameters())
     assert engine.generate(prompts, config).tokens.tolist() == expected.tokens.tolist()
     assert engine.decoder().family.blocks[0].qkv.weight is not None, "the three layers are seen as one product"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_active_adapters_are_part_of_the_model_that_generates(name: str) -> None:
+    model = make_model(name)
+    prompts, config = make_prompts(), GenerationConfig(max_new_tokens=16, temperature=0)
+    plain = RolloutEngine(model, max_batch=8, max_length=64).generate(prompts, config)
+    layers = convert_to_lora(model, LoraConfig(rank=4, alpha=32.0))
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            layer.lora_B.normal_(std=0.3)
+    assert layers and fuse_projections(model) == 0, "adapted layers keep their own storage"
+    adapted = RolloutEngine(model, max_batch=8, max_length=64).generate(prompts, config)
+    assert adapted.tokens.tolist() != plain.tokens.tolist()
+    for row, prompt in enumerate(prompts):
+        response = adapted.response(row)
+        expected = forward_logprobs(model, prompt + response, len(prompt), 0)
+        torch.testing.assert_close(adapted.logprobs[row, : len(response)], expected, atol=2e-4, rtol=1e-4)
 
 
 def test_dropout_is_off_and_training_mode_comes_back() -> None:

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from training.data.template import TextCodec
+from training.errors import TrainingError
 from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine
 from training.rollout.engine import row_seed
@@ -305,6 +306,34 @@ def test_a_key_is_asked_for_when_one_is_set(folder: Path, monkeypatch: pytest.Mo
     finally:
         server.stop()
         thread.join(timeout=30)
+
+
+def test_a_failing_device_ends_every_request_and_the_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServeConfig(model=str(folder), host="127.0.0.1", port=0, max_batch=2, max_length=64)
+    server = ModelServer(config, load_served(config))
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            server.run(signals=False)
+        except TrainingError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while not server.api.ready:
+        time.sleep(0.01)
+    assert server.scheduler is not None
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the device has gone")
+
+    monkeypatch.setattr(server.scheduler.decoder, "steps", fail)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="x", max_retries=0)
+    with pytest.raises(openai.InternalServerError, match="the device has gone"):
+        client.chat.completions.create(model="tiny", messages=say("x"), max_tokens=5)
+    thread.join(timeout=30)
+    assert ended and "the device has gone" in str(ended[0])
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])

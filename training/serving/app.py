@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import itertools
 import json
@@ -146,7 +147,8 @@ class Running:
         self.pieces: asyncio.Queue[Piece] = asyncio.Queue()
 
         def sink(piece: Piece) -> None:
-            loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody listens any more
+                loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
 
         self.completion = Completion(prompt, generation, stop_ids, seed, sink, stream=stream, top=top)
 

@@ -18,7 +18,7 @@ import torch
 import uvicorn
 
 from training.data.batch import IGNORE, PackedBatch
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, TrainingError, as_training_error
 from training.rollout.decoder import Decoder
 from training.serving.app import Api, Scorer, make_app
 from training.serving.config import ServeConfig
@@ -106,9 +106,14 @@ class ModelServer:
             await asyncio.sleep(0.01)
         checking = asyncio.create_task(asyncio.to_thread(self._announce))
         checking.add_done_callback(lambda task: self.stop() if task.exception() else None)
-        await serving
+        while not serving.done():
+            await asyncio.wait({serving}, timeout=0.5)
+            if self.scheduler is not None and self.scheduler.failure is not None:
+                self.http.should_exit = True
         if checking.done() and checking.exception() is not None:
             raise checking.exception()  # type: ignore[misc]
+        if self.scheduler is not None and self.scheduler.failure is not None:
+            raise as_training_error(self.scheduler.failure) from self.scheduler.failure
 
     def _announce(self) -> None:
         """Answer one real request through the front door; only then is the server ready."""
