@@ -51,17 +51,19 @@ def job_page(
     session: Session, states: Sequence[str], types: Sequence[str], limit: int, cursor: str | None
 ) -> schemas.Page[schemas.Job]:
     """Jobs, newest first."""
-    query = select(tables.Job)
+    created, identifier = col(tables.Job.created_at), col(tables.Job.id)
+    order = (created.desc(), identifier.desc())
+    query = select(tables.Job.id)
     if states:
         query = query.where(col(tables.Job.state).in_(states))
     if types:
         query = query.where(col(tables.Job.type).in_(types))
     if cursor is not None:
         after = Cursor.parse(cursor)
-        created, identifier = col(tables.Job.created_at), col(tables.Job.id)
         query = query.where(before(created, after.time, identifier, after.id))
-    query = query.order_by(col(tables.Job.created_at).desc(), col(tables.Job.id).desc()).limit(limit + 1)
-    rows = session.exec(query).all()
+    wanted = query.order_by(*order).limit(limit + 1).subquery()  # sorts ids, not whole rows with their documents
+    chosen = select(tables.Job).join(wanted, identifier == wanted.c.id)
+    rows = session.exec(chosen.order_by(*order)).all()
     shown = rows[:limit]
     following = str(Cursor(shown[-1].created_at, shown[-1].id)) if len(rows) > limit else None
     return schemas.Page[schemas.Job](items=_jobs(session, shown), next_cursor=following)
