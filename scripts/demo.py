@@ -112,7 +112,7 @@ def main() -> None:
     code = navarch("submit", str(EXAMPLE), f"name={name}", "--follow", check=False)
     if code == 0:
         show_samples(client, name)
-    summary(client, name, setup, time.monotonic() - started)
+        summary(client, name, setup, time.monotonic() - started)
     sys.exit(code)
 
 
