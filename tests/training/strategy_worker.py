@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m tests.training.strategy_worker PLAN.json OUT.jsonl
 
-A plan is a list of cases: strategy, precision, options, accumulate, tie, save (directory) or load (directory).
+A plan is a list of cases: strategy, precision, options, accumulate, tie, checkpointing, compiled, and save or load (a
+directory).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch.distributed as dist
 
 from tests.training.colossal_cpu_sim import install
 from tests.training.tiny import packed, tiny_config
+from training.models.blocks import find_blocks
+from training.models.compile import speed_up_blocks
 from training.models.heads import HeadOptions, LanguageModelLoss
 from training.models.load import from_config
 from training.strategies.base import Strategy, Trained
@@ -37,6 +40,13 @@ def documents() -> list[list[int]]:
 def prepare(strategy: Strategy, case: dict[str, Any], seed: int) -> Trained:
     torch.manual_seed(seed)
     model = from_config(tiny_config("llama", tie_word_embeddings=case.get("tie", False)))
+    speed_up_blocks(model, compiled=False, checkpointing=case.get("checkpointing", "off"))
+    if case.get("compiled"):  # the CPU's packed attention loops over documents, so compiled blocks take padded rows
+        for part in model.modules():
+            if hasattr(part, "config"):
+                part.config._attn_implementation = "sdpa"
+        for block in find_blocks(model)[0]:
+            block.compile(backend="aot_eager", fullgraph=True, dynamic=True)
     module = LanguageModelLoss(model, HeadOptions(own_forward=not strategy.capabilities.packed))
     optimizer = OptimizerConfig(lr=1e-2, weight_decay=0.1, max_grad_norm=0.9)
     return strategy.prepare(module, optimizer, lambda step: 1.0 / (1 + step))

@@ -36,6 +36,14 @@ TWO_RANKS: dict[str, dict[str, Any]] = {
     },
     "gemini-whole": {"strategy": "colossalai_gemini", "precision": "bf16", "options": {"bucket_mb": 64}},
     "gemini-auto": {"strategy": "colossalai_gemini_auto", "precision": "bf16", "options": {"bucket_mb": 0.0001}},
+    "gemini-selective": {
+        "strategy": "colossalai_gemini", "precision": "bf16", "options": {"bucket_mb": 0.0001},
+        "checkpointing": "selective",
+    },
+    "gemini-compiled": {
+        "strategy": "colossalai_gemini", "precision": "bf16", "options": {"bucket_mb": 0.0001}, "compiled": True,
+        "checkpointing": "full",
+    },
     "3d-zero0": {"strategy": "colossalai_3d", "precision": "fp32", "options": {"zero": 0}},
     "3d-zero1": {"strategy": "colossalai_3d", "precision": "fp32"},
     "3d-zero2-bf16": {"strategy": "colossalai_3d", "precision": "bf16", "options": {"zero": 2}},
