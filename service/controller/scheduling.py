@@ -62,7 +62,16 @@ def next_retry(context: Context) -> float | None:
 
 def _queued(session: Session, now: float) -> list[tuple[Waiting, str | None]]:
     job = Job.__table__.c  # type: ignore[attr-defined]
-    columns = (job.id, job.name, job.nodes, job.gpus, job.ports, job.attempts, job.why, job.document)
+    columns = (
+        job.id,
+        job.name,
+        job.nodes,
+        job.gpus,
+        job.ports,
+        job.attempts,
+        job.why,
+        job.document["resources"].label("resources"),
+    )
     query = (
         select_columns(*columns)
         .where(job.state == JobState.QUEUED.value, job.desired == Desired.RUN.value, job.not_before <= now)
@@ -79,7 +88,7 @@ def _seed(row: Any) -> int:
 
 
 def _demand(row: Any) -> Demand:
-    resources = row.document.get("resources") or {}
+    resources = row.resources or {}
     limits = _limits(resources.get("cpus"), resources.get("memory"))
     return Demand(row.nodes, row.gpus, tuple(row.ports["fixed"]), row.ports["pool"], *limits)
 

@@ -142,9 +142,8 @@ def test_a_foreign_cursor_is_refused(reader: LogReader) -> None:
 def test_tail_offset_counts_lines(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("".join(f"T line {n}\n" for n in range(20000)))
-    assert [line.text for line in read_lines(path, tail_offset(path, 3), 10)] == [
-        f"line {n}" for n in range(19997, 20000)
-    ]
+    last = [line.text for line in read_lines(path, tail_offset(path, 3), 10)]
+    assert last == ["line 19997", "line 19998", "line 19999"]
     assert tail_offset(path, 100000) == 0
 
 
