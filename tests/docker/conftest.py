@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,9 +46,12 @@ def cpu_image(docker_client: docker.DockerClient) -> str:
 
 
 def local_wheelhouse() -> Path | None:
-    """Folder with torch's CPU wheel: `make` fills it; without one the build asks PyTorch's index, then PyPI."""
-    folder = Path(os.environ.get("NAVARCH_STATE", REPOSITORY / ".navarch")) / "wheelhouse"
-    return folder if folder.is_dir() and any(folder.glob("torch-*.whl")) else None
+    """Folder with torch's CPU wheel, fetched if need be; None where none is to be had."""
+    folder = (REPOSITORY / os.environ.get("NAVARCH_STATE", ".navarch") / "wheelhouse").absolute()
+    if not any(folder.glob("torch-*.whl")):
+        fetch = ["bash", str(REPOSITORY / "scripts/wheelhouse.sh"), str(folder), sys.executable]
+        subprocess.run(fetch, check=True, timeout=300)
+    return folder if any(folder.glob("torch-*.whl")) else None
 
 
 @pytest.fixture
