@@ -49,8 +49,6 @@ class StrategyConfig:
     """colossalai_gemini: share of optimizer states kept in host memory (0 to 1)."""
     offload_parameters: float = 0.0
     """colossalai_gemini: share of parameters kept in host memory (0 to 1); needs offload_optimizer: 1.0."""
-    optimizer: str = "auto"
-    """auto, torch (torch's own fused AdamW) or hybrid (ColossalAI's HybridAdam, built with nvcc at first use)."""
     timeout_s: int = 1800
     """A collective that waits longer than this ends the run with an error."""
 
@@ -76,10 +74,11 @@ class Capabilities:
     compile_blocks: bool
     """The model's blocks may be compiled (`torch.compile`) before `prepare`."""
     resume: Literal["bitwise", "exact_state"]
-    """bitwise: N+M steps equal N, save, load, M bit for bit. exact_state: weights, masters and moments are restored bit
-    for bit, sums over ranks may be taken in another order."""
+    """All restore weights, masters, moments and generators bit for bit. bitwise: so N+M steps equal N, save, load, M
+    wherever the device's kernels add in a fixed order (on a GPU, attention's backward doesn't). exact_state: sums over
+    ranks may be taken in another order, too."""
     resize: bool
-    """A checkpoint may be loaded by another number of ranks."""
+    """A checkpoint may be loaded by another number of ranks (colossalai_3d: of data-parallel ones only)."""
     rollouts: bool
     """The trained model can generate (PPO)."""
     note: str = ""
@@ -166,14 +165,6 @@ def _options(config: StrategyConfig, wanted: Wanted) -> str:
             return f"{option} is {getattr(config, option)}; it is a share, from 0 to 1"
     if config.offload_parameters and config.offload_optimizer < 1.0:
         return "offload_parameters needs offload_optimizer: 1.0 (Gemini moves parameters only after all states)"
-    if config.optimizer not in ("auto", "torch", "hybrid"):
-        return f"optimizer is '{config.optimizer}'; choose auto, torch or hybrid"
-    if config.optimizer == "torch" and "gemini" in config.name:
-        return "Gemini works only with ColossalAI's HybridAdam; set 'optimizer: auto'"
-    if config.optimizer == "hybrid" and not config.name.startswith("colossalai"):
-        return (
-            "HybridAdam belongs to the colossalai strategies; this one uses torch's fused AdamW: set 'optimizer: auto'"
-        )
     if config.bucket_mb <= 0:
         return f"bucket_mb is {config.bucket_mb}; it must be above 0"
     if config.timeout_s < 1:
