@@ -7,6 +7,7 @@ A plan is a list of {id, stage, overrides}. One process group serves all: closin
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ from training.strategies.world import close_world
 
 def main() -> None:
     plan, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    faulthandler.dump_traceback_later(240, exit=True)  # a rank that hangs says where
     install()
     base.close_world = lambda: None  # the next case goes on with this process group
     results: dict[str, object] = {}
