@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +12,12 @@ import pytest
 from docker.models.containers import Container
 
 from images.catalog import resolve
-from images.commit import commit
+from images.commit import commit, push
 from images.errors import ImageError
 from tests.docker.conftest import TEST_LABEL
-from tests.docker.ssh_client import SshClient
+from tests.docker.ssh_client import SshClient, free_port
 from tests.docker.test_images_build import layer_files
-from tests.docker.test_images_entrypoint import put
+from tests.docker.test_images_entrypoint import put, wait_until
 
 Run = Callable[..., Container]
 TOKEN = b"hf_a-very-secret-token"
@@ -112,3 +113,45 @@ def test_committing_what_is_not_there_says_so(docker_client: docker.DockerClient
     with pytest.raises(ImageError) as caught:
         commit(docker_client, "no-such-container", "x")
     assert caught.value.code == "container_missing"
+
+
+@pytest.fixture
+def registry(docker_client: docker.DockerClient, system_image: str, run_container: Run) -> Iterator[str]:
+    """Debian's docker-registry in a container, on a port of the loopback interface; engines need no TLS there."""
+    tag, port = f"navarch-test-{uuid.uuid4().hex[:8]}:latest", free_port()
+    dockerfile = (
+        f"FROM {system_image}\n"
+        "RUN apt-get -qq update && apt-get -qq -y install --no-install-recommends docker-registry > /dev/null\n"
+        "RUN (echo 'version: 0.1'; echo 'storage: {filesystem: {rootdirectory: /srv}}';"
+        f" echo 'http: {{addr: 127.0.0.1:{port}}}') > /registry.yaml\n"
+    )
+    docker_client.images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=tag, rm=True, forcerm=True)
+    server = run_container(tag, ["docker-registry", "serve", "/registry.yaml"], network_mode="host",
+                           environment={"NAVARCH_SSH_PORT": str(free_port())})  # fmt: skip
+    wait_until(lambda: b"listening on" in server.logs())
+    yield f"127.0.0.1:{port}"
+    server.remove(force=True)
+    docker_client.images.remove(tag, force=True)
+
+
+def test_a_pushed_image_can_be_pulled_by_its_digest(
+    docker_client: docker.DockerClient, system_image: str, registry: str
+) -> None:
+    *lines, digest = push(docker_client, system_image, f"{registry}/team/base:1")
+    try:
+        assert any("Pushed" in line for line in lines)
+        assert digest.startswith(f"{registry}/team/base@sha256:")
+        pulled = docker_client.images.pull(f"{registry}/team/base", tag=digest.partition("@")[2])
+        assert pulled.id == docker_client.images.get(system_image).id
+        assert digest in resolve(docker_client, system_image).digests
+    finally:
+        docker_client.images.remove(f"{registry}/team/base:1", force=True)
+
+
+def test_a_push_that_is_refused_says_why(docker_client: docker.DockerClient, system_image: str) -> None:
+    destination = f"127.0.0.1:{free_port()}/nobody:1"
+    with pytest.raises(ImageError) as caught:
+        list(push(docker_client, system_image, destination))
+    docker_client.images.remove(destination)
+    assert caught.value.code == "push_failed"
+    assert "docker login" in caught.value.hint
