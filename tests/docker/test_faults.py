@@ -32,7 +32,7 @@ def running(plane: Plane, image: str, command: str = FOREVER, **spec: object) ->
 
 
 def test_exit_code_of_the_command(plane: Plane, system_image: str) -> None:
-    job_id = plane.submit("echo working; echo 'it broke' >&2; exit 3", image=system_image)
+    job_id = plane.submit("exec 2>&1; echo working; echo 'it broke' >&2; exit 3", image=system_image)
     job = plane.ended(job_id)
     assert (job.state, job.reason) == ("failed", "user_error")
     assert job.message == "exit code 3: it broke"
@@ -89,6 +89,7 @@ def test_pool_port_that_another_program_has_is_changed_for_another(
     monkeypatch.setattr("service.controller.scheduling._seed", lambda row: row.attempts)
     first, _ = plane.runtime.settings.port_range
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(("0.0.0.0", first))
         other.listen()
         job_id = plane.submit("echo done", image=system_image)
