@@ -197,22 +197,26 @@ class Snapshot:
         self.lengths: list[int] = self._parts[0].tolist()
         self.finished: list[int] = self._parts[1].tolist()
         self.stopped: list[int] = self._parts[2].tolist()
+        if self.recent:  # whole lists at once: hundreds of small conversions would cost a server its time
+            self._tokens: list[list[int]] = self._parts[3].tolist()
+            self._logprobs: list[list[float]] = self._parts[4].tolist()
         return self
 
     def tokens(self, slot: int, start: int) -> list[int]:
         """Tokens of a slot from position `start` on (at most the last `recent`)."""
-        return self._tail(3, slot, start).tolist()
+        return self._tokens[slot][self._from(slot, start) :]
 
     def logprobs(self, slot: int, start: int) -> list[float]:
-        return self._tail(4, slot, start).tolist()
+        return self._logprobs[slot][self._from(slot, start) :]
 
     def top(self, slot: int, start: int, count: int) -> list[list[tuple[int, float]]]:
         """The `count` most likely tokens with their log-probs at each position from `start` on."""
-        ids, scores = self._tail(5, slot, start)[:, :count], self._tail(6, slot, start)[:, :count]
+        first = self._from(slot, start)
+        ids, scores = self._parts[5][slot, first:, :count], self._parts[6][slot, first:, :count]
         return [list(zip(i, s, strict=True)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
 
-    def _tail(self, part: int, slot: int, start: int) -> Tensor:
+    def _from(self, slot: int, start: int) -> int:
         count = self.lengths[slot] - start
         if count > self.recent:
             raise ValueError(f"slot {slot}: {count} new tokens, but only the last {self.recent} were copied")
-        return self._parts[part][slot, self.recent - count :]
+        return self.recent - count

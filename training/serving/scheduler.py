@@ -35,8 +35,7 @@ class Draining(Exception):
     """The server is shutting down and takes no new requests."""
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One generated token with its log-prob and, if asked for, the most likely ones at its place."""
 
     id: int

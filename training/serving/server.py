@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from training.serving.protocol import ApiError
 from training.serving.scheduler import Scheduler, warm
 from training.telemetry import emit
 
+SWITCH_SECONDS = 5e-4
 SCORE_TOKENS = 16384
 """Tokens of one pass of a reward model."""
 
@@ -88,6 +90,9 @@ class ModelServer:
     def run(self, *, signals: bool = True) -> None:
         """Serve until SIGTERM or SIGINT (or `stop()`), then let running requests finish for `drain_s` seconds."""
         listener = self.listen()
+        # The decoder's thread gives up Python's lock at every launch; at the default 5 ms it would wait for the HTTP
+        # thread each time, and the device with it.
+        sys.setswitchinterval(SWITCH_SECONDS)
         if self.scheduler is not None:
             self.scheduler.start()
         try:
