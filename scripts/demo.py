@@ -59,20 +59,6 @@ def fetch_model() -> Path:
     return downloads / member
 
 
-def show_samples(client: Client, job: str) -> None:
-    """Prints the answers before and after training side by side."""
-    rows: dict[str, dict[str, str]] = {}
-    for sample in client.samples(job).items:
-        for prompt, answer in sample.rows:
-            rows.setdefault(prompt, {})[sample.title] = answer
-    table = Table(title="What the model answers", show_lines=True, expand=True)
-    for column in ("prompt", "before training", "after training"):
-        table.add_column(column, ratio=1)
-    for prompt, answers in rows.items():
-        table.add_row(prompt, answers.get("before training", ""), answers.get("after training", ""))
-    console.print(table)
-
-
 def summary(client: Client, name: str, setup: float, total: float) -> None:
     """Prints where the job ended, what it reached, and where to go from here."""
     job = client.job(name)
@@ -90,7 +76,7 @@ def summary(client: Client, name: str, setup: float, total: float) -> None:
     if speeds:
         table.add_row("speed", f"{sorted(speeds)[len(speeds) // 2]:.0f} tokens/s (median)")
     for artifact in job.artifacts:
-        table.add_row("artifact", artifact)
+        table.add_row("artifact", f"{artifact.name} ({artifact.kind})")
     table.add_row("time", f"{setup:.0f} s of set-up, {total:.0f} s in all")
     table.add_row("look inside", "navarch submit jobs/examples/workspace.yaml && navarch ssh workspace")
     table.add_row("API", f"{URL}/docs")
@@ -111,7 +97,6 @@ def main() -> None:
     setup = time.monotonic() - started
     code = navarch("submit", str(EXAMPLE), f"name={name}", "--follow", check=False)
     if code == 0:
-        show_samples(client, name)
         summary(client, name, setup, time.monotonic() - started)
     sys.exit(code)
 
