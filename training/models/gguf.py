@@ -1,7 +1,7 @@
 """Turns a GGUF file into a Hugging Face model folder: `python -m training.models.gguf IN.gguf OUT_DIR`.
 
 Reads LLaMA-architecture files with a byte-level BPE tokenizer ("gpt2" in GGUF's words); refuses others by name.
-Weights are dequantised. The tokenizer is rebuilt from the file's own vocabulary and merges: transformers would read it as
+Weights are dequantised. The tokenizer is rebuilt from the file's own vocabulary and merges: transformers reads it as
 a SentencePiece LLaMA tokenizer, and the model would then babble.
 """
 
@@ -22,7 +22,10 @@ from training.errors import ConfigError, DataError, MissingInput, TrainingError,
 DTYPES = ("bf16", "fp32", "fp16")
 SHARD_BYTES = 4 << 30
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # How text is cut before merging, by tokenizer.ggml.pre: patterns are applied one after the other.
 PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "smollm": (r"\p{N}", _GPT2),
@@ -307,7 +310,7 @@ def hf_name(name: str) -> str | None:
 
 
 def unpermute(values: Any, heads: int) -> Any:
-    """Undoes GGUF's interleaving of rotary halves: rows [heads, half, 2] → [heads, 2, half]. values: [heads·dim, width]."""
+    """Undoes the interleaving of rotary halves: rows [heads, half, 2] → [heads, 2, half]; values [heads·dim, width]."""
     rows, width = values.shape
     return values.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
 
@@ -363,7 +366,8 @@ def main(argv: list[str] | None = None, say: Callable[[str], object] = print) ->
         return named.exit_code
     template = "with its chat template" if made.has_template else "without a chat template"
     say(
-        f"{made.path}: {made.parameters:,} parameters, {made.vocabulary:,} tokens, ends with {made.eos_token}, {template}"
+        f"{made.path}: {made.parameters:,} parameters, {made.vocabulary:,} tokens, "
+        f"ends with {made.eos_token}, {template}"
     )
     return 0
 
