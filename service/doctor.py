@@ -27,7 +27,7 @@ def examine(settings: Settings, url: str | None = None) -> list[Check]:
         _key,
         lambda: _control_plane(settings, url),
     ]
-    return list(_run(checks))
+    return [*_run(checks), *_consistency(settings, url)]
 
 
 def _run(checks: list[Callable[[], Check]]) -> Iterator[Check]:
@@ -116,5 +116,15 @@ def _control_plane(settings: Settings, url: str | None) -> Check:
     return Check(name="control plane", ok=True, detail=f"{version.version} at {client.url}")
 
 
-def _both(problem: Problem) -> str:
-    return f"{problem.detail} {problem.hint or ''}".strip()
+def _consistency(settings: Settings, url: str | None) -> list[Check]:
+    """What the control plane finds when it compares its database with the engines; nothing if none answers."""
+    from service.client import ApiError, Client, ClientError
+
+    here = process.running(settings.data_dir)
+    try:
+        with Client(url or (here.url if here else None), timeout_s=30) as client:
+            return client.consistency().checks
+    except ApiError as error:
+        return [Check(name="consistency", ok=False, detail=str(error))]
+    except ClientError:
+        return []  # the check of the control plane says so

@@ -67,6 +67,9 @@ def _wrong_attempts(session: Session) -> list[str]:
 
 
 def _strays(database: Database, engines: Engines, deployment: str, host: Host) -> Iterator[str]:
+    """Containers are listed before the rows are read, and looked at again after: work goes on meanwhile."""
+    engine = engines.engine(host.id)
+    listed = [container for container in engine.containers(deployment) if LABEL_JOB in container.labels]
     with database.read() as session:
         known = {
             (replica.job_id, str(number), str(replica.node_rank))
@@ -76,8 +79,11 @@ def _strays(database: Database, engines: Engines, deployment: str, host: Host) -
                 .where(col(Attempt.finished_at).is_(None))
             )
         }
-    for container in engines.engine(host.id).containers(deployment):
+    for container in listed:
         labels = container.labels
         key = (labels.get(LABEL_JOB, ""), labels.get(LABEL_ATTEMPT, ""), labels.get(LABEL_REPLICA, ""))
-        if container.running and key not in known:
+        if not container.running or key in known:
+            continue
+        now = engine.inspect(container.id)
+        if now is not None and now.running:
             yield f"{container.name} runs on {host.name}, but no attempt has it"

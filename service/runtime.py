@@ -21,7 +21,9 @@ from service.controller.controller import Controller
 from service.engine.hosts import DockerHosts, ensure_local_host
 from service.engine.ssh_ready import handshake
 from service.errors import Problem
+from service.invariants import examine
 from service.jobs import Jobs
+from service.schemas import Check
 from service.secrets import SecretBox
 from service.settings import Settings
 from service.store.database import Database
@@ -98,6 +100,10 @@ class Runtime:
         reachable = host is not None and host.reachable
         checks["engine"] = (reachable, (host.message if host and not reachable else None) or self.settings.engine_url)
         return checks
+
+    def consistency(self) -> list[Check]:
+        """The database against the engines' real containers."""
+        return examine(self.database, self.engines, self.deployment)
 
     def _submitted(self, _: str) -> None:
         if self.controller is not None:

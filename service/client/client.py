@@ -225,6 +225,10 @@ class Client:
                 return Health(ok=False, checks=error.problem.model_extra["checks"])
             raise
 
+    def consistency(self) -> Health:
+        """Whether the control plane's database agrees with itself and with the engines' containers."""
+        return self._get(Health, "consistency")
+
     def version(self) -> Version:
         return self._get(Version, "version")
 

@@ -95,6 +95,18 @@ def health(request: Request) -> Response:
     return JSONResponse(problem.document(request.url.path), 503, media_type=MEDIA_TYPE)
 
 
+@router.get(
+    "/consistency",
+    response_model=schemas.Health,
+    tags=["control plane"],
+    summary="Whether database and engines agree",
+)
+def consistency(request: Request) -> schemas.Health:
+    """Compares the rows with each other and with the engines' containers; changes nothing. 200 in any case."""
+    checks = state_of(request).runtime.consistency()
+    return schemas.Health(ok=all(check.ok for check in checks), checks=checks)
+
+
 @router.get("/version", response_model=schemas.Version, tags=["control plane"], summary="Versions")
 def version(request: Request) -> schemas.Version:
     return schemas.Version(version=installed("navarch"), deployment=state_of(request).runtime.deployment)

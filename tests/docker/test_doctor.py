@@ -1,0 +1,54 @@
+"""`navarch doctor` compares the database with the engine's real containers, and /docs needs no other host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import docker
+import pytest
+from docker.models.containers import Container
+
+from tests.docker.front_door import FrontDoor, front_door, until
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontDoor]:
+    with front_door(tmp_path_factory.mktemp("navarch")) as opened:
+        yield opened
+
+
+def checks(door: FrontDoor) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The doctor's exit code, and its checks by name."""
+    done = door.navarch("doctor", "--json")
+    return done.returncode, {check["name"]: check for check in json.loads(done.stdout)}
+
+
+def test_doctor_finds_a_container_that_no_attempt_has(
+    door: FrontDoor, system_image: str, run_container: Callable[..., Container]
+) -> None:
+    with door.client() as client:
+        until(lambda: client.health().ok, "the engine is known")
+        spec = {"name": "own", "type": "command", "image": system_image, "command": "sleep 600", "grace": "1s"}
+        job = client.submit(spec)
+        until(lambda: client.job(job.id).state == "running", "the job runs")
+        code, found = checks(door)
+        assert code == 0, found
+        assert all(found[name]["ok"] for name in ("leases", "attempts", "containers on local"))
+
+        labels = {"navarch.deployment": client.version().deployment, "navarch.job": "nobody", "navarch.attempt": "1"}
+        stray = run_container(system_image, ["sleep", "600"], labels=labels)
+        code, found = checks(door)
+        assert code == 1
+        assert not found["containers on local"]["ok"] and stray.name in found["containers on local"]["detail"]
+        assert found["control plane"]["ok"] and found["leases"]["ok"]
+        stray.remove(force=True)
+        assert checks(door)[0] == 0
+        client.stop(job.id)
+
+
+def test_doctor_without_a_control_plane_says_so_once(door: FrontDoor, docker_client: docker.DockerClient) -> None:
+    done = door.navarch("--url", "http://127.0.0.1:9", "doctor", "--json")
+    wrong = [check["name"] for check in json.loads(done.stdout) if not check["ok"]]
+    assert (done.returncode, wrong) == (1, ["control plane"])
