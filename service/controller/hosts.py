@@ -43,7 +43,7 @@ def note_facts(context: Context, host_id: str, facts: EngineFacts, *, back_at: f
 
 def note_gpus(context: Context, host_id: str) -> None:
     """Looks for the host's GPUs and stores them; a host without any is a host for work on the CPU."""
-    gpus = context.engines.engine(host_id).gpus()
+    gpus = context.engines.engine(host_id).gpus(context.deployment)
     with context.database.write() as session:
         host = session.get(Host, host_id)
         if host is None:

@@ -78,8 +78,11 @@ class Engine(Protocol):
 
     def facts(self) -> EngineFacts: ...
 
-    def gpus(self, image: str | None = None) -> list[Gpu]:
-        """The machine's GPUs, by a short probe container; empty when there are none or no image to probe with."""
+    def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
+        """The machine's GPUs, by a short probe container; empty when there are none or no image to probe with.
+
+        Probes that an earlier process of the deployment left behind are removed.
+        """
         ...
 
     def image(self, reference: str) -> ImageFacts | None:

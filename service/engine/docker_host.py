@@ -22,6 +22,7 @@ from service.engine.gpus import probe
 from service.engine.log_frames import records
 
 CALL_TIMEOUT_S = 60
+_PROBE_PATIENCE_S = 10
 
 
 class DockerHost:
@@ -32,6 +33,8 @@ class DockerHost:
         self._bind_address = bind_address
         self._client: docker.APIClient | None = None
         self._lock = threading.Lock()
+        self._probing = threading.Lock()
+        self._closed = False
 
     @property
     def api(self) -> Any:
@@ -43,6 +46,10 @@ class DockerHost:
             return self._client
 
     def close(self) -> None:
+        """Waits for a probe that is under way, so that its container doesn't stay behind."""
+        self._closed = True
+        if self._probing.acquire(timeout=_PROBE_PATIENCE_S):
+            self._probing.release()
         with self._lock:
             if self._client is not None:
                 self._client.close()
@@ -61,9 +68,11 @@ class DockerHost:
             started_at=local_machine.engine_started_at(socket) if socket else None,
         )
 
-    def gpus(self, image: str | None = None) -> list[Gpu]:
-        with engine_errors("The GPUs could not be listed"):
-            return probe(self.api, image)
+    def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
+        with self._probing, engine_errors("The GPUs could not be listed"):
+            if self._closed:
+                raise Unreachable("The connection to the engine was closed")
+            return probe(self.api, deployment, image)
 
     def image(self, reference: str) -> ImageFacts | None:
         with engine_errors(f"Image {reference} could not be looked up"):

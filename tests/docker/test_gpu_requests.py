@@ -58,6 +58,17 @@ def test_gpus_are_found_by_the_probe(plane: Plane) -> None:
     assert left == []
 
 
+def test_probes_of_a_killed_process_are_removed_and_those_of_others_not(plane: Plane) -> None:
+    mine = {"navarch.probe": "gpus", "navarch.deployment": plane.runtime.deployment}
+    left = plane.client.containers.create("navarch/gpu-test", ["true"], labels=mine)
+    other = plane.client.containers.create("navarch/gpu-test", ["true"], labels={**mine, "navarch.deployment": "other"})
+    engine = plane.runtime.engines.engine("local")
+    assert len(engine.gpus(plane.runtime.deployment)) == 2
+    found = plane.client.containers.list(all=True, filters={"label": "navarch.probe"})
+    assert [container.id for container in found] == [other.id] != [left.id]
+    other.remove()
+
+
 def test_container_gets_its_own_gpus_and_no_others(plane: Plane) -> None:
     show = "echo seen=$NVIDIA_VISIBLE_DEVICES; sleep 600"
     spec = {"image": "navarch/gpu-test", "ssh": False, "resources": {"gpus": 1}}
@@ -103,6 +114,9 @@ def test_machine_without_gpus(docker_client: docker.DockerClient, system_image: 
     plane = Plane(test_settings(tmp_path))
     try:
         assert plane.rows(Host)[0].facts["gpus"] == []
+        for _ in range(3):
+            assert plane.runtime.engines.engine("local").gpus(plane.runtime.deployment) == []
+        assert plane.containers() == []  # also the probe whose start failed is gone
         job_id = plane.submit("echo on the CPU", image=system_image)
         assert plane.ended(job_id).state == "succeeded"
         with pytest.raises(Problem) as refused:

@@ -116,7 +116,7 @@ class SimulatedEngine:
         with self._effect() as machine:
             return EngineFacts("sim", "1", 4, 1 << 34, "boot-1", machine.engine_started_at)
 
-    def gpus(self, image: str | None = None) -> list[Gpu]:
+    def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
         with self._effect() as machine:
             return [Gpu(uuid, "sim", 1000, index) for index, uuid in enumerate(machine.gpus)]
 
