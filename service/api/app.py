@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service import schemas
@@ -37,7 +38,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     tokens = Tokens(settings.data_dir, settings.token)
     shutdown = Shutdown()
     meter = Meter()
-    app = FastAPI(title="Navarch", version="1", description=DESCRIPTION, redirect_slashes=False)
+    app = FastAPIOffline(title="Navarch", version="1", description=DESCRIPTION, redirect_slashes=False)
     app.state.navarch = ApiState(runtime, settings, KeyRing(settings.data_dir), tokens, shutdown)
     app.state.submits = Batcher(lambda items: _submit(runtime, items))
     app.state.shutdown = shutdown
