@@ -18,6 +18,7 @@ from service.collector.hub import Hub
 from service.collector.reader import LogReader
 from service.controller.context import Context
 from service.controller.controller import Controller
+from service.digests import Digests
 from service.engine.hosts import DockerHosts, ensure_local_host
 from service.engine.ssh_ready import handshake
 from service.errors import Problem
@@ -44,6 +45,7 @@ class Runtime:
         self.jobs = Jobs(self.database, settings, self._submitted, self._stopping)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
         self.artifacts = Artifacts(self.database, settings)
+        self.digests = Digests(self.database)
         self.engines = DockerHosts(self.database, settings)
         self.builds = Builds(self.database, settings, self.hub, self._owner)
         self.deployment = ""
@@ -73,12 +75,14 @@ class Runtime:
         self.controller = Controller(context)
         self.controller.start()
         self.builds.start()
+        self.digests.start()
 
     def stop(self) -> None:
         """Ends this process's work; containers and builds go on in the engine."""
         if self.controller is not None:
             self.controller.stop()
             self.builds.stop()
+            self.digests.stop()
         self.engines.close()
         self.database.close()
         if self._lock is not None:

@@ -300,7 +300,11 @@ class Artifact(Schema):
     name: str
     kind: str
     path: str
-    digest: str | None = None
+    digest: str | None = Field(
+        default=None,
+        description="sha256:… of the file, or of what `sha256sum` prints of the folder's files in the order of their "
+        "paths; null until it has been computed, for what a job leaves after the job's end",
+    )
     size: int | None = None
     state: str = "ready"
     message: str | None = None

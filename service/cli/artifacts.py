@@ -75,7 +75,8 @@ def show(artifact: Name, as_json: Json = False) -> None:
         output.as_json(found)
         return
     output.say(f"[bold]{output.escape(found.name)}[/] {found.kind} {output.state(found.state)} [dim]{found.id}[/]")
-    rows = (("path", found.path), ("size", output.size(found.size)), ("digest", found.digest), ("from", found.source))
+    digest = found.digest or ("" if found.message else "not computed yet")
+    rows = (("path", found.path), ("size", output.size(found.size)), ("digest", digest), ("from", found.source))
     for name, value in (*rows, ("made", output.date(found.created_at)), ("message", found.message)):
         if value:
             output.say(f"  [dim]{name:<8}[/] {output.escape(value)}")

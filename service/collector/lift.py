@@ -136,7 +136,7 @@ class Lifter:
                 )
                 session.add(row)
                 record_job(session, job, "artifact.registered", f"{job.name} left {row.kind} {name}")
-            row.attempt = self._attempt
+            row.attempt, row.digest, row.size = self._attempt, None, None  # filled in when the job has ended
             row.metrics = metrics if isinstance(metrics, dict) else {}
             self._mark(session, offset)
 
