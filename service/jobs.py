@@ -29,6 +29,7 @@ from service.store.events import record_job, transition
 from service.store.tables import Artifact, Attempt, Event, Idempotency, Job, Replica
 
 Wake = Callable[[str], None]
+_REMOVAL_POLL_S = 0.05
 _IDS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -97,7 +98,7 @@ def parse(document: Mapping[str, Any]) -> JobSpec:
     except SpecError as error:
         raise Problem(
             "invalid_spec",
-            "; ".join(p.message for p in error.problems) + ".",
+            " ".join(p.message if p.message.endswith((".", "?")) else f"{p.message}." for p in error.problems),
             "`navarch submit --dry-run` checks a job without starting it.",
             problems=[{"path": p.path, "message": p.message} for p in error.problems],
         ) from None
@@ -128,10 +129,12 @@ class Jobs:
         settings: Settings,
         submitted: Wake = lambda _: None,
         stopping: Wake = lambda _: None,
+        patience_s: float = 0.0,
     ) -> None:
+        """`patience_s`: how long a deletion waits for containers that the controller is removing."""
         self._database = database
         self._settings = settings
-        self._submitted, self._stopping = submitted, stopping
+        self._submitted, self._stopping, self._patience_s = submitted, stopping, patience_s
         self._secrets = SecretBox(settings.data_dir)
 
     def submit(self, document: Mapping[str, Any], *, actor: str = "", idempotency_key: str | None = None) -> Submitted:
@@ -210,21 +213,24 @@ class Jobs:
         return job
 
     def delete(self, id_or_name: str, *, actor: str = "") -> None:
-        """Forgets a job that has ended, and its files. Raises Problem `job_active`, `artifact_in_use`."""
+        """Forgets a job that has ended, and its files. Raises Problem `job_active`, `artifact_in_use`.
+
+        Containers that are on their way out are waited for: a job's rows stay until its containers are gone.
+        """
+        job_id = self._without_containers(id_or_name)
         with self._database.write() as session:
-            job = find(session, id_or_name)
+            job = find(session, job_id)
             if JobState(job.state) not in TERMINAL:
                 raise Problem(
                     "job_active",
                     f"Job {job.name} is {job.state} and can't be deleted.",
                     f"Stop it first: `navarch stop {job.name}`.",
                 )
-            left = select(Replica).where(
-                Replica.job_id == job.id, col(Replica.removed_at).is_(None), col(Replica.container_id).is_not(None)
-            )
-            if session.exec(left).first() is not None:
+            if _has_containers(session, job_id):
                 raise Problem(
-                    "job_active", f"The containers of {job.name} are being removed.", "Try again in a moment."
+                    "job_active",
+                    f"The containers of {job.name} are still to be removed.",
+                    "See that its hosts answer (`navarch host ls`), then try again.",
                 )
             own = str(self._settings.job_dir(job.id))
             if user := _user_of(session, [own], besides=job.id):
@@ -238,8 +244,23 @@ class Jobs:
                 session.exec(sql_delete(table).where(col(table.job_id) == job.id))
             session.exec(sql_delete(Idempotency).where(col(Idempotency.job_id) == job.id))
             session.delete(job)
-            job_id = job.id
         shutil.rmtree(self._settings.job_dir(job_id), ignore_errors=True)
+
+    def _without_containers(self, id_or_name: str) -> str:
+        """The job's id, once the containers of an ended one are gone or patience is over. Holds no transaction."""
+        deadline = time.monotonic() + self._patience_s
+        with self._database.read() as session:
+            job_id = find(session, id_or_name).id
+        waited = False
+        while True:
+            with self._database.read() as session:
+                wait = JobState(find(session, job_id).state) in TERMINAL and _has_containers(session, job_id)
+            if not wait or time.monotonic() >= deadline:
+                return job_id
+            if not waited:
+                self._stopping(job_id)
+                waited = True
+            time.sleep(_REMOVAL_POLL_S)
 
     def _checked(
         self, session: Session, submission: Submission, hosts: Callable[[], list[HostCapacity]]
@@ -349,6 +370,13 @@ class Jobs:
     def _shown(spec: JobSpec) -> dict[str, Any]:
         document = spec.model_dump(mode="json", exclude={"training"})
         return redacted({**document, **spec.training})
+
+
+def _has_containers(session: Session, job_id: str) -> bool:
+    left = select(Replica.id).where(
+        Replica.job_id == job_id, col(Replica.removed_at).is_(None), col(Replica.container_id).is_not(None)
+    )
+    return session.exec(left).first() is not None
 
 
 def _user_of(session: Session, paths: Sequence[str], besides: str) -> str | None:

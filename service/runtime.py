@@ -30,6 +30,9 @@ from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Host, ImageBuild, Job, Meta
 
+_REMOVAL_PATIENCE_S = 10.0
+"""Docker removes an ended container in a fraction of a second, on a busy machine in a few."""
+
 
 class Runtime:
     """Everything of one control plane process. `start` and `stop` once each."""
@@ -42,7 +45,7 @@ class Runtime:
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.hub = Hub()
         self.database = Database(settings.url)
-        self.jobs = Jobs(self.database, settings, self._submitted, self._stopping)
+        self.jobs = Jobs(self.database, settings, self._submitted, self._stopping, _REMOVAL_PATIENCE_S)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
         self.artifacts = Artifacts(self.database, settings)
         self.digests = Digests(self.database)

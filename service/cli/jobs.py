@@ -212,21 +212,6 @@ def stop(
         output.as_json(stopped)
 
 
-def _delete(client: Client, job_id: str, patience_s: float = 15) -> None:
-    """Delete a finished job. Its containers may still be on their way out, which takes a moment."""
-    from service.client import ApiError
-
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            client.delete(job_id)
-            return
-        except ApiError as error:
-            if error.code != "job_active" or time.monotonic() > deadline or not client.job(job_id).finished:
-                raise
-        time.sleep(0.2)
-
-
 def rm(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB…", autocompletion=complete_jobs)],
     force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it is active.")] = False,
@@ -240,7 +225,7 @@ def rm(
             if force and not job.finished:
                 client.stop(job.id)
                 client.wait(job.id)
-            _delete(client, job.id)
+            client.delete(job.id)
             removed.append(job.id)
             if not as_json:
                 output.say(f"{output.escape(job.name)} removed")

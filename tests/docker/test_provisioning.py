@@ -10,6 +10,7 @@ import pytest
 
 from service.engine.ssh_ready import WrongHostKey, handshake
 from service.ssh import KeyRing, PublicKey
+from service.store.tables import Job, Replica
 from tests.docker.control import Plane, test_settings, until
 
 
@@ -55,6 +56,18 @@ def test_the_container_has_what_the_spec_asks_for(plane: Plane, system_image: st
     result = plane.runtime.settings.job_dir(job_id) / "run" / "result"
     assert result.read_text() == "kept\n"
     until("removal of the container", lambda: not plane.containers())
+
+
+def test_a_job_can_be_deleted_the_moment_it_has_ended(plane: Plane, system_image: str) -> None:
+    waited = 0
+    for _ in range(3):
+        job_id = plane.submit("true", image=system_image, ssh=False)
+        plane.ended(job_id)
+        waited += plane.replica(job_id).removed_at is None
+        plane.runtime.jobs.delete(job_id)
+        assert plane.rows(Job, id=job_id) == plane.rows(Replica, job_id=job_id) == []
+        assert not plane.client.containers.list(all=True, filters={"label": f"navarch.job={job_id}"})
+    assert waited, "the containers were always gone before: this shows nothing"
 
 
 def test_ready_means_that_ssh_works(plane: Plane, system_image: str, ssh_key: Path, tmp_path: Path) -> None:
