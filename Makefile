@@ -25,7 +25,7 @@ test-unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit -q -n 2
 
 test-training: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training -q
 
 test-docker: $(VENV)/.dev
 	@bash scripts/engine.sh

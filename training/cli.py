@@ -80,7 +80,12 @@ def _stage(stage: str, arguments: Sequence[str]) -> int:
     from training.run import guarded, settle
 
     module = importlib.import_module(f"training.stages.{stage}")
-    return guarded(lambda: module.run(config), Path(settle(config).run_dir))
+    code = guarded(lambda: module.run(config), Path(settle(config).run_dir))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from training.strategies.world import leave
+
+        leave(code)
+    return code
 
 
 def wanted(stage: str, config: Any) -> Wanted:

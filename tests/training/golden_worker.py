@@ -19,7 +19,7 @@ from tests.training.colossal_cpu_sim import install
 from tests.training.making import losses
 from training.config import load_config
 from training.strategies import base
-from training.strategies.world import close_world
+from training.strategies.world import leave
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
             os._exit(1)
     if os.environ.get("RANK", "0") == "0":
         out.write_text(json.dumps(results))
-    close_world()
+    leave(0)
 
 
 if __name__ == "__main__":

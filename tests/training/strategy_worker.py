@@ -124,9 +124,9 @@ def main() -> None:
                 out.flush()
             if "error" in result:  # the other rank may be waiting in a collective: end both
                 raise SystemExit(1)
-    from training.strategies.world import close_world
+    from training.strategies.world import leave
 
-    close_world()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -79,8 +79,10 @@ def worker(path: Path) -> None:
         colossal_cpu_sim.install()
     from training.config import load_config
     from training.stages import ppo
+    from training.strategies.world import leave
 
     ppo.run(load_config("ppo", tree))
+    leave(0)
 
 
 if __name__ == "__main__":
