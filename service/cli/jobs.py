@@ -207,7 +207,8 @@ def stop(
                 job = client.wait(job.id)
             stopped.append(job)
             if not as_json:
-                output.say(f"{output.escape(job.name)} is {output.state(job.state)}")
+                asked = "" if job.finished else " and was asked to stop"
+                output.say(f"{output.escape(job.name)} is {output.state(job.state)}{asked}")
     if as_json:
         output.as_json(stopped)
 
