@@ -23,7 +23,7 @@ def test_the_first_authorities_that_are_set_and_there_count(tmp_path: Path) -> N
 def test_pips_own_settings_are_taken_where_a_container_can_reach_them(tmp_path: Path) -> None:
     config = tmp_path / "pip.conf"
     config.write_text(
-        "[global]\nindex_url = https://index.example/simple\nfind-links = /opt/wheels\n"
+        "[global]\nindex_url = https://index.example/simple\nfind-links = /srv/wheels\n"
         "extra-index-url = file:///opt/index\n    http://localhost:3141/root\n    https://more.example/simple\n"
         "trusted-host = index.example\n[install]\nindex-url = https://not-global.example/\n"
     )
