@@ -122,7 +122,7 @@ def _build(
     client: docker.DockerClient, recipe: Recipe, options: BuildOptions, training: bool, started: float
 ) -> Iterator[BuildEvent]:
     target = "training" if training else "system"
-    tag = with_tag(options.tag or (recipe.default_tag if training else f"navarch/{recipe.name}-system:latest"))
+    tag = with_tag(options.tag or (recipe.default_tag if training else recipe.system_tag))
     context = make_context(recipe, options.network, options.wheelhouse, training=training)
     base = yield from _notes(ensure_base(client, recipe, options.network.apt_mirror))
     from_image = recipe.python != "distribution"

@@ -69,6 +69,11 @@ class Recipe:
         return f"navarch/{self.name}:latest"
 
     @property
+    def system_tag(self) -> str:
+        """The name of the image without the training environment."""
+        return f"navarch/{self.name}-system:latest"
+
+    @property
     def system_packages(self) -> tuple[str, ...]:
         """All packages of the system layer."""
         python = ("python3", "python3-venv") if self.python == "distribution" else ()

@@ -99,7 +99,8 @@ class Builds:
                 if row.starts > 1:
                     file.write("Starts again: the control plane was restarted during this build.\n")
                     remove_leftovers(client)
-                events = build(client, row.recipe, _options(row))
+                whole = row.options.get("target") != "system"
+                events = build(client, row.recipe, _options(row), training=whole)
                 for event in events:
                     file.write(event.text.rstrip("\n") + "\n")
                     file.flush()

@@ -6,7 +6,7 @@ Times are seconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -242,6 +242,9 @@ class BuildRequest(BaseModel):
     index_url: str | None = Field(default=None, max_length=2048, description="a Python package index to use")
     apt_mirror: str | None = Field(default=None, max_length=2048, description="a Debian/Ubuntu mirror to use")
     ca_bundle: str | None = Field(default=None, max_length=4096, description="PEM file that re-signed TLS needs")
+    target: Literal["training", "system"] = Field(
+        default="training", description="system: SSH and the entrypoint only, for jobs that bring their own command"
+    )
     no_cache: bool = False
 
 

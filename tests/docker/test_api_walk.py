@@ -280,6 +280,15 @@ def test_requests_that_are_no_requests(http: httpx.Client) -> None:
     assert ask("POST", "/artifacts", json={"path": "relative"})[0] == 422
 
 
+def test_the_system_image_is_built_under_its_own_name(http: httpx.Client, system_image: str) -> None:
+    """Not under the name of the complete image, which it would take away."""
+    build = http.post("/images/builds", json={"recipe": "cpu", "target": "system"})
+    assert (build.status_code, build.json()["tag"]) == (202, system_image)
+    where = f"/images/builds/{build.json()['id']}"
+    until(lambda: http.get(where).json()["finished_at"] is not None, "the build ends", 60)
+    assert http.get(where).json()["state"] == "succeeded"
+
+
 def test_pages_hold_every_job_once(http: httpx.Client, client: Client, system_image: str) -> None:
     blocker = client.submit(command(system_image, "sleep 300", ports=["25991:80"]))
     until(lambda: client.job(blocker.id).state == "running", "the blocker runs")

@@ -60,7 +60,8 @@ def build(request: Request, body: schemas.BuildRequest) -> Response:
     except ImageError as error:
         raise from_image_error(error) from error
     options = body.model_dump(exclude={"recipe", "tag"}, exclude_none=True, exclude_defaults=True)
-    row = state.runtime.builds.submit(body.recipe, body.tag or recipe.default_tag, options, actor_of(request))
+    tag = body.tag or (recipe.default_tag if body.target == "training" else recipe.system_tag)
+    row = state.runtime.builds.submit(body.recipe, tag, options, actor_of(request))
     return Response(views.build(row).model_dump_json(), 202, media_type="application/json")
 
 
