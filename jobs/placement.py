@@ -1,5 +1,6 @@
 """Where a job's containers go: a pure function of the job's demand and what the hosts have free."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,11 @@ class Demand:
     """How many ports from the host's pool."""
     cpus: float | None = None
     memory: int | None = None
+
+    @property
+    def key(self) -> str:
+        """A short digest: jobs that need the same have the same one."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -362,6 +362,7 @@ class Jobs:
             nodes=demand.nodes,
             gpus=demand.gpus,
             ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
+            demand=demand.key,
             why="has just been submitted",
             message="waits for its turn",
         )

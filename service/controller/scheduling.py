@@ -1,15 +1,18 @@
 """The pass over the queue: who can start now starts, and everybody else learns what they wait for."""
 
+import heapq
 import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, update
 from sqlalchemy import select as select_columns
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from jobs.launch import container_name, port_map
-from jobs.placement import Demand, Placement, Queue, Waiting
+from jobs.placement import Demand, Placement, Queue, Waiting, Waits
 from jobs.states import Desired, JobState
 from jobs.units import parse_size
 from service.controller.context import Context
@@ -17,34 +20,49 @@ from service.store.capacity import capacities
 from service.store.events import transition
 from service.store.tables import Attempt, GpuLease, Host, Job, PortLease, Replica
 
+_CHUNK = 500
+"""How many rows one transaction tells what they wait for: others want to write too."""
+_JOB = Job.__table__.c  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, order=True)
+class _Head:
+    """The first of the queued jobs that need the same; heads compare in the order of the queue."""
+
+    rank: tuple[int, float, str]
+    job: Waiting = field(compare=False)
+    demand: str = field(compare=False)
+
 
 def schedule(context: Context) -> list[str]:
-    """Places what can be placed, in order; returns the ids of the jobs that are to be provisioned now."""
+    """Places what can be placed, in order; returns the ids of the jobs that are to be provisioned now.
+
+    When one job has to wait, all that need the same and are behind it wait too: a pass reads the first of each kind,
+    and the next of a kind only when one was placed. Its cost grows with the kinds of jobs, not with their number.
+    """
     now = context.clock()
     with context.database.read() as session:
-        waiting = _queued(session, now)
-        hosts = capacities(session) if waiting else []
-    queue = Queue(hosts)
+        line = _heads(session, now)
+        if not line:
+            return []
+        queue = Queue(capacities(session))
+        told = _told(session, now)
+    heapq.heapify(line)
     placed: list[str] = []
-    reasons: list[dict[str, Any]] = []
-    for job, why in waiting:
-        answer = queue.offer(job)
-        if isinstance(answer, Placement):
-            if _commit(context, job, answer):
-                queue.took(job, answer)
-                placed.append(job.id)
-        elif answer.why != why:
-            reasons.append({"job_id": job.id, "new_why": answer.why})
-    if reasons:
-        statement = (
-            update(Job)
-            .where(col(Job.id) == bindparam("job_id"), col(Job.state) == JobState.QUEUED.value)
-            .values(why=bindparam("new_why"))
-        )
-        with context.database.write() as session:
-            session.connection().execute(statement, reasons)
-        for reason in reasons[:100]:
-            context.changed(reason["job_id"])
+    waits: dict[str, str] = {}
+    while line:
+        head = heapq.heappop(line)
+        answer = queue.offer(head.job)
+        if isinstance(answer, Waits):
+            waits[head.demand] = answer.why
+            continue
+        if _commit(context, head.job, answer):
+            queue.took(head.job, answer)
+            placed.append(head.job.id)
+        following = _following(context, head, now)
+        if following is not None:
+            heapq.heappush(line, following)
+    _tell(context, waits, told, now)
     return placed
 
 
@@ -60,26 +78,80 @@ def next_retry(context: Context) -> float | None:
         return session.exec(query).first()
 
 
-def _queued(session: Session, now: float) -> list[tuple[Waiting, str | None]]:
-    job = Job.__table__.c  # type: ignore[attr-defined]
-    columns = (
-        job.id,
-        job.name,
-        job.nodes,
-        job.gpus,
-        job.ports,
-        job.attempts,
-        job.why,
-        job.document["resources"].label("resources"),
+def _waiting(now: float) -> tuple[ColumnElement[bool], ...]:
+    """Which jobs are in the queue."""
+    return (_JOB.state == JobState.QUEUED.value, _JOB.desired == Desired.RUN.value, _JOB.not_before <= now)
+
+
+def _columns() -> tuple[Any, ...]:
+    resources = _JOB.document["resources"].label("resources")
+    return (
+        *(_JOB.id, _JOB.name, _JOB.nodes, _JOB.gpus, _JOB.ports, _JOB.attempts),
+        *(_JOB.demand, _JOB.priority, _JOB.created_at, resources),
     )
+
+
+def _head(row: Any) -> _Head:
+    waiting = Waiting(row.id, row.name, _demand(row), _seed(row))
+    return _Head((-row.priority, row.created_at, row.id), waiting, row.demand)
+
+
+def _heads(session: Session, now: float) -> list[_Head]:
+    """The first job of each demand; the index has the queue in this order already."""
+    order = (_JOB.priority.desc(), _JOB.created_at, _JOB.id)
+    place = func.row_number().over(partition_by=_JOB.demand, order_by=order).label("place")
+    numbered = select_columns(_JOB.id, place).where(*_waiting(now)).subquery()
+    query = select_columns(*_columns()).join(numbered, _JOB.id == numbered.c.id).where(numbered.c.place == 1)
+    return [_head(row) for row in session.connection().execute(query)]
+
+
+def _following(context: Context, head: _Head, now: float) -> _Head | None:
+    """The next job that needs the same."""
+    priority, created, identifier = -head.rank[0], head.rank[1], head.rank[2]
+    later = or_(_JOB.created_at > created, and_(_JOB.created_at == created, _JOB.id > identifier))
     query = (
-        select_columns(*columns)
-        .where(job.state == JobState.QUEUED.value, job.desired == Desired.RUN.value, job.not_before <= now)
-        .order_by(job.priority.desc(), job.created_at, job.id)
+        select_columns(*_columns())
+        .where(*_waiting(now), _JOB.demand == head.demand)
+        .where(or_(_JOB.priority < priority, and_(_JOB.priority == priority, later)))
+        .order_by(_JOB.priority.desc(), _JOB.created_at, _JOB.id)
+        .limit(1)
     )
-    return [
-        (Waiting(row.id, row.name, _demand(row), _seed(row)), row.why) for row in session.connection().execute(query)
+    with context.database.read() as session:
+        row = session.connection().execute(query).first()
+    return _head(row) if row is not None else None
+
+
+def _told(session: Session, now: float) -> list[tuple[str, str | None]]:
+    """What the queued jobs say that they wait for: each demand with each of its sentences."""
+    query = select_columns(_JOB.demand, _JOB.why).where(*_waiting(now)).distinct()
+    return [(row.demand, row.why) for row in session.connection().execute(query)]
+
+
+def _tell(context: Context, waits: Mapping[str, str], told: Sequence[tuple[str, str | None]], now: float) -> None:
+    """Writes what jobs wait for, where that has changed: a few rows a transaction, found before it begins."""
+    changed = {(demand, old): waits[demand] for demand, old in told if waits.get(demand, old) != old}
+    if not changed:
+        return
+    query = select_columns(_JOB.id, _JOB.demand, _JOB.why).where(*_waiting(now))
+    old_ones = {old for _, old in changed}
+    if len(old_ones) <= _CHUNK:  # mostly one: that of the jobs that have just been submitted
+        query = query.where(or_(_JOB.why.in_(old_ones - {None}), _JOB.why.is_(None)))
+    with context.database.read() as session:
+        found = session.connection().execute(query).all()
+    stale = [
+        {"job_id": row.id, "new_why": changed[row.demand, row.why]} for row in found if (row.demand, row.why) in changed
     ]
+    statement = (
+        update(Job)
+        .where(col(Job.id) == bindparam("job_id"), col(Job.state) == JobState.QUEUED.value)
+        .values(why=bindparam("new_why"))
+    )
+    for start in range(0, len(stale), _CHUNK):
+        rows = stale[start : start + _CHUNK]
+        with context.database.write() as session:
+            session.connection().execute(statement, rows)
+        for row in rows:
+            context.changed(row["job_id"])
 
 
 def _seed(row: Any) -> int:

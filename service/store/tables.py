@@ -1,6 +1,7 @@
 """The rows: what is wanted, what was last seen, and who holds what. Times are seconds since the epoch."""
 
 import time
+import uuid
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, UniqueConstraint, text
@@ -31,8 +32,10 @@ class Job(SQLModel, table=True):
             sqlite_where=text("finished_at IS NULL"),
             postgresql_where=text("finished_at IS NULL"),
         ),
-        Index("ix_job_queue", "state", "priority", "created_at"),
+        Index("ix_job_queue", "state", "desired", "demand", text("priority DESC"), "created_at", "id", "not_before"),
+        Index("ix_job_retry", "state", "not_before"),
         Index("ix_job_list", "created_at", "id"),
+        Index("ix_job_state_list", "state", "created_at", "id"),
         Index("ix_job_name", "name", "created_at"),
     )
     id: str = Field(primary_key=True)
@@ -56,6 +59,8 @@ class Job(SQLModel, table=True):
     gpus: int = 0
     ports: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """{"fixed": [host ports], "pool": how many from the pool}, of each node."""
+    demand: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    """The same for jobs that need the same (`Demand.key`): the scheduling pass looks at the first of them only."""
     attempts: int = 0
     user_retries: int = 0
     system_retries: int = 0

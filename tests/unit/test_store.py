@@ -157,6 +157,28 @@ def test_one_bad_row_is_backed_off_with_its_error_and_the_others_go_on(world: Wo
     assert world.job(good).state == "running"
 
 
+def test_kinds_of_jobs_take_turns_in_the_order_of_the_queue(world: World) -> None:
+    def submit(gpus: int, priority: int = 50) -> Job:
+        return world.jobs.submit({**COMMAND, "resources": {"gpus": gpus}, "priority": priority}).job
+
+    one, two, low, late, high = submit(1), submit(2), submit(1, 10), submit(1), submit(1, 90)
+    context = world.controller().context
+    assert schedule(context) == [high.id, one.id]  # h2 has one GPU, h1 two; `two` is next and keeps h1 to itself
+    assert "needs 2 GPUs on one host" in (world.job(two.id).why or "")
+    assert (
+        world.job(late.id).why == world.job(low.id).why == f"waits behind job {two.name}, which is ahead in the queue"
+    )
+    after = submit(2)
+    assert schedule(context) == []
+    assert world.job(after.id).why == world.job(two.id).why
+
+
+def test_jobs_that_need_the_same_are_of_one_kind(world: World) -> None:
+    same = [world.jobs.submit({**COMMAND, "priority": n}).job.demand for n in (1, 2)]
+    other = world.jobs.submit({**COMMAND, "resources": {"cpus": 1}}).job.demand
+    assert same[0] == same[1] != other
+
+
 def test_a_pass_over_ten_thousand_waiting_jobs(world: World) -> None:
     with world.database.write() as session:
         for host in ("h1", "h2"):
