@@ -138,9 +138,11 @@ def _parse_name(value: object) -> object:
     return value
 
 
-Size = Annotated[int, BeforeValidator(parse_size)]
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-Environment = Annotated[dict[str, str], BeforeValidator(_parse_env)]
+Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
+Duration = Annotated[float, BeforeValidator(parse_duration, json_schema_input_type=float | str)]
+Environment = Annotated[
+    dict[str, str], BeforeValidator(_parse_env, json_schema_input_type=dict[str, str | float | bool] | None)
+]
 
 
 class Section(BaseModel):
@@ -156,7 +158,10 @@ class Resources(Section):
     cpus: Annotated[float, Field(gt=0)] | None = None
     memory: Size | None = None
     shm: Size | None = None
-    ulimits: Annotated[dict[str, int], BeforeValidator(_parse_ulimits)] = Field(default_factory=dict)
+    ulimits: Annotated[
+        dict[str, int],
+        BeforeValidator(_parse_ulimits, json_schema_input_type=dict[str, int | Literal["unlimited"]]),
+    ] = Field(default_factory=dict)
 
     @property
     def processes_per_node(self) -> int:
@@ -169,14 +174,18 @@ class JobSpec(Section):
     type: JobType
     name: Annotated[str, BeforeValidator(_parse_name)] = ""
     image: Annotated[StrictStr, Field(min_length=1)]
-    command: Annotated[list[str], BeforeValidator(_parse_command)] | None = None
+    command: Annotated[list[str], BeforeValidator(_parse_command, json_schema_input_type=str | list[str])] | None = None
     workdir: StrictStr = "/workspace"
     resources: Resources = Field(default_factory=Resources)
     ipc: Literal["private", "shareable", "host"] | None = None
     ssh: StrictBool = True
     """False runs any image, without Navarch's sshd in it; there is then no way to log in."""
-    ports: list[Annotated[PortRequest, BeforeValidator(_parse_port)]] = Field(default_factory=list)
-    mounts: list[Annotated[Mount, BeforeValidator(_parse_mount)]] = Field(default_factory=list)
+    ports: list[Annotated[PortRequest, BeforeValidator(_parse_port, json_schema_input_type=int | str)]] = Field(
+        default_factory=list
+    )
+    mounts: list[Annotated[Mount, BeforeValidator(_parse_mount, json_schema_input_type=str)]] = Field(
+        default_factory=list
+    )
     env: Environment = Field(default_factory=dict)
     secrets: Environment = Field(default_factory=dict)
     retries: Annotated[StrictInt, Field(ge=0, le=100)] = 0

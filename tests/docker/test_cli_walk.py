@@ -165,6 +165,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(door: FrontDoor, spec: SpecWr
     follower = subprocess.Popen(
         door.command("submit", spec("kept", "while true; do echo tick; sleep 0.1; done"), "--follow"),
         env=door.environ(), cwd=door.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # even if it is ignored here
     )  # fmt: skip
     assert follower.stdout is not None
     while "tick" not in follower.stdout.readline():
