@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -81,10 +82,20 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None
                 timeout_graceful_shutdown=3,
                 timeout_keep_alive=30,
             )
+            settle_memory()
             Server(config).run(sockets=[bound])
         finally:
             Endpoint.forget(settings.data_dir)
             runtime.stop()
+
+
+def settle_memory() -> None:
+    """Takes what start-up made out of the garbage collector's sight.
+
+    A full collection walks all of it (150,000 objects) and stops every request for tens of milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def start_detached(settings: Settings, arguments: list[str]) -> Running:
