@@ -3,7 +3,6 @@
 python tests/bench/gpu_rollout.py --selftest
 python tests/bench/gpu_rollout.py --bench [--cases 135m-b128,…] [--limit 40]
 python tests/bench/gpu_rollout.py --tune
-python tests/bench/gpu_rollout.py --serve 135m,1.1b
 Prints one JSON line per result. On a machine without a GPU, `TRITON_INTERPRET=1 … --kernels --device cpu` runs the
 kernels' checks in Triton's interpreter.
 """
@@ -15,9 +14,7 @@ import copy
 import gc
 import json
 import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -546,116 +543,6 @@ DEFAULT_CASES = (
 )
 
 
-# --- the server
-
-
-def bench_server(shape: str, codec_folder: str, bits: int = 16) -> None:
-    """The server beside its engine: batch throughput, 64 concurrent chats (streamed and not), TTFT with 8 clients."""
-    from training.data.template import TextCodec
-    from training.serving.config import ServeConfig
-    from training.serving.loading import Served
-    from training.serving.server import ModelServer
-
-    device = torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
-    codec = TextCodec.load(codec_folder)
-    config = copy.deepcopy(SHAPES[shape])
-    config.vocab_size = max(config.vocab_size, len(codec.tokenizer))
-    model = make(config, str(device), torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if bits < 16:
-        quantize_model(model, bits)
-    fuse_projections(model)
-    new, clients = (128, 64) if device.type == "cuda" else (8, 8)
-    prompts = [codec.encode_prompt([{"role": "user", "content": question(i)}]) for i in range(clients)]
-    engine = RolloutEngine(model, max_batch=clients, max_length=1024)
-    generation = GenerationConfig(max_new_tokens=new, temperature=0.7)
-    for _ in range(2):
-        engine.generate(prompts, generation)
-    start = time.perf_counter()
-    for _ in range(3):
-        engine.generate(prompts, generation)
-    alone = 3 * clients * new / (time.perf_counter() - start)
-    engine.release()
-    served = Served(model, codec, "bench", device, 1024, False)
-    start = time.perf_counter()
-    server = ModelServer(ServeConfig(model="bench", host="127.0.0.1", port=0, max_batch=clients), served)
-    warm_seconds = time.perf_counter() - start
-    thread = threading.Thread(target=lambda: server.run(signals=False), daemon=True)
-    thread.start()
-    while not server.api.ready and thread.is_alive():
-        time.sleep(0.02)
-    say(case=f"serve-{shape}", bits=bits, engine_tokens_per_second=round(alone), warm_s=round(warm_seconds, 1))
-    rounds = 6 if device.type == "cuda" else 2
-    for count, stream, each in ((clients, False, rounds), (clients, True, rounds), (8, True, rounds)):
-        command = [sys.executable, __file__, "--client", f"http://127.0.0.1:{server.port}", "--clients", str(count)]
-        command += ["--requests", str(each), "--new", str(new), *(["--stream"] if stream else [])]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        facts = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-600:]}
-        if "tokens_per_second" in facts:
-            facts["of_engine"] = round(facts["tokens_per_second"] / alone, 3)
-        say(case=f"serve-{shape}", bits=bits, clients=count, stream=stream, **facts)
-    server.stop()
-    thread.join(timeout=40)
-
-
-def question(number: int) -> str:
-    words = ("tell", "how", "a", "small", "model", "learns", "to", "write", "of", "rivers", "stones", "and", "roads")
-    return " ".join(words[(number * 7 + i * 5) % len(words)] for i in range(30 + number % 40))
-
-
-def run_client(url: str, clients: int, requests: int, new: int, stream: bool) -> None:
-    """Closed-loop clients; prints one JSON line of what they saw."""
-    import asyncio
-    import statistics
-
-    import httpx
-
-    first: list[float] = []
-    tokens = 0
-
-    async def one(client: httpx.AsyncClient, number: int) -> None:
-        nonlocal tokens
-        body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": question(number)}], "max_tokens": new, "temperature": 0.7,
-            "ignore_eos": True, "stream": stream,
-        }  # fmt: skip
-        if not stream:
-            answer = (await client.post("/v1/chat/completions", json=body)).json()
-            tokens += answer["usage"]["completion_tokens"]
-            return
-        body["stream_options"] = {"include_usage": True}
-        start, seen = time.perf_counter(), False
-        async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-            async for line in answer.aiter_lines():
-                if not seen and line.startswith("data: {") and '"content": "' in line and '"content": ""' not in line:
-                    first.append(time.perf_counter() - start)
-                    seen = True
-                if '"completion_tokens"' in line:
-                    tokens += json.loads(line[6:])["usage"]["completion_tokens"]
-
-    async def loop(client: httpx.AsyncClient, number: int) -> None:
-        for turn in range(requests):
-            await one(client, number * 1000 + turn)
-
-    async def run() -> float:
-        limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-        async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as client:
-            await asyncio.gather(*(one(client, i) for i in range(clients)))
-            nonlocal tokens
-            tokens = 0
-            first.clear()
-            start = time.perf_counter()
-            await asyncio.gather(*(loop(client, i) for i in range(clients)))
-            return time.perf_counter() - start
-
-    seconds = asyncio.run(run())
-    facts: dict[str, Any] = {"requests": clients * requests, "tokens_per_second": round(tokens / seconds)}
-    if first:
-        ordered = sorted(first)
-        facts["ttft_p50_ms"] = round(statistics.median(ordered) * 1e3, 1)
-        facts["ttft_p95_ms"] = round(ordered[int(len(ordered) * 0.95)] * 1e3, 1)
-    print(json.dumps(facts))
-
-
 class Late(Exception):
     """A case ran past its limit."""
 
@@ -684,19 +571,9 @@ def main() -> int:
     parser.add_argument("--bench", action="store_true")
     parser.add_argument("--tune", action="store_true", help="tile sizes of the one-row product")
     parser.add_argument("--cases", default=DEFAULT_CASES, help=f"comma-separated: {', '.join(CASES)}")
-    parser.add_argument("--serve", default="", help="comma-separated shapes to serve: 135m,1.1b")
-    parser.add_argument("--codec", default="/tmp/models/smollm2-135m", help="folder of a tokenizer for --serve")
-    parser.add_argument("--client", default="", help="run the load generator against this URL")
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=4)
-    parser.add_argument("--new", type=int, default=128)
-    parser.add_argument("--stream", action="store_true")
     parser.add_argument("--limit", type=int, default=45, help="seconds a case")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
-    if options.client:
-        run_client(options.client, options.clients, options.requests, options.new, options.stream)
-        return 0
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     checks = Checks()
@@ -710,11 +587,6 @@ def main() -> int:
         tune_gemv()
     if options.bench:
         bench(options.cases.split(","), options.limit)
-    for shape in filter(None, options.serve.split(",")):
-        try:
-            bench_server(shape, options.codec)
-        except Exception as error:  # the next shape still counts
-            say(case=f"serve-{shape}", error=f"{type(error).__name__}: {error}"[-500:])
     return 1 if checks.failed else 0
 
 
