@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from training.optim_kernels import PieceKernels
 from training.strategies.config import OptimizerConfig
 
 CHUNK_ELEMENTS = 64 * 1024 * 1024
@@ -163,6 +164,7 @@ class MasterAdamW:
         if not grouped:
             raise ValueError("nothing to train: no parameter of the model requires a gradient")
         self.groups: list[tuple[list[tuple[str, nn.Parameter]], FlatAdam]] = []
+        self.kernels: list[PieceKernels | None] = []
         for (dtype, device, decay), members in grouped.items():
             flat = FlatAdam(
                 [p.numel() for _, p in members], device,
@@ -171,10 +173,11 @@ class MasterAdamW:
             if flat.master is not None:
                 self._copy(flat.pieces(flat.master), [p.detach() for _, p in members])
             self.groups.append((members, flat))
+            self.kernels.append(PieceKernels(flat.sizes, dtype, device) if PieceKernels.possible(dtype, device) else None)
         self.device = self.groups[0][1].exp_avg.device
         self.step_count = torch.zeros((), dtype=torch.float32, device=self.device)
-        widest = max((flat.widest for _, flat in self.groups if flat.master is not None), default=0)
-        self._wide = torch.empty(widest, dtype=torch.float32, device=self.device)
+        self._betas = torch.tensor(config.betas, dtype=torch.float64, device=self.device)
+        self._wide = torch.empty(0, dtype=torch.float32, device=self.device)
 
     @staticmethod
     def _copy(flat: list[Tensor], shaped: list[Tensor], *, into_flat: bool = True) -> None:
@@ -195,26 +198,43 @@ class MasterAdamW:
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        update, norm = begin_update(
-            global_norm([p.grad for p in self.parameters]),  # type: ignore[misc]
-            lr, self.config, self.step_count, loss_scale,
-        )  # fmt: skip
-        for members, flat in self.groups:
-            for chunk in flat.chunks:
-                weights = [parameter for _, parameter in members[chunk.first : chunk.last]]
-                gradients = [p.grad for p in weights if p.grad is not None]
-                if flat.master is None:
-                    first = [m.view(p.shape) for m, p in zip(flat.pieces(flat.exp_avg, chunk), weights, strict=True)]
-                    second = [
-                        m.view(p.shape) for m, p in zip(flat.pieces(flat.exp_avg_sq, chunk), weights, strict=True)
-                    ]
-                    adamw_([p.data for p in weights], gradients, first, second, update, self.config, flat.weight_decay)
-                else:
-                    flat.update_chunk(chunk, gradients, self._wide, update, self.config)
-                    self._copy(flat.pieces(flat.master, chunk), list(weights), into_flat=False)
+        ready = [
+            kernels is not None and kernels.bind([p for _, p in members], [p.grad for _, p in members])  # type: ignore[misc]
+            for kernels, (members, _) in zip(self.kernels, self.groups, strict=True)
+        ]
+        norms = [
+            kernels.norm() if bound and kernels is not None else global_norm([p.grad for _, p in members])  # type: ignore[misc]
+            for bound, kernels, (members, _) in zip(ready, self.kernels, self.groups, strict=True)
+        ]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+        update, norm = begin_update(norm, lr, self.config, self.step_count, loss_scale)
+        corrections = 1.0 - self._betas**update.step if any(ready) else None
+        for bound, kernels, (members, flat) in zip(ready, self.kernels, self.groups, strict=True):
+            if bound and kernels is not None and flat.master is not None and corrections is not None:
+                kernels.adamw(
+                    flat.master, flat.exp_avg, flat.exp_avg_sq, update.divisor, update.not_finite, corrections,
+                    lr=lr, betas=self.config.betas, eps=self.config.eps, weight_decay=flat.weight_decay,
+                )  # fmt: skip
+            else:
+                self._update_plainly(members, flat, update)
         end_update(update, loss_scale)
         self.zero_grad()
         return norm
+
+    def _update_plainly(self, members: list[tuple[str, nn.Parameter]], flat: FlatAdam, update: Update) -> None:
+        """One group by torch's own fused AdamW, gradients widened to fp32 chunk by chunk."""
+        if flat.master is not None and self._wide.numel() < flat.widest:
+            self._wide = torch.empty(flat.widest, dtype=torch.float32, device=self.device)
+        for chunk in flat.chunks:
+            weights = [parameter for _, parameter in members[chunk.first : chunk.last]]
+            gradients = [p.grad for p in weights if p.grad is not None]
+            if flat.master is None:
+                first = [m.view(p.shape) for m, p in zip(flat.pieces(flat.exp_avg, chunk), weights, strict=True)]
+                second = [m.view(p.shape) for m, p in zip(flat.pieces(flat.exp_avg_sq, chunk), weights, strict=True)]
+                adamw_([p.data for p in weights], gradients, first, second, update, self.config, flat.weight_decay)
+            else:
+                flat.update_chunk(chunk, gradients, self._wide, update, self.config)
+                self._copy(flat.pieces(flat.master, chunk), list(weights), into_flat=False)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Per parameter name: flat fp32 `master`, `exp_avg`, `exp_avg_sq` (views, not copies)."""

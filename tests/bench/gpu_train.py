@@ -37,10 +37,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 MAX_LENGTH = 2048
-WINDOW = 4096
-"""Documents that are packed together, as in the stages: the last row of a window is what stays part empty."""
+WINDOW = 16384
+"""Documents that are packed together, as many as in the stages by default."""
 DEFAULTS: dict[str, Any] = {
-    "tokens": 32768, "steps": 24, "warmup": 8, "compile": "auto", "fuse": 1, "checkpointing": "off", "lora": 0,
+    "tokens": 32768, "steps": 24, "warmup": 8, "compile": "auto", "fuse": 0, "checkpointing": "off", "lora": 0,
     "precision": "auto", "accumulate": 1, "chunk": 8192,
 }  # fmt: skip
 
@@ -219,6 +219,7 @@ def self_test() -> list[dict[str, Any]]:
     wide = [x.detach().float().requires_grad_() for x in (hidden, weight)]
     wanted = F.cross_entropy(wide[0] @ wide[1].t(), row.labels.clamp(max=1023), reduction="sum")
     expected = torch.autograd.grad(wanted, wide)
+    kernel_self_test(device, report)
     report("head loss", float((loss - wanted).detach().abs() / wanted.detach()), 1e-3)
     for name, one, two in zip(("dhidden", "dweight"), got, expected, strict=True):
         report(f"head {name}", float((one.float() - two).norm() / two.norm()), 0.02)
@@ -240,12 +241,51 @@ def self_test() -> list[dict[str, Any]]:
     return results
 
 
+def kernel_self_test(device: str, report: Any) -> None:
+    """The optimizer's kernels against torch's fused AdamW, from the same weights and gradients."""
+    import torch
+
+    from training.optim import MasterAdamW
+    from training.optim_kernels import PieceKernels
+    from training.strategies.config import OptimizerConfig
+
+    for shapes in ([(64, 96), (96,), (4096, 33), (1000, 1024)], [(7, 5), (5,), (33, 9), (101, 97)]):
+        states, weights, norms = [], [], []
+        for fast in (False, True):
+            torch.manual_seed(3)
+            members = [
+                (str(i), torch.nn.Parameter(torch.randn(shape, device=device).to(torch.bfloat16)))
+                for i, shape in enumerate(shapes)
+            ]
+            adam = MasterAdamW(members, OptimizerConfig(lr=1e-2, weight_decay=0.1, max_grad_norm=3.0))
+            if not fast:
+                adam.kernels = [None] * len(adam.kernels)
+            for step in range(5):
+                for _, parameter in members:
+                    parameter.grad = torch.randn(parameter.shape, device=device).to(torch.bfloat16)
+                if step == 3:  # leaves everything as it is
+                    members[0][1].grad.view(-1)[0] = float("nan")
+                norm = adam.step(1e-2 / (step + 1))
+            norms.append(float(norm))
+            states.append(torch.cat([entry[key] for entry in adam.state().values() for key in sorted(entry)]))
+            weights.append(torch.cat([parameter.detach().float().flatten() for _, parameter in members]))
+        name = f"optimizer kernels ({'used' if PieceKernels.possible(torch.bfloat16, states[0].device) else 'absent'})"
+        report(f"{name}: norm", abs(norms[0] - norms[1]) / norms[0], 1e-5)
+        report(f"{name}: masters and moments", float((states[0] - states[1]).abs().max()), 1e-5)
+        apart = (weights[0] - weights[1]).abs() > 0.008 * weights[0].abs() + 1e-6
+        report(f"{name}: weights that differ by more than one rounding", float(apart.sum()), 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*")
     parser.add_argument("--limit", type=float, default=100, help="seconds for one case")
     parser.add_argument("--budget", type=float, default=1e9, help="seconds for all; cases that don't fit are left out")
     parser.add_argument("--self-test", action="store_true")
+    parser.add_argument("--profile", default="", help="stage:shape:strategy: where a step's time goes, and variants")
+    parser.add_argument("--variants", default="", help="comma-separated; default: all")
+    parser.add_argument("--tokens", type=int, default=DEFAULTS["tokens"], help="of a step, with --profile")
+    parser.add_argument("--profile-steps", type=int, default=5)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -255,6 +295,12 @@ def main() -> None:
         return
     if arguments.self_test:
         self_test()
+    if arguments.profile:
+        from tests.bench.gpu_profile import run
+
+        options = {"tokens": arguments.tokens, "chunk": DEFAULTS["chunk"], "steps": arguments.profile_steps,
+                   "variants": [name for name in arguments.variants.split(",") if name]}  # fmt: skip
+        run(arguments.profile, options, SHAPES, synthetic_loader, arguments.limit)
     started = time.monotonic()
     for case in arguments.cases:
         left = arguments.budget - (time.monotonic() - started)

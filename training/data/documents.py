@@ -203,7 +203,7 @@ def collate(documents: Documents, units: np.ndarray, layout: Layout, *, learn: b
         targets[starts[: len(pieces)]] = False  # nothing comes before a document's first token
         where = np.flatnonzero(targets)
         labels[where - 1] = tokens[where]
-    cu_seqlens = np.full((layout.segments or len(segments)) + 1, width, dtype=np.int32)
+    cu_seqlens = np.full(max(layout.segments or 0, len(segments)) + 1, width, dtype=np.int32)
     cu_seqlens[: len(segments)] = starts
     pairs = np.arange(len(pieces) if learn else 0, dtype=np.int64).reshape(-1, 2) if documents.is_pairs else None
     return PackedBatch(

@@ -137,13 +137,20 @@ def _maybe(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
     return _fused(function) if compiled else function
 
 
-def _wide_product(left: Tensor, right: Tensor) -> Tensor:
-    """left · right with an fp32 result (the products of bf16 matrices are summed in fp32 anyway)."""
+ADD_IN_PLACE = False
+"""Let the product add to fp32 sums itself (cuBLAS reads and writes them once), where torch can."""
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left · right for an fp32 `total` (the products of bf16 matrices are summed in fp32 anyway)."""
     if left.dtype == torch.float32:
-        return left @ right
-    if left.is_cuda and _MM_WIDENS:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
+        total.addmm_(left, right)
+    elif left.is_cuda and _MM_WIDENS and ADD_IN_PLACE:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    elif left.is_cuda and _MM_WIDENS:
+        total += torch.mm(left, right, out_dtype=torch.float32)
+    else:
+        total.addmm_(left.float(), right.float())
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -177,7 +184,7 @@ class _CrossEntropy(torch.autograd.Function):
                 if grad_hidden is not None:
                     torch.mm(gradient, weight, out=grad_hidden[start : start + chunk])
                 if grad_weight is not None:
-                    grad_weight += _wide_product(gradient.t(), piece)
+                    _add_product(grad_weight, gradient.t(), piece)
                 if grad_bias is not None:
                     grad_bias += gradient.float().sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -236,7 +243,7 @@ class _LogProbs(torch.autograd.Function):
                 if grad_hidden is not None:
                     torch.mm(gradient, weight, out=grad_hidden[part])
                 if grad_weight is not None:
-                    grad_weight += _wide_product(gradient.t(), hidden[part])
+                    _add_product(grad_weight, gradient.t(), hidden[part])
                 if grad_bias is not None:
                     grad_bias += gradient.float().sum(0)
         return (
