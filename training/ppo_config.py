@@ -169,8 +169,9 @@ class PPOTrainConfig:
     """Completions per optimizer update, over all ranks."""
     ppo_epochs: int = 1
     """Passes over each rollout."""
-    micro_batch_tokens: int = 16_384
-    """Most tokens in one forward-backward on one rank; changes speed and memory, not the result."""
+    micro_batch_tokens: int | None = None
+    """Tokens of one backward pass; the result doesn't depend on it, only memory and speed. null: as many as fit into the
+    GPU's free memory, at most 32768 (16384 on a CPU)."""
     score_tokens: int = 32_768
     """Most tokens in one scoring forward on one rank."""
     max_prompt_length: int = 1024
@@ -221,7 +222,8 @@ class PPOTrainConfig:
     def __post_init__(self) -> None:
         for name in ("rollout_batch_size", "samples_per_prompt", "minibatch_size", "ppo_epochs", "micro_batch_tokens",
                      "score_tokens", "max_prompt_length", "head_chunk", "sample_rows"):  # fmt: skip
-            _require(getattr(self, name) >= 1, f"train.{name} must be at least 1, is {getattr(self, name)}")
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"train.{name} must be at least 1, is {value}")
         _require(self.epochs > 0, f"train.epochs must be above 0, is {self.epochs}")
         _require(
             self.max_steps is None or self.max_steps >= 1, f"train.max_steps must be at least 1, is {self.max_steps}"

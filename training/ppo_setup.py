@@ -14,12 +14,14 @@ from training.config import LoraConfig, PPOConfig
 from training.data.template import TextCodec
 from training.errors import ConfigError
 from training.models.attention import PACKED
+from training.models.blocks import find_blocks
 from training.models.compile import speed_up_blocks
 from training.models.export import load_reward_model, trunk_of
 from training.models.heads import RewardModel
 from training.models.load import check_vocabulary, load_causal_lm, load_config
 from training.models.lora import convert_to_lora
 from training.ppo_models import Actor, Critic, without_dropout
+from training.ppo_update import over_ranks
 from training.rewards import FunctionReward, ModelReward, must_retokenize
 from training.run import Run
 from training.strategies.base import Schedule, Strategy, Trained
@@ -74,6 +76,39 @@ def prompt_limit(config: PPOConfig) -> int:
     return limit
 
 
+MICRO_TOKENS, MICRO_TOKENS_ON_CPU = 32_768, 16_384
+MICRO_STEP = 4096
+FREE_SHARE = 0.6
+"""Part of the GPU's free memory that activations may take; the rest is for gradients, logits and the rollout's cache."""
+
+
+def micro_tokens(run: Run, model: Any) -> int:
+    """Tokens of one backward pass of `model` (a causal LM): as configured, else what fits; the same on all ranks."""
+    asked: int | None = run.config.train.micro_batch_tokens
+    if asked is not None:
+        return asked
+    if not run.on_gpu:
+        return MICRO_TOKENS_ON_CPU
+    device = run.strategy.device
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    fitting = int(FREE_SHARE * free / activation_bytes(model, compiled=run.compiled))
+    fitting = max(MICRO_STEP, min(MICRO_TOKENS, fitting // MICRO_STEP * MICRO_STEP))
+    tokens = int(over_ranks(run.strategy, torch.tensor([fitting])).min())
+    run.note(f"backward passes take {tokens:,} tokens (train.micro_batch_tokens), by {free / 2**30:.0f} GiB of free memory")
+    return tokens
+
+
+def activation_bytes(model: Any, *, compiled: bool) -> int:
+    """About what a token's activations take until the backward pass, from above: outputs of all products in the blocks,
+    the norms' inputs and results, and the gated product; as much again where blocks aren't compiled."""
+    blocks, _ = find_blocks(model)
+    width = model.config.hidden_size
+    outputs = [weight.numel() // max(width, 1) for weight in blocks.parameters() if weight.ndim == 2]
+    elements = sum(outputs) + len(blocks) * 6 * width
+    return elements * next(blocks.parameters()).element_size() * (1 if compiled else 2)
+
+
 COMPILED_VARIANTS = 256
 """Versions of a compiled block: lengths, with and without gradients, adapters on and off, four models."""
 
@@ -99,11 +134,11 @@ def speed_up(run: Run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
 
     def trained(model: Any) -> None:
         compiled = run.compiled and model.config._attn_implementation == PACKED
-        speed_up_blocks(model, compiled=compiled, checkpointing=checkpointing, fuse=compiled and run.on_gpu)
+        speed_up_blocks(model, compiled=compiled, checkpointing=checkpointing)
 
     def frozen(model: Any) -> None:
         compiled = run.compiled and model.config._attn_implementation == PACKED
-        speed_up_blocks(model, compiled=compiled, fuse=compiled and run.on_gpu)
+        speed_up_blocks(model, compiled=compiled)
 
     return trained, frozen
 

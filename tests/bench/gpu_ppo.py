@@ -125,7 +125,7 @@ def speed(args: argparse.Namespace, folder: Path) -> None:
             "log": {"every": 1, "tensorboard": False},
             "train": {
                 "max_steps": args.steps, "epochs": 1000, "rollout_batch_size": args.prompts, "sample_every": 0,
-                "minibatch_size": args.minibatch or args.prompts, "micro_batch_tokens": args.micro_tokens,
+                "minibatch_size": args.minibatch or args.prompts, "micro_batch_tokens": args.micro_tokens or None,
                 "score_tokens": args.score_tokens, "rollout_logprobs": args.rollout_logprobs, "compile": args.compile,
                 "activation_checkpointing": args.checkpointing,
             },
@@ -167,7 +167,7 @@ def learn(args: argparse.Namespace, folder: Path) -> None:
             "critic": {"lr": 2e-5}, "log": {"every": 1, "tensorboard": False},
             "train": {
                 "max_steps": args.steps, "epochs": 1000, "rollout_batch_size": args.prompts, "lr": args.lr,
-                "minibatch_size": args.minibatch or args.prompts // 2, "micro_batch_tokens": args.micro_tokens,
+                "minibatch_size": args.minibatch or args.prompts // 2, "micro_batch_tokens": args.micro_tokens or None,
                 "ppo_epochs": 2, "compile": "off", "sample_every": max(args.steps // 4, 1), "sample_rows": 2,
                 "max_prompt_length": 256, "long_prompts": "drop",
             },
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--minibatch", type=int, default=0)
-    parser.add_argument("--micro-tokens", type=int, default=16384)
+    parser.add_argument("--micro-tokens", type=int, default=0, help="0: what the stage chooses")
     parser.add_argument("--score-tokens", type=int, default=32768)
     parser.add_argument("--rollout-logprobs", default="auto")
     parser.add_argument("--checkpointing", default="off")

@@ -31,7 +31,7 @@ from training.models.lora import adapters_off
 from training.ppo_export import export
 from training.ppo_models import Actor, action_logprobs
 from training.ppo_report import COLUMNS, Phases, as_text, keep_samples, sample_table, shown
-from training.ppo_setup import Players, check, gather, prompt_limit
+from training.ppo_setup import Players, check, gather, micro_tokens, prompt_limit
 from training.ppo_state import PPOState
 from training.ppo_update import UpdateStats, any_rank, plan, update
 from training.rewards import RewardFailed, ScoreShaping, score_completions
@@ -63,14 +63,15 @@ class PPO:
         )  # fmt: skip
         self.max_length = max(len(row.tokens) for row in self.prompts.rows) + config.generation.max_new_tokens
         self.local = self.train.rollout_batch_size // strategy.dp_size
-        fixed = FixedShapes.fitting(self.local, self.max_length, self.train.micro_batch_tokens, self.train.score_tokens)
-        self.shapes = fixed if run.compiled else None
         per_step = self.train.rollout_batch_size // self.train.samples_per_prompt
         total = max(1, math.ceil(self.train.epochs * len(self.prompts) / per_step - 1e-9))
         self.total = min(total, self.train.max_steps or total)
         updates = self.total * self.train.ppo_epochs * (self.train.rollout_batch_size // self.train.minibatch_size)
         self.players: Players = gather(run, self.codec, learning_rate_schedule(self.train, updates))
         self.actor, self.critic = self.players.actor, self.players.critic
+        self.micro_tokens = micro_tokens(run, self.actor.inner.model)
+        fixed = FixedShapes.fitting(self.local, self.max_length, self.micro_tokens, self.train.score_tokens)
+        self.shapes = fixed if run.compiled else None
         self.ptx = self._ptx_loader()
         self.engine: RolloutEngine | None = None
         self.shaping = ScoreShaping(config.reward, strategy.all_reduce_sum)
@@ -194,7 +195,7 @@ class PPO:
             trained.module.train()
         for minibatch in plan(
             self.strategy, experience.completions, epochs=train.ppo_epochs, minibatch_size=train.minibatch_size,
-            budget=train.micro_batch_tokens, seed=(train.seed, self.step),
+            budget=self.micro_tokens, seed=(train.seed, self.step),
         ):  # fmt: skip
             update(
                 self.strategy, self.actor, self.critic, experience, minibatch, stats,
