@@ -2,12 +2,14 @@
 
     python -m tests.bench.multi_gpu                       every part on as many GPUs as there are (2, then all)
     python -m tests.bench.multi_gpu --parts equal,resume --ranks 2
+    python -m tests.bench.multi_gpu --ranks 1             what one GPU can show of it
     python -m tests.bench.multi_gpu --cpu                 tiny shapes on two gloo ranks, ColossalAI on a stand-in device
 
 Parts
   equal    every strategy × stage (sft, rm, dpo, ppo) through navarch-train: N ranks give one process's losses
-  resume   stopped after half the steps and started again gives the losses of one go; also on one rank instead of N
-  scaling  tokens/s of SFT at 1, 2, 4, … ranks, the work per rank fixed (weak) and the whole work fixed (strong)
+  resume   stopped after half the steps and started again gives the losses of one go; sft also on one rank instead of N
+  scaling  tokens/s of SFT and samples/s of PPO at 1, 2, 4, … ranks, the work per rank fixed (weak) and the whole work
+           fixed (strong), with the efficiency beside one rank
   large    a 7B shape: gemini and zero2, whole and LoRA, with peak memory
   hybrid   colossalai_3d: tp=2, pp=2, both, against ddp's loss
 Each launch has a time limit of its own; a failing one is reported and the next goes on.
@@ -19,11 +21,10 @@ import argparse
 import json
 import os
 import random
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,94 +43,10 @@ STAGES = ("sft", "rm", "dpo", "ppo")
 SKIPPED = {("3d", "ppo")}
 """Refused by name: no rank of colossalai_3d holds whole layers to generate with."""
 STEPS = 4
-SEVEN_B = {
-    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False, "max_position_embeddings": 2048,
-}  # fmt: skip
 
 
 def say(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
-
-
-# what a launched process does
-
-
-def worker(arguments: Sequence[str]) -> int:
-    """`stage STAGE OVERRIDES…` runs navarch-train; `speed JSON` measures one shape and strategy."""
-    if os.environ.get("MULTI_GPU_CPU"):
-        from tests.training.colossal_cpu_sim import install
-
-        install()
-    if arguments[0] == "stage":
-        from training.cli import main
-
-        return main(arguments[1:])
-    return speed(json.loads(arguments[1]))
-
-
-def speed(case: dict[str, Any]) -> int:
-    """Steady tokens/s over all ranks, losses and peak memory, for random weights and documents."""
-    import torch
-    from transformers import LlamaConfig
-
-    from tests.bench.gpu_train import SHAPES, SyntheticLoader
-    from training.config import LoraConfig
-    from training.models.compile import speed_up_blocks
-    from training.models.heads import HeadOptions, LanguageModelLoss
-    from training.models.load import from_config
-    from training.models.lora import convert_to_lora
-    from training.strategies.config import OptimizerConfig, StrategyConfig
-    from training.strategies.select import open_strategy
-
-    shape = SEVEN_B if case["shape"] == "7b" else SHAPES[case["shape"]]
-    accumulate, steps = case.get("accumulate", 1), case.get("steps", 8)
-    strategy = open_strategy(
-        StrategyConfig(**case["strategy"]), precision="bf16", lora=bool(case.get("lora")), accumulation=accumulate
-    )
-    on_gpu = strategy.device.type == "cuda"
-    torch.manual_seed(0)
-    with torch.device(strategy.device):
-        wide = torch.float32 if case["shape"] != "7b" else torch.bfloat16
-        model = from_config(LlamaConfig(**shape), dtype=wide)
-    if case.get("lora"):
-        convert_to_lora(model, LoraConfig(rank=case["lora"]))
-    compiled = on_gpu and strategy.capabilities.compile_blocks
-    speed_up_blocks(model, compiled=compiled, checkpointing=case.get("checkpointing", "off"))
-    head = HeadOptions(compiled=compiled, own_forward=not strategy.capabilities.packed)
-    trained = strategy.prepare(LanguageModelLoss(model, head), OptimizerConfig(lr=1e-4), lambda step: 1.0)
-    vocabulary, micro = int(shape["vocab_size"]), case["tokens"]
-    made = SyntheticLoader("sft", vocabulary, micro, accumulate * strategy.dp_size, 1).made[0].micro_batches
-    window = made[strategy.dp_rank :: strategy.dp_size]
-    counts = torch.tensor([float(sum(b.num_targets for b in window)), float(sum(b.num_tokens for b in window))])
-    targets, tokens = strategy.all_reduce_sum(counts).tolist()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    walls, losses = [], []
-    for _ in range(case.get("warmup", 3) + steps):
-        strategy.barrier()
-        started = time.perf_counter()
-        total = torch.zeros((), device=strategy.device)
-        for index, batch in enumerate(window):
-            with strategy.accumulate(trained, last=index == len(window) - 1):
-                loss = trained.module(batch.to(strategy.device, non_blocking=True))
-                strategy.backward(trained, loss * strategy.dp_size / targets)
-            total = total + loss.detach().float().as_subclass(torch.Tensor)
-        strategy.step(trained)
-        losses.append(float(strategy.all_reduce_sum(total.clone())) / targets)  # waits for the device
-        walls.append(time.perf_counter() - started)
-    if strategy.is_main:
-        per_second = tokens / statistics.median(walls[-steps:])
-        say(
-            speed=case["id"], ranks=strategy.world_size, tokens_per_second=round(per_second),
-            per_rank=round(per_second / strategy.world_size),
-            step_ms=round(1000 * statistics.median(walls[-steps:]), 1),
-            losses=[round(loss, 4) for loss in losses[:4]],
-            peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if on_gpu else None,
-            device=torch.cuda.get_device_name() if on_gpu else "cpu",
-        )  # fmt: skip
-    strategy.close()
-    return 0
 
 
 # the launcher
@@ -152,7 +69,7 @@ class Launcher:
             environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         try:
             done = subprocess.run(
-                [*start, "-m", "tests.bench.multi_gpu", "--worker", *arguments], cwd=ROOT, env=environment,
+                [*start, "-m", "tests.bench.multi_gpu_worker", *arguments], cwd=ROOT, env=environment,
                 capture_output=True, text=True, timeout=self.limit, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
@@ -249,36 +166,75 @@ def resume(launcher: Launcher, ranks: int, names: Sequence[str], stages: Sequenc
             wrong, whole = launcher.stage(f"whole-{stage}-{name}-{ranks}", ranks, stage, base)
             saving = [*base, f"checkpoint.every={STEPS // 2}"]
             half = [item for item in saving if not item.startswith("train.max_steps")]
-            first, _ = launcher.stage(
-                f"half-{stage}-{name}-{ranks}", ranks, stage, [*half, f"train.max_steps={STEPS // 2}"]
-            )
-            second, both = launcher.stage(f"half-{stage}-{name}-{ranks}", ranks, stage, [*saving, "resume=auto"])
+            run = f"half-{stage}-{name}-{ranks}"
+            first, _ = launcher.stage(run, ranks, stage, [*half, f"train.max_steps={STEPS // 2}"])
+            runs = launcher.folder / "runs"
+            if not first:
+                shutil.copytree(runs / run, runs / f"{run}-on-1")
+            second, both = launcher.stage(run, ranks, stage, [*saving, "resume=auto"])
             distance = apart(both, whole)
             failure = wrong or first or second
             say(part="resume", stage=stage, strategy=name, ranks=ranks, whole=whole, resumed=both,
                 apart=round(distance, 7), ok=not failure and len(both) == STEPS and distance < 2e-3,
                 wrong=failure)  # fmt: skip
+            if first or ranks == 1 or stage != "sft":
+                continue
+            fewer = stage_overrides(launcher.folder, stage, STRATEGIES[name], 1, ranks)
+            third, on_one = launcher.stage(f"{run}-on-1", 1, stage, [*fewer, "resume=auto"])
+            distance = apart(on_one, whole)
+            say(part="resume", stage=stage, strategy=name, ranks=f"{ranks}, then 1", whole=whole, resumed=on_one,
+                apart=round(distance, 7), ok=not third and len(on_one) == STEPS and distance < 0.02,
+                wrong=third)  # fmt: skip
 
 
 def scaling(launcher: Launcher, all_ranks: Sequence[int], shape: str, tokens: int) -> None:
+    most = max(all_ranks)
     for name in ("ddp", "zero2", "gemini"):
+        strategy = {"name": "colossalai_gemini"} if name == "gemini" else STRATEGIES[name]
         for kind in ("weak", "strong"):
-            most = max(all_ranks)
+            alone = 0.0
             for ranks in all_ranks:
                 case = {
-                    "id": f"sft-{shape}-{name}-{kind}", "shape": shape, "strategy": STRATEGIES[name], "tokens": tokens,
+                    "id": f"sft-{shape}-{name}-{kind}", "shape": shape, "strategy": strategy, "tokens": tokens,
                     "accumulate": 1 if kind == "weak" else most // ranks,
                 }  # fmt: skip
-                if name == "gemini":
-                    case["strategy"] = {"name": "colossalai_gemini"}
-                measure(launcher, "scaling", ranks, case)
+                alone = measure(launcher, "scaling", ranks, case, alone=alone)
 
 
-def measure(launcher: Launcher, part: str, ranks: int, case: dict[str, Any]) -> None:
-    wrong, output = launcher.run(ranks, ["speed", json.dumps(case)])
+def ppo_scaling(launcher: Launcher, all_ranks: Sequence[int], shape: str, tokens: int) -> None:
+    """128 prompts a rank (weak) or in all (strong), 128 new tokens; eight and eight on the CPU."""
+    from tests.bench.gpu_ppo import SHAPES, make_models, make_prompts
+
+    prompts, new_tokens = (8, 8) if launcher.cpu else (128, 128)
+    folder, most = launcher.folder / "ppo_models", max(all_ranks)
+    folder.mkdir()
+    make_models(folder, shape)
+    make_prompts(folder / "prompts.jsonl", prompts * most * 2, SHAPES[shape]["vocab_size"], 8 if launcher.cpu else 83)
+    for name in ("ddp", "zero2"):
+        for kind in ("weak", "strong"):
+            alone = 0.0
+            for ranks in all_ranks:
+                case = {
+                    "id": f"ppo-{shape}-{name}-{kind}", "folder": str(folder), "strategy": STRATEGIES[name],
+                    "run_dir": str(launcher.folder / "runs" / f"ppo-{name}-{kind}-{ranks}"), "steps": 6,
+                    "tokens": tokens, "new_tokens": new_tokens, "prompts": prompts * (ranks if kind == "weak" else 1),
+                }  # fmt: skip
+                alone = measure(launcher, "scaling", ranks, case, worker="ppo", alone=alone)
+
+
+def measure(
+    launcher: Launcher, part: str, ranks: int, case: dict[str, Any], *, worker: str = "speed", alone: float = 0.0
+) -> float:
+    """Tells what the worker measured, and its efficiency beside `alone`, one rank's figure. Returns that figure:
+    per rank, the given one or this launch's."""
+    wrong, output = launcher.run(ranks, [worker, json.dumps(case)])
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"speed"')]
     facts: dict[str, Any] = {"part": part, "id": case["id"], "ranks": ranks, "wrong": wrong}
-    say(**(facts | (lines[-1] if lines else {})))
+    told = lines[-1] if lines else {}
+    if alone and told:
+        facts["efficiency"] = round(told["per_rank"] / alone, 3)
+    say(**(facts | told))
+    return alone or float(told.get("per_rank", 0.0))
 
 
 def large(launcher: Launcher, ranks: int, shape: str, tokens: int) -> None:
@@ -307,8 +263,6 @@ def hybrid(launcher: Launcher, ranks: int, shape: str, tokens: int) -> None:
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--worker"]:
-        return worker(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="equal,resume,hybrid,scaling,large")
     parser.add_argument("--ranks", type=int, default=0, help="0: 2, then as many as there are GPUs")
@@ -325,8 +279,8 @@ def main() -> int:
         import torch
 
         available = torch.cuda.device_count()
-        if available < 2:
-            print(f"multi_gpu needs 2 GPUs or more and sees {available}; --cpu tries the same on host ranks")
+        if available < max(chosen.ranks or 2, 1):
+            print(f"{chosen.ranks or 2} GPUs are needed and {available} seen; see --ranks and --cpu")
             return 66
     counts = [chosen.ranks] if chosen.ranks else sorted({2, available})
     parts, names, stages = chosen.parts.split(","), chosen.strategies.split(","), chosen.stages.split(",")
@@ -346,7 +300,9 @@ def main() -> int:
             if "large" in parts:
                 large(launcher, ranks, "tiny" if chosen.cpu else "7b", tokens)
         if "scaling" in parts:
-            scaling(launcher, [n for n in (1, 2, 4, 8) if n <= max(counts)], shape, tokens)
+            powers = [n for n in (1, 2, 4, 8) if n <= max(counts)]
+            scaling(launcher, powers, shape, tokens)
+            ppo_scaling(launcher, powers, "tiny" if chosen.cpu else "1.1b", min(tokens, 8192))
     return 0
 
 
