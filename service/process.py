@@ -76,6 +76,8 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None
             config = uvicorn.Config(
                 app,
                 lifespan="off",
+                loop="asyncio",
+                http="h11",
                 log_config=None,
                 access_log=False,
                 server_header=False,
