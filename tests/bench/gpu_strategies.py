@@ -12,7 +12,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import queue
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -192,6 +196,58 @@ def speed(spec: str, tokens: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+STARTING_SECONDS = 30
+"""Imports and the first compilations of a process, on top of a case's time."""
+
+
+def watch(arguments: argparse.Namespace) -> None:
+    """Runs the cases in a child process, and the rest in a new one when a case hangs or takes the process with it."""
+    ends = time.monotonic() + arguments.seconds
+    waiting = arguments.cases.split(",")
+    while waiting:
+        command = [
+            sys.executable, "-m", "tests.bench.gpu_strategies", "--in-process", "--cases", ",".join(waiting),
+            "--shape", arguments.shape, "--seconds", str(max(ends - time.monotonic(), 0)),
+            *(["--tokens", str(arguments.tokens)] if arguments.tokens else []), *(["--cpu"] if arguments.cpu else []),
+        ]  # fmt: skip
+        with tempfile.TemporaryFile("w+") as errors:
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+            lines: queue.Queue[str] = queue.Queue()
+            threading.Thread(target=pump, args=(child, lines), daemon=True).start()
+            patience, why = STARTING_SECONDS + arguments.case_seconds, ""
+            while waiting:
+                try:
+                    line = lines.get(timeout=max(min(patience, ends + 5 - time.monotonic()), 0.1))
+                except queue.Empty:
+                    why = f"no result after {patience:g} s" if time.monotonic() < ends else "no time left"
+                    break
+                if not line:
+                    why = f"the process ended with {child.wait()}"
+                    break
+                print(line, end="", flush=True)
+                if line.startswith('{"case"'):
+                    waiting.pop(0)
+                    patience = arguments.case_seconds
+            if waiting:
+                child.kill()
+                errors.seek(max(errors.seek(0, 2) - 1500, 0))
+                failed = {"case": waiting.pop(0), "ok": False, "error": why, "where": errors.read()}
+                print(json.dumps(failed), flush=True)
+            child.wait()
+        if time.monotonic() > ends:
+            for name in waiting:
+                print(json.dumps({"case": name, "left_out": "no time"}), flush=True)
+            return
+
+
+def pump(child: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
+    """The child's output lines, then an empty one."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        lines.put(line)
+    lines.put("")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="135m", choices=SHAPES)
@@ -199,8 +255,13 @@ def main() -> None:
     parser.add_argument("--speed", default="", help="measure these instead: SHAPE:STRATEGY[:fuse],…")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--seconds", type=float, default=220)
+    parser.add_argument("--case-seconds", type=float, default=25, help="a case without a result after this is killed")
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if not arguments.speed and not arguments.in_process:
+        watch(arguments)
+        return
     if arguments.cpu:
         from tests.training.colossal_cpu_sim import install
 
@@ -229,6 +290,7 @@ def main() -> None:
             print(json.dumps({"case": name, "left_out": "no time"}), flush=True)
             continue
         if arguments.cpu and case.precision == "fp16":
+            print(json.dumps({"case": name, "left_out": "fp16 needs a GPU"}), flush=True)
             continue
         try:
             result = bench.run(name, case)
