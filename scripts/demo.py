@@ -76,12 +76,17 @@ def summary(client: Client, name: str, setup: float, total: float) -> None:
     if speeds:
         table.add_row("speed", f"{sorted(speeds)[len(speeds) // 2]:.0f} tokens/s (median)")
     for artifact in job.artifacts:
-        table.add_row("artifact", f"{artifact.path} ({artifact.kind})")
+        table.add_row(artifact.kind, f"{_short(artifact.location)}\nin a spec: model: artifact:{artifact.name}")
     table.add_row("time", f"{setup:.0f} s of set-up, {total:.0f} s in all")
     table.add_row("look inside", "navarch submit jobs/examples/workspace.yaml && navarch ssh workspace")
     table.add_row("API", f"{URL}/docs")
     table.add_row("stop all", "make down")
     console.print(table)
+
+
+def _short(path: str) -> str:
+    """Relative to the repository, where it lies in it."""
+    return os.path.relpath(path, ROOT) if Path(path).is_relative_to(ROOT) else path
 
 
 def main() -> None:

@@ -126,8 +126,8 @@ def start_detached(settings: Settings, arguments: list[str]) -> Running:
         time.sleep(0.1)
     else:
         process.terminate()
-    said = _end_of(log, start)
-    raise Problem("internal", f"The control plane did not start: {said}", f"Its log is {log}.")
+    said, hint = _end_of(log, start)
+    raise Problem("internal", f"The control plane did not start: {said}", f"{hint} Its log is {log}.".strip())
 
 
 def stop(data_dir: Path) -> Running | None:
@@ -203,8 +203,13 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _end_of(log: Path, start: int) -> str:
+def _end_of(log: Path, start: int) -> tuple[str, str]:
+    """The error and the hint with which a control plane ended; without an error line, the last thing that it said."""
     with log.open("rb") as file:
         file.seek(start)
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return (lines[-1] if lines else "it said nothing").removeprefix("error: ")
+    errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    if not errors:
+        return (lines[-1] if lines else "it said nothing"), ""
+    hints = [line.removeprefix("hint: ") for line in lines[errors[-1] + 1 :] if line.startswith("hint: ")]
+    return lines[errors[-1]].removeprefix("error: "), hints[0] if hints else ""

@@ -51,6 +51,7 @@ class Progress(Schema):
     loss: float | None = None
     tokens_per_second: float | None = None
     eta_s: float | None = None
+    ready: int | None = Field(default=None, description="the attempt whose model server has answered")
 
 
 class Replica(Schema):
@@ -89,7 +90,9 @@ class SshAccess(Schema):
 class ArtifactRef(Schema):
     """A file or folder that the job left in its run directory."""
 
-    path: str
+    name: str = Field(default="", description="what a spec calls it: artifact:NAME")
+    path: str = Field(description="in the job's run folder")
+    location: str = Field(default="", description="where it lies on the control plane's machine")
     kind: str
     metrics: dict[str, Any] = Field(default_factory=dict)
 

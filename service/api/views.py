@@ -182,9 +182,10 @@ def _url(
     replicas: dict[int, list[tables.Replica]],
     hosts: dict[str, tables.Host],
 ) -> str | None:
-    """Where a serving job answers, once it has said that it does."""
+    """Where a serving job answers, once this attempt has said that it does."""
     first = _first_ready(row, attempts, replicas)
-    path = (row.progress or {}).get("url_path")
+    progress = row.progress or {}
+    path = progress.get("url_path") if attempts and progress.get("ready") == attempts[-1].number else None
     port = first.ports.get(str(row.document.get("port") or SERVE_PORT)) if first is not None else None
     if first is None or row.type != "serve" or path is None or port is None:
         return None
@@ -193,7 +194,9 @@ def _url(
 
 
 def _artifact_ref(row: tables.Artifact) -> schemas.ArtifactRef:
-    return schemas.ArtifactRef(path=row.run_path or row.path, kind=row.kind, metrics=row.metrics)
+    return schemas.ArtifactRef(
+        name=row.name, path=row.run_path or row.path, location=row.path, kind=row.kind, metrics=row.metrics
+    )
 
 
 def event_page(session: Session, job_id: str | None, limit: int, cursor: str | None) -> schemas.Page[schemas.Event]:

@@ -31,6 +31,7 @@ def follow_job(
     printer = Printer(as_json=as_json, timestamps=timestamps, replicas=None if replica is None else 1)
     job = client.job(ref)
     printer.replicas = printer.replicas or int(job.spec.get("resources", {}).get("nodes", 1) or 1)
+    announced = False
     try:
         with _display(as_json) as display:
             for item in client.follow(job.id, replica=replica, tail=tail, events=raw):
@@ -38,6 +39,7 @@ def follow_job(
                     printer.line(item)
                 else:
                     display.show(item)
+                    announced = announced or (item.progress.ready is not None and _announce(client, job, as_json))
     except KeyboardInterrupt:
         output.note(f"\nLeft [bold]{output.escape(job.name)}[/] running.")
         output.note(f"[dim]navarch logs -f {job.name} follows it again; navarch stop {job.name} stops it.[/]")
@@ -48,6 +50,14 @@ def follow_job(
     else:
         summary(client, job)
     return 0 if job.state == "succeeded" else output.FAILED
+
+
+def _announce(client: Client, job: Job, as_json: bool) -> bool:
+    """Says where a model server answers; false when it doesn't yet (an earlier attempt did)."""
+    url = client.job(job.id).url
+    if url is not None and not as_json:
+        output.note(f"[bold]{output.escape(job.name)}[/] answers at [bold]{output.escape(url)}[/]")
+    return url is not None
 
 
 class Printer:
@@ -160,7 +170,8 @@ def summary(client: Client, job: Job) -> None:
     if figures(job):
         output.say(f"  [dim]{figures(job)}[/]")
     for artifact in job.artifacts:
-        output.say(f"  [dim]{artifact.kind}[/] {output.escape(artifact.path)}")
+        output.say(f"  [dim]{artifact.kind:<7}[/] {output.escape(f'artifact:{artifact.name}')}")
+        output.say(f"          [dim]{output.escape(artifact.location)}[/]")
     if job.type != "command":
         samples(client, job.id)
 

@@ -97,6 +97,8 @@ def _detail(job: Job) -> str:
         return f"[dim]{output.escape(job.why)}[/]"
     if job.state in ("failed", "stopped") and job.message:
         return f"[dim]{output.escape(job.message)}[/]"
+    if job.type == "serve" and job.state == "running":
+        return output.escape(job.url) if job.url else "[dim]loads its model[/]"
     return f"[dim]{figures(job)}[/]"
 
 
@@ -157,8 +159,10 @@ def _show(job: Job) -> None:
         _row("ssh", f"{_ssh_line(job.ssh)}   [dim]or: navarch ssh {job.name}[/]")
     if job.url is not None:
         _row("url", output.escape(job.url))
+    elif job.type == "serve" and job.state == "running":
+        _row("url", "[dim]not yet: it loads its model[/]")
     for artifact in job.artifacts:
-        _row(artifact.kind, output.escape(artifact.path))
+        _row(artifact.kind, f"{output.escape(f'artifact:{artifact.name}')}  [dim]{output.escape(artifact.location)}[/]")
     for attempt in job.attempts:
         said = f"  {output.escape(attempt.message)}" if attempt.message else ""
         output.say(f"\n[bold]attempt {attempt.number}[/] {output.state(attempt.state)}{said}")

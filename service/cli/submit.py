@@ -51,6 +51,8 @@ def submit(
 
             raise typer.Exit(follow_job(client, job.id, as_json=as_json))
         output.say(f"[dim]navarch logs -f {job.name}   navarch show {job.name}   navarch stop {job.name}[/]")
+        if job.type == "serve":
+            output.say("[dim]`navarch show` and `navarch ps` tell its URL as soon as it has answered a request.[/]")
 
 
 def authorise(client: Client) -> None:

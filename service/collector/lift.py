@@ -65,7 +65,7 @@ class Lifter:
         elif kind == "artifact":
             self._artifact(event, line.end)
         elif kind == "ready":
-            self._progress["ready"] = True
+            self._progress["ready"] = self._attempt
             self._progress["url_path"] = str(event.get("url_path", "/"))
             self.flush(line.end)
         if time.monotonic() - self._written_at > _PROGRESS_EVERY_S:
