@@ -2,7 +2,6 @@
 
 python tests/bench/gpu_rollout.py --selftest
 python tests/bench/gpu_rollout.py --bench [--cases 135m-b128,…] [--limit 40]
-python tests/bench/gpu_rollout.py --tune
 Prints one JSON line per result. On a machine without a GPU, `TRITON_INTERPRET=1 … --kernels --device cpu` runs the
 kernels' checks in Triton's interpreter.
 """
@@ -26,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 from training.generation_config import GenerationConfig
-from training.rollout import RolloutEngine, fuse_projections, kernels, kernels_linear, kernels_sampling
+from training.rollout import RolloutEngine, fuse_projections, kernels, kernels_linear, kernels_sampling, one_row
 from training.rollout.attention import decode_attention_reference, rotate
 from training.rollout.families import alibi_slopes, rms_norm
 from training.rollout.linear import Weight, dequantize
@@ -156,26 +155,47 @@ def check_silu(device: str, dtype: torch.dtype) -> Any:
     return error < (1e-5 if dtype == torch.float32 else 1e-2), {"error": error}
 
 
-def check_gemv(device: str, dtype: torch.dtype, bits: int, outputs: int, inputs: int, around: str) -> Any:
+def check_gemv(bits: int, outputs: int, inputs: int, around: str) -> Any:
     torch.manual_seed(outputs + bits)
-    matrix = torch.randn(outputs, inputs, device=device, dtype=dtype) / inputs**0.5
-    bias = torch.randn(outputs, device=device, dtype=dtype)
+    rows = outputs * (2 if around == "gated" else 1)
+    matrix = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16) / inputs**0.5
+    bias = torch.randn(rows, device="cuda", dtype=torch.bfloat16)
     weight = Weight(16, matrix, bias) if bits == 16 else quantize_weight(matrix, bits, 128, bias)
-    x = torch.randn(1, inputs, device=device, dtype=dtype)
-    options: dict[str, Any] = {}
-    wide = x.float()
-    if around == "norm":
-        options["norm"] = (torch.randn(inputs, device=device, dtype=dtype), 1e-5)
-        wide = rms_norm(wide, options["norm"][0].float(), 1e-5)
-    if around == "swiglu":
-        options["up"] = torch.randn(1, inputs, device=device, dtype=dtype)
-        options["residual"] = torch.randn(1, outputs, device=device, dtype=dtype)
-        wide = torch.nn.functional.silu(wide) * options["up"].float()
-    expected = wide @ dequantize(weight, torch.float32).t() + bias.float()
-    if "residual" in options:
-        expected += options["residual"].float()
-    error = distance(kernels_linear.gemv(x, weight, **options), expected)
-    return error < (1e-5 if dtype == torch.float32 else 1e-2), {"error": error}
+    x = torch.randn(1, inputs, device="cuda", dtype=torch.bfloat16)
+    norm = (torch.rand(inputs, device="cuda").bfloat16() + 0.5, 1e-5) if around in ("norm", "gated") else None
+    residual = torch.randn(1, outputs, device="cuda", dtype=torch.bfloat16) if around == "residual" else None
+    wide = x.double() if norm is None else rms_norm(x.double(), norm[0].double(), norm[1])
+    expected = wide @ dequantize(weight, torch.float64).t() + bias.double()
+    if around == "gated":
+        expected = torch.nn.functional.silu(expected[:, :outputs]) * expected[:, outputs:]
+    if residual is not None:
+        expected += residual.double()
+    errors = []
+    for tile in one_row.TILES:
+        out = one_row.gemv(
+            x, weight, norm=norm, gated=around == "gated", residual=residual, out_dtype=torch.float32, tile=tile
+        )
+        errors.append(distance(out, expected))
+    return max(errors) < (1e-4 if norm is None else 5e-3), {"error": max(errors)}
+
+
+def check_one_row_attention(size: int, heads: int, kv: int) -> Any:
+    torch.manual_seed(size)
+    errors = []
+    for position in (0, 7, 300, 1023):
+        fused = torch.randn(1, heads + 2 * kv, size, device="cuda", dtype=torch.bfloat16)
+        q, k, v = fused.split([heads, kv, kv], dim=1)
+        caches = torch.randn(2, 3, kv, 1024, size, device="cuda", dtype=torch.bfloat16)
+        wide = caches.float()
+        angle = torch.rand(1024, size // 2, device="cuda") * 6
+        rotary = (angle.cos().contiguous(), angle.sin().contiguous())
+        at = (torch.tensor([1], device="cuda"), torch.tensor([position], device="cuda"))
+        expected = decode_attention_reference(
+            q.float(), k.float(), v.float(), wide[0], wide[1], *at, scale=size**-0.5, rotary=rotary
+        )
+        out = one_row.attention(q, k, v, caches[0], caches[1], *at, scale=size**-0.5, rotary=rotary)
+        errors += [distance(out, expected), distance(caches, wide)]
+    return max(errors) < 1e-2, {"error": max(errors)}
 
 
 def check_matmul(device: str, dtype: torch.dtype, bits: int, rows: int, outputs: int, inputs: int) -> Any:
@@ -241,23 +261,24 @@ def kernel_checks(checks: Checks, device: str) -> None:
         for size, delta in ((576, True), (2048, True), (100, False)):
             checks.run(f"norm {name} {size} {delta}", lambda d=dtype, a=(size, delta): check_norm(device, d, *a))
         checks.run(f"silu {name}", lambda d=dtype: check_silu(device, d))
-        for bits in (16, 8, 4):
-            for outputs, inputs, around in (
-                (960, 576, "norm"),
-                (70, 2048, "plain"),
-                (576, 1536, "swiglu"),
-                (128, 5632, "plain"),
-            ):
-                checks.run(
-                    f"gemv {name} {bits} bits {outputs}x{inputs} {around}",
-                    lambda d=dtype, a=(bits, outputs, inputs, around): check_gemv(device, d, *a),
-                )
         for bits in (8, 4):
             for rows, outputs, inputs in ((2, 960, 576), (48, 130, 256), (100, 64, 1536)):
                 checks.run(
                     f"matmul {name} {bits} bits {rows}x{outputs}x{inputs}",
                     lambda d=dtype, a=(bits, rows, outputs, inputs): check_matmul(device, d, *a),
                 )
+    if device == "cuda":
+        for bits in (16, 8, 4):
+            for outputs, inputs, around in ((960, 576, "norm"), (70, 2048, "plain"), (576, 1536, "residual"),
+                                            (1408, 2048, "gated")):  # fmt: skip
+                checks.run(
+                    f"one-row product {bits} bits {outputs}x{inputs} {around}",
+                    lambda a=(bits, outputs, inputs, around): check_gemv(*a),
+                )
+        for size, heads, kv in ((64, 32, 4), (128, 8, 8), (64, 9, 3)):
+            checks.run(
+                f"one-row attention D{size} {heads}/{kv}", lambda a=(size, heads, kv): check_one_row_attention(*a)
+            )
     for features in (Features(), Features(filtered=True), Features(filtered=True, penalised=True)):
         checks.run(f"draw {features}", lambda f=features: check_draw(device, f))
 
@@ -354,11 +375,14 @@ def check_engine(name: str, rows: int, bits: int, sampled: bool) -> Any:
     return passed, facts
 
 
-def check_bf16(name: str, rows: int) -> Any:
+def check_bf16(name: str, rows: int, bits: int = 16) -> Any:
     """bf16, with prefill in a graph: same tokens as eager, log-probs of a teacher-forced forward."""
     model = make(tiny_models()[name], "cuda", torch.bfloat16)
     for parameter in model.parameters():
         parameter.data.mul_(0.3)
+    if bits < 16:
+        quantize_model(model, bits, 32)
+    fuse_projections(model)
     prompts = make_prompts([40, 3, 1, 90, 17, 8, 30][:rows], 300)
     generation = GenerationConfig(max_new_tokens=60)
     graph = RolloutEngine(model, max_batch=4, max_length=300).generate(prompts, generation, seeds=list(range(rows)))
@@ -387,7 +411,8 @@ def engine_checks(checks: Checks) -> None:
         checks.run(f"engine llama int{bits} one row", lambda b=bits: check_engine("llama", 1, b, False))
     for name in ("llama", "gpt2", "bloom"):
         checks.run(f"bf16 {name}", lambda n=name: check_bf16(n, 7))
-    checks.run("bf16 llama one row", lambda: check_bf16("llama", 1))
+    for bits in (16, 8, 4):
+        checks.run(f"bf16 llama one row {bits} bits", lambda b=bits: check_bf16("llama", 1, b))
 
 
 # --- figures
@@ -435,7 +460,7 @@ def bench_engine(shape: str, batch: int, bits: int, fuse: bool, new: int = 128) 
         "floor_ms_at_3TBps": round(memory / 3.0e9, 4), "weights_mib": round(memory / 2**20),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         "tune_s": round(tune_seconds, 2),
-        "tiles": [[*k[:4], *tile] for k, tile in kernels_linear._best.items() if k[0] == bits][: 5 * (batch == 1)],
+        "tiles": [[*k[:4], *tile] for k, tile in one_row._best.items() if k[0] == bits][: 5 * (batch == 1)],
     }  # fmt: skip
 
 
@@ -475,43 +500,6 @@ def bench_steps_profile(shape: str, batch: int, bits: int) -> dict[str, Any]:
         "device_us_per_step": round(sum(e.self_device_time_total for e in events) / 10, 1),
         "kernels": [[e.key[:60], e.count // 10, round(e.self_device_time_total / e.count, 2)] for e in events[:14]],
     }
-
-
-def tune_gemv() -> None:
-    """Bandwidth of the one-row product over tile sizes, on the 1.1B model's matrices (copies beyond the L2)."""
-    from triton.testing import do_bench
-
-    for bits in (16, 8, 4):
-        for outputs, inputs in ((2560, 2048), (2048, 2048), (11264, 2048), (2048, 5632)):
-            copies = max(2, int(120e6 // (outputs * inputs * bits / 8)))
-            matrix = torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) * 0.02
-            first = Weight(16, matrix) if bits == 16 else quantize_weight(matrix, bits, 128)
-            weights = [first._replace(data=first.data.clone()) for _ in range(copies)]
-            x = torch.randn(1, inputs, device="cuda", dtype=torch.bfloat16)
-            results = []
-            for tile in (
-                (1, 2048, 4), (2, 1024, 4), (2, 2048, 4), (4, 512, 4), (4, 1024, 4), (4, 1024, 2),
-                (4, 2048, 4), (4, 2048, 8),
-                (8, 512, 4), (8, 1024, 4), (8, 1024, 8), (16, 512, 4), (16, 512, 8), (16, 256, 4),
-            ):  # fmt: skip
-
-                def every(tile: tuple[int, int, int] = tile, x: Any = x, weights: Any = weights) -> None:
-                    for weight in weights:
-                        kernels_linear.gemv(x, weight, tile=tile)
-
-                graph = torch.cuda.CUDAGraph()
-                every()
-                torch.cuda.synchronize()
-                with torch.cuda.graph(graph):
-                    every()
-                results.append((do_bench(graph.replay, warmup=3, rep=15, return_mode="median") * 1e3 / copies, tile))
-            results.sort()
-            best = results[0][0]
-            say(
-                tune="gemv", bits=bits, shape=[outputs, inputs], us=round(best, 2),
-                tb_per_s=round(outputs * inputs * bits / 8 / best / 1e6, 2),
-                top=[[round(t, 2), s] for t, s in results[:4]],
-            )  # fmt: skip
 
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -569,7 +557,6 @@ def main() -> int:
     parser.add_argument("--selftest", action="store_true")
     parser.add_argument("--kernels", action="store_true", help="only the kernels' part of the self-test")
     parser.add_argument("--bench", action="store_true")
-    parser.add_argument("--tune", action="store_true", help="tile sizes of the one-row product")
     parser.add_argument("--cases", default=DEFAULT_CASES, help=f"comma-separated: {', '.join(CASES)}")
     parser.add_argument("--limit", type=int, default=45, help="seconds a case")
     parser.add_argument("--device", default="cuda")
@@ -583,8 +570,6 @@ def main() -> int:
         engine_checks(checks)
     if options.selftest or options.kernels:
         say(summary="selftest", failed=checks.failed)
-    if options.tune:
-        tune_gemv()
     if options.bench:
         bench(options.cases.split(","), options.limit)
     return 1 if checks.failed else 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.rollout import kernels
+from training.rollout import kernels, one_row
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,6 +41,8 @@ def decode_attention(
     slopes [H] of ALiBi; `live` bounds the longest row (host knowledge, reference only); `splits` cuts each row's keys
     into that many parallel parts (kernel only). Returns [n, H * D].
     """
+    if one_row.attends(q, key_cache, slopes, splits):
+        return one_row.attention(q, k, v, key_cache, value_cache, slots, positions, scale=scale, rotary=rotary)
     if q.is_cuda and kernels.AVAILABLE:
         return kernels.decode_attention(
             q, k, v, key_cache, value_cache, slots, positions, scale=scale, rotary=rotary, slopes=slopes, splits=splits

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.rollout import kernels_linear
 from training.rollout.attention import decode_attention, prefill_attention, rotate_and_store
-from training.rollout.families import LlamaFamily, family_of, tune_single
+from training.rollout.families import LlamaFamily, family_of, tune_one_row
 from training.rollout.slots import Features, Request, SlotTable, Snapshot
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -188,9 +187,9 @@ class Decoder:
 
     def tune(self) -> None:
         """Choose the tiles of one-row decoding by timing them here; a few seconds, once a process."""
-        if self.graphs and isinstance(self.family, LlamaFamily) and kernels_linear.AVAILABLE:
+        if self.graphs and isinstance(self.family, LlamaFamily):
             with self.evaluating():
-                tune_single(self.family)
+                tune_one_row(self.family)
 
     def warm(self) -> None:
         """Capture plain decoding for every batch size and prefill for every bucket ahead of their first use."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.rollout import kernels, kernels_linear
+from training.rollout import kernels, one_row
 from training.rollout.linear import Projection, QuantizedLinear, Weight, fuse_linears, product, weight_of
 
 State = Any  # what a family passes from block to block
@@ -79,8 +79,14 @@ class LlamaBlock:
         self.silu = family.config.hidden_act == "silu"
         self.norm1 = (layer.input_layernorm.weight, float(layer.input_layernorm.variance_epsilon))
         self.norm2 = (layer.post_attention_layernorm.weight, float(layer.post_attention_layernorm.variance_epsilon))
-        self.single = self.silu and all(
-            part.weight is not None for part in (self.qkv, self.out, self.gate_up, self.down)
+
+    def takes_one_row(self, state: State) -> bool:
+        residual, pending = state
+        return (
+            pending is None
+            and self.silu
+            and residual.shape[0] == 1
+            and all(one_row.serves(residual, part.weight) for part in (self.qkv, self.out, self.gate_up, self.down))
         )
 
     def _norm(self, state: State, norm: tuple[Tensor, float]) -> tuple[Tensor, Tensor]:
@@ -92,9 +98,9 @@ class LlamaBlock:
 
     def inputs(self, state: State) -> tuple[State, Tensor, Tensor, Tensor]:
         family = self.family
-        if self.single and one_row(state[0]):
+        if self.takes_one_row(state):
             residual = state[0]
-            q, k, v = kernels_linear.gemv(residual, self.qkv.weight, norm=self.norm1).split(self.qkv.sizes, dim=-1)
+            q, k, v = one_row.gemv(residual, self.qkv.weight, norm=self.norm1).split(self.qkv.sizes, dim=-1)
         else:
             residual, x = self._norm(state, self.norm1)
             q, k, v = self.qkv(x)
@@ -104,12 +110,10 @@ class LlamaBlock:
 
     def finish(self, state: State, attended: Tensor) -> State:
         residual = state[0]
-        if self.single and one_row(residual):
-            residual = kernels_linear.gemv(attended, self.out.weight, residual=residual)
-            gate, up = kernels_linear.gemv(residual, self.gate_up.weight, norm=self.norm2).split(
-                self.gate_up.sizes, dim=-1
-            )
-            return kernels_linear.gemv(gate, self.down.weight, up=up, residual=residual), None
+        if self.takes_one_row(state):
+            residual = one_row.gemv(attended, self.out.weight, residual=residual)
+            hidden = one_row.gemv(residual, self.gate_up.weight, norm=self.norm2, gated=True)
+            return one_row.gemv(hidden, self.down.weight, residual=residual), None
         residual, x = self._norm((residual, self.out(attended)[0]), self.norm2)
         gate, up = self.gate_up(x)
         if self.silu and gate.is_cuda and kernels.AVAILABLE:
@@ -119,34 +123,22 @@ class LlamaBlock:
         return residual, self.down(hidden)[0]
 
 
-def tune_single(family: LlamaFamily) -> None:
+def tune_one_row(family: LlamaFamily) -> None:
     """Choose the tiles of the one-row products by timing them here, each over all layers as decoding does."""
-    blocks = [block for block in family.blocks if isinstance(block, LlamaBlock) and block.single]
-    if not blocks or family.head_weight is None:
+    blocks = [block for block in family.blocks if isinstance(block, LlamaBlock)]
+    hidden = torch.zeros(1, family.config.hidden_size, device=family.norm[0].device, dtype=family.dtype)
+    if not blocks[0].takes_one_row((hidden, None)) or not one_row.serves(hidden, family.head_weight):
         return
-    first, device = blocks[0], family.norm[0].device
-    hidden = torch.randn(1, family.config.hidden_size, device=device, dtype=family.dtype)
-    attended = torch.randn(1, family.heads * family.head_size, device=device, dtype=family.dtype)
-    gate = torch.randn(1, family.config.intermediate_size, device=device, dtype=family.dtype)
-    kinds: list[tuple[list[Weight | None], Tensor, dict[str, Any]]] = [
-        ([block.qkv.weight for block in blocks], hidden, {"norm": first.norm1}),
-        ([block.out.weight for block in blocks], attended, {"residual": hidden}),
-        ([block.gate_up.weight for block in blocks], hidden, {"norm": first.norm2}),
-        ([block.down.weight for block in blocks], gate, {"up": gate, "residual": hidden}),
-        ([family.head_weight], hidden, {"norm": family.norm, "out_dtype": torch.float32}),
+    width, traits = hidden.shape[1], one_row.Traits
+    kinds: list[tuple[list[Weight | None], int, one_row.Traits]] = [
+        ([block.qkv.weight for block in blocks], width, traits(norm=True)),
+        ([block.out.weight for block in blocks], family.heads * family.head_size, traits(residual=True)),
+        ([block.gate_up.weight for block in blocks], width, traits(norm=True, gated=True)),
+        ([block.down.weight for block in blocks], family.config.intermediate_size, traits(residual=True)),
+        ([family.head_weight], width, traits(norm=True, wide=True)),
     ]
-    for weights, x, options in kinds:
-        present = [weight for weight in weights if weight is not None]
-        key = kernels_linear.gemv_key(present[0], x.shape[1], "norm" in options, "up" in options)
-
-        def run(weight: Weight, tile: Any, x: Tensor = x, options: dict[str, Any] = options) -> object:
-            return kernels_linear.gemv(x, weight, tile=tile, **options)
-
-        kernels_linear.tune(present, run, key)
-
-
-def one_row(x: Tensor) -> bool:
-    return x.shape[0] == 1 and x.is_cuda and kernels_linear.AVAILABLE
+    for weights, inputs, kind in kinds:
+        one_row.tune([weight for weight in weights if weight is not None], inputs, kind)
 
 
 class LlamaFamily:
@@ -178,8 +170,8 @@ class LlamaFamily:
 
     def head(self, state: State) -> Tensor:
         residual, pending = state
-        if self.head_weight is not None and pending is None and one_row(residual):
-            return kernels_linear.gemv(residual, self.head_weight, norm=self.norm, out_dtype=torch.float32)
+        if self.head_weight is not None and pending is None and one_row.serves(residual, self.head_weight):
+            return one_row.gemv(residual, self.head_weight, norm=self.norm, out_dtype=torch.float32)
         if residual.is_cuda and kernels.AVAILABLE:
             hidden = kernels.add_rms_norm(residual, pending, self.norm[0], self.norm[1])[1]
         else:

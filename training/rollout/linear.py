@@ -7,8 +7,8 @@ and leaves every Parameter object, name and value as it was.
 Formats, for a matrix [N outputs, K inputs]:
 - dense: `data` [N, K] in a floating type;
 - int8: `data` [N, K] int8 and `scale` [N, 1]; w = data * scale;
-- int4: `data` [N, K / 8] int32 and `scale`, `offset` [N, K / group]; w = nibble * scale + offset. Nibble j (from the
-  lowest) of word i of a group is element j * group / 8 + i.
+- int4: `data` [N, 16 * ceil(K / 128)] int32 and `scale`, `offset` [N, K / group]; w = nibble * scale + offset. Words
+  come in blocks of 16 for 128 inputs, in the order in which tensor cores want them: see `pack_nibbles`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.rollout import kernels_linear
+from training.rollout import kernels_linear, one_row
 
 DOT_ROWS = 256  # above this many rows a quantized product dequantizes its weight and runs a dense one
 
@@ -53,7 +53,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return int(self.data.shape[1]) * (8 if self.bits == 4 else 1)
+        return int(self.scale.shape[1]) * self.group if self.bits == 4 else int(self.data.shape[1])
 
     @property
     def out_features(self) -> int:
@@ -77,21 +77,45 @@ def dequantize(weight: Weight, dtype: torch.dtype) -> Tensor:
     if weight.bits == 8:
         return (weight.data.float() * weight.scale.float()).to(dtype)
     assert weight.offset is not None
-    rows, groups = weight.data.shape[0], weight.scale.shape[1]
-    words = weight.data.view(rows, groups, 1, weight.group // 8)
-    shifts = torch.arange(0, 32, 4, device=words.device, dtype=torch.int32)[:, None]
-    levels = ((words >> shifts) & 0xF).view(rows, groups, weight.group).float()
+    rows, groups = weight.scale.shape
+    levels = unpack_nibbles(weight.data)[:, : groups * weight.group].reshape(rows, groups, weight.group).float()
     full = levels * weight.scale.float()[..., None] + weight.offset.float()[..., None]
     return full.view(rows, groups * weight.group).to(dtype)
+
+
+NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Place of each of eight neighbouring inputs in a word: pairs of neighbours lie 16 bits apart."""
+
+
+def pack_nibbles(levels: Tensor) -> Tensor:
+    """[N, K] of 0…15 -> int32 words [N, 16 * ceil(K / 128)], K filled up with zeros.
+
+    Input 32 q + 8 t + e of a block of 128 is nibble NIBBLES[e] of the block's word 4 t + q: each of a quad of lanes
+    reads its four words at once, and they are four steps of the tensor cores.
+    """
+    rows, inputs = levels.shape
+    levels = F.pad(levels.to(torch.int32), (0, -inputs % 128)).view(rows, -1, 4, 4, 8)
+    words = torch.zeros(levels.shape[:-1], dtype=torch.int32, device=levels.device)
+    for place, nibble in enumerate(NIBBLES):
+        words |= levels[..., place] << (4 * nibble)
+    return words.transpose(2, 3).reshape(rows, -1).contiguous()
+
+
+def unpack_nibbles(words: Tensor) -> Tensor:
+    """The inverse of `pack_nibbles`, with the zeros at the end."""
+    rows = words.shape[0]
+    shifts = torch.tensor([4 * nibble for nibble in NIBBLES], dtype=torch.int32, device=words.device)
+    blocks = words.view(rows, -1, 4, 4).transpose(2, 3)
+    return ((blocks[..., None] >> shifts) & 0xF).reshape(rows, -1)
 
 
 def product(x: Tensor, weight: Weight) -> Tensor:
     """x [n, K] times the weight's transpose, plus its bias -> [n, N] in x's dtype."""
     if weight.bits == 16:
         return F.linear(x, weight.data, weight.bias)
+    if one_row.serves(x, weight):
+        return one_row.gemv(x, weight)
     if x.is_cuda and kernels_linear.AVAILABLE and x.shape[0] <= DOT_ROWS:
-        if x.shape[0] == 1:
-            return kernels_linear.gemv(x, weight)
         return kernels_linear.quantized_matmul(x, weight)
     return F.linear(x, dequantize(weight, x.dtype), weight.bias)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from training.rollout.linear import QuantizedLinear, Weight
+from training.rollout.linear import QuantizedLinear, Weight, pack_nibbles
 
 QUANTIZED_FILE = "navarch_quantization.json"
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -59,11 +59,7 @@ def quantize_weight(matrix: Tensor, bits: int, group: int = 128, bias: Tensor | 
                 torch.where(better, offset, best[3]),
             )
     assert best is not None
-    nibbles = best[1].to(torch.int32).view(wide.shape[0], -1, 8, size // 8)
-    words = nibbles[:, :, 0].clone()
-    for j in range(1, 8):
-        words |= nibbles[:, :, j] << (4 * j)
-    return Weight(4, words.reshape(wide.shape[0], -1).contiguous(), bias, best[2], best[3], size)
+    return Weight(4, pack_nibbles(best[1].view(wide.shape)), bias, best[2], best[3], size)
 
 
 def quantize_model(model: nn.Module, bits: int, group: int = 128, *, head: bool = True) -> nn.Module:
