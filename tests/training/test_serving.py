@@ -26,6 +26,7 @@ from training.data.template import TextCodec
 from training.errors import TrainingError
 from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine
+from training.rollout.decoder import Decoder
 from training.rollout.engine import row_seed
 from training.serving.config import ServeConfig
 from training.serving.loading import load_served
@@ -257,11 +258,13 @@ def test_models_health_and_metrics(server: ModelServer, client: openai.OpenAI) -
 
 
 def wait_for_load(server: ModelServer, load: tuple[int, int]) -> None:
-    assert server.scheduler is not None
     deadline = time.monotonic() + 20
-    while server.scheduler.load != load:
-        assert time.monotonic() < deadline, f"load stays at {server.scheduler.load}, not {load}"
-        time.sleep(0.01)
+    while True:
+        health = httpx.get(f"http://127.0.0.1:{server.port}/health").json()
+        if (health["running"], health["waiting"]) == load:
+            return
+        assert time.monotonic() < deadline, f"load stays at {health}, not {load}"
+        time.sleep(0.02)
 
 
 def test_a_client_that_goes_frees_its_slot(server: ModelServer, client: openai.OpenAI) -> None:
@@ -321,14 +324,13 @@ def test_a_failing_device_ends_every_request_and_the_server(folder: Path, monkey
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while not server.api.ready:
+    while not server.ready:
         time.sleep(0.01)
-    assert server.scheduler is not None
 
     def fail(*_: object) -> None:
         raise RuntimeError("the device has gone")
 
-    monkeypatch.setattr(server.scheduler.decoder, "steps", fail)
+    monkeypatch.setattr(Decoder, "steps", fail)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="x", max_retries=0)
     with pytest.raises(openai.InternalServerError, match="the device has gone"):
         client.chat.completions.create(model="tiny", messages=say("x"), max_tokens=5)

@@ -30,6 +30,9 @@ class ServeConfig:
     )
     max_queue: int = field(default=256, metadata={"help": "requests that may wait; beyond it, 429 with Retry-After"})
     max_new_tokens: int = field(default=1024, metadata={"help": "completion length when a request gives none"})
+    http_processes: int = field(
+        default=0, metadata={"help": "processes that speak HTTP, beside the one that decodes (0: by the cores, 1 to 4)"}
+    )
     drain_s: float = field(default=30.0, metadata={"help": "seconds that running requests get after SIGTERM"})
     seed: int = field(default=0, metadata={"help": "seed of requests that give none"})
     api_key_env: str | None = field(
@@ -48,5 +51,7 @@ class ServeConfig:
             raise ValueError(
                 f"max_length is {self.max_length}: give at least 2 tokens, or null for the model's context"
             )
+        if not 0 <= self.http_processes <= 64:
+            raise ValueError(f"http_processes is {self.http_processes}: give 1 to 64, or 0 to choose by the cores")
         if self.max_queue < 0:
             raise ValueError(f"max_queue is {self.max_queue}: give 0 (refuse when all slots are taken) or more")

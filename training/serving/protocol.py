@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from training.generation_config import GenerationConfig
-from training.rollout.slots import TOP_LOGPROBS
+from training.serving.messages import TOP_LOGPROBS
 
 
 class ApiError(Exception):
@@ -120,8 +120,8 @@ class CompletionRequest(Sampling):
         if not self.prompt:
             raise ApiError(400, "prompt is an empty list: give at least one text", param="prompt")
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return list(self.prompt)  # type: ignore[arg-type]
+            return [self.prompt]
+        return list(self.prompt)
 
 
 class ScoreRequest(BaseModel):

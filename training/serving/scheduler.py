@@ -1,136 +1,122 @@
-"""Continuous batching: one thread drives the decoder; requests join at any step and leave when they end.
+"""Continuous batching: requests join the decoder's slots at any step and leave when they end.
 
-The loop launches a few decode steps, and while the device works on them hands out the tokens of the steps before. A
-request's tokens depend on its prompt, options and seed only, never on who shares the batch.
+One `step` admits, launches a few decode steps, and while the device works on them hands out the tokens of the launch
+before. One thread drives it all; nothing here waits for anything but the device. A request's tokens depend on its
+prompt, options and seed only, never on who shares the batch.
 """
 
 from __future__ import annotations
 
-import threading
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-import torch
-
-from training.generation_config import GenerationConfig
 from training.rollout.decoder import Decoder
+from training.rollout.engine import row_seed
 from training.rollout.slots import RECENT, Features, Request, Snapshot
+from training.serving.clock import Mark
+from training.serving.messages import Ask, FinishReason, Update
 from training.serving.metrics import Metrics
-from training.serving.streaming_text import TextStream
 
-CHUNK_SECONDS = 0.008
-"""How long the steps of one launch should take: short enough for a stream to look smooth."""
+CHUNK_SECONDS = 0.005
+"""How long the steps of one launch should take: a request that ends or arrives waits for the end of a launch."""
 LONGEST_CHUNK = RECENT // 4
-FinishReason = Literal["stop", "length", "abort", "error"]
+STREAM_SECONDS = 0.015
+"""Least time between two updates of one request: every update costs the HTTP side as much as several tokens."""
+LONGEST_HOLD = 0.02
+"""Most time that a request waits for others to share its prefill pass."""
+PREFILL_TOKENS = 2048
+"""Prompt tokens of one prefill pass: what the decoder has captured graphs for."""
+MOST_PASSES = 4
+"""Prefill passes in a row before those who run get their next steps."""
+Deliver = Callable[[Update], None]
 
 
 class QueueFull(Exception):
     """More requests wait than the server was told to keep."""
 
 
-class Draining(Exception):
-    """The server is shutting down and takes no new requests."""
-
-
-class Token(NamedTuple):
-    """One generated token with its log-prob and, if asked for, the most likely ones at its place."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a request is handed: new text and tokens; the last piece has a finish reason."""
-
-    text: str
-    tokens: tuple[Token, ...]
-    finish: FinishReason | None = None
-    error: str | None = None
-
-
-@dataclass
+@dataclass(eq=False)
 class Completion:
-    """One running or waiting request. `sink` is called on the scheduler's thread."""
+    """One running or waiting request."""
 
-    prompt: list[int]
-    config: GenerationConfig
-    stop_ids: tuple[int, ...]
+    ask: Ask
+    deliver: Deliver
     seed: int
-    sink: Callable[[Piece], None]
-    stream: bool = False
-    top: int = 0
-    created: float = field(default_factory=time.perf_counter)
-    generated: int = 0
-    """Tokens of the completion so far, the stop token included."""
+    arrived: float
     slot: int | None = None
     issued: int = 0
-    cancelled: bool = False
+    """Steps launched for it."""
+    generated: int = 0
+    """Tokens known to exist, the stop token included."""
     done: bool = False
-    first_token_at: float | None = None
-    text: TextStream | None = None
-    pending: list[Token] = field(default_factory=list)
-    """Tokens not yet turned into text."""
-    kept: list[Token] = field(default_factory=list)
-    """Tokens turned into text but not yet handed over (requests that don't stream)."""
-    delivered: int = 0
+    tokens: list[int] = field(default_factory=list)
+    """Tokens not yet handed over."""
+    logprobs: list[float] = field(default_factory=list)
+    top: list[list[tuple[int, float]]] = field(default_factory=list)
+    told: float = 0.0
+    """When its last update was sent."""
 
 
 class Launch(NamedTuple):
     """Steps that the device works on, and for whom."""
 
     snapshot: Snapshot
-    running: dict[int, Completion]
-    started: float
+    running: list[Completion]
     steps: int
+    begin: Mark
+    filled: Mark
+    end: Mark
 
 
 class Scheduler:
-    """Owns the decoder and its thread. `submit`, `cancel` and the counts may be called from any thread."""
+    """Owns the decoder. `idle` says that `step` has nothing to do until the next `submit`."""
 
-    def __init__(
-        self, decoder: Decoder, decode: Callable[[list[int]], str], *, max_queue: int, metrics: Metrics | None = None
-    ) -> None:
-        self.decoder, self.decode, self.max_queue = decoder, decode, max_queue
-        self.metrics = metrics or Metrics()
-        self._wake = threading.Condition()
+    def __init__(self, decoder: Decoder, *, max_queue: int, metrics: Metrics, seed: int = 0) -> None:
+        self.decoder, self.max_queue, self.metrics = decoder, max_queue, metrics
+        self._seeds = (row_seed(seed, number) for number in itertools.count())
         self._waiting: deque[Completion] = deque()
         self._running: dict[int, Completion] = {}
-        self._free = list(range(decoder.max_batch))
-        self._draining = self._stopped = False
-        self._step_seconds = self._last_end = 0.0
-        self._thread = threading.Thread(target=self._loop, name="decoder", daemon=True)
-        self.failure: BaseException | None = None
+        self._free: deque[tuple[int, float]] = deque((slot, 0.0) for slot in range(decoder.max_batch))
+        """Free slots, and since when."""
+        self._launched: Launch | None = None
+        self._last_end: Mark | None = None
+        self._step_seconds = 0.0
 
-    # --- from any thread
+    # --- requests
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def submit(self, *completions: Completion) -> None:
-        """Queue requests, all or none. Raises QueueFull or Draining."""
-        with self._wake:
-            if self._draining or self._stopped:
-                raise Draining
-            room = self.max_queue + len(self._free) - len(self._waiting)
-            if len(completions) > room:
-                self.metrics.rejected.inc()
-                raise QueueFull
-            for completion in completions:
-                completion.text = TextStream(self.decode, completion.config.stop)
-                self._waiting.append(completion)
-            self.metrics.waiting.set(len(self._waiting))
-            self._wake.notify()
+    def submit(self, asks: tuple[Ask, ...], deliver: Deliver) -> list[Completion]:
+        """Queue completions, all or none. Raises QueueFull."""
+        if len(asks) > self.max_queue + len(self._free) - len(self._waiting):
+            self.metrics.rejected.inc()
+            raise QueueFull
+        now = time.monotonic()
+        found = []
+        for ask in asks:
+            seed = next(self._seeds) if ask.seed is None else row_seed(ask.seed, ask.choice)
+            found.append(Completion(ask, deliver, seed, now))
+        self._waiting += found
+        return found
 
     def cancel(self, completion: Completion) -> None:
-        """Forget a request whose client has gone; its slot is free at the next step."""
-        with self._wake:
-            completion.cancelled = True
-            self._wake.notify()
+        """Forget a request whose client has gone."""
+        if not completion.done:
+            if completion.slot is None:
+                self._waiting.remove(completion)
+            self._end(completion, "abort")
+
+    def fail(self, error: str) -> None:
+        """End every request: the device is lost."""
+        for completion in [*self._running.values(), *self._waiting]:
+            completion.done = True
+            completion.deliver(Update(completion.ask.number, [], finish="error", error=error))
+
+    @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._running or self._launched)
 
     @property
     def load(self) -> tuple[int, int]:
@@ -141,173 +127,169 @@ class Scheduler:
         """Seconds after which a slot may be free, as a guess for clients."""
         return max(1, round(self._step_seconds * 128 * (1 + len(self._waiting) / self.decoder.max_batch)))
 
-    def drain(self) -> None:
-        """Take no more requests; those accepted go on."""
-        with self._wake:
-            self._draining = True
+    # --- one round
 
-    def stop(self) -> None:
-        """End the thread; what still runs is aborted."""
-        with self._wake:
-            self._draining = self._stopped = True
-            self._wake.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout=10)
-
-    # --- the decoder's thread
-
-    def _loop(self) -> None:
-        launched: Launch | None = None
-        try:
-            while True:
-                with self._wake:
-                    while not (self._waiting or self._running or launched or self._stopped):
-                        self._wake.wait()
-                    if self._stopped:
-                        break
-                    new = self._take()
-                self._drop_cancelled()
-                if new:
-                    self._admit(new)
-                before = launched
-                launched = self._launch()
-                if before is not None:
-                    self._hand_out(before)
-                elif launched is None and self._running:
-                    raise RuntimeError("requests hold slots but can't go on")
-        except BaseException as error:  # a failed device must end every request, not hang it
-            self.failure = error
-            with self._wake:
-                self._draining = self._stopped = True
-        for completion in [*self._running.values(), *self._waiting]:
-            self._end(completion, "error" if self.failure else "abort", str(self.failure) if self.failure else None)
-
-    def _take(self) -> list[Completion]:
-        taken: list[Completion] = []
-        while self._waiting and len(taken) < len(self._free):
-            completion = self._waiting.popleft()
-            if completion.cancelled:
-                self._end(completion, "abort")
-            else:
-                taken.append(completion)
+    def step(self) -> None:
+        """Admit, launch the next steps, and hand out the results of those before."""
+        started = time.perf_counter()
+        begin = Mark(self.decoder.device)
+        if self._worth_admitting(time.monotonic()):
+            for _ in range(MOST_PASSES):
+                if not self._admit():
+                    break
+        filled = Mark(self.decoder.device)
+        started = self._spent("admit", started)
+        before, self._launched = self._launched, self._launch(begin, filled)
+        started = self._spent("launch", started)
+        if before is not None:
+            before.snapshot.wait()
+            started = self._spent("wait", started)
+            self._hand_out(before)
+            self._spent("hand_out", started)
+        elif self._launched is None and self._running:
+            raise RuntimeError("requests hold slots but can't go on")
+        if self.idle:
+            self._last_end = None  # from here on the device rests for want of work
         self.metrics.waiting.set(len(self._waiting))
-        return taken
-
-    def _admit(self, new: list[Completion]) -> None:
-        requests = []
-        for completion in new:
-            slot = self._free.pop()
-            completion.slot = slot
-            self._running[slot] = completion
-            requests.append(Request(slot, completion.prompt, completion.config, completion.stop_ids, completion.seed))
-            self.metrics.prompt_tokens.inc(len(completion.prompt))
-        self.decoder.admit(requests)
         self.metrics.running.set(len(self._running))
 
-    def _drop_cancelled(self) -> None:
-        for completion in [c for c in self._running.values() if c.cancelled]:
-            self._end(completion, "abort")
+    def _spent(self, doing: str, since: float) -> float:
+        now = time.perf_counter()
+        self.metrics.host_seconds.labels(doing=doing).inc(now - since)
+        return now
 
-    def _launch(self) -> Launch | None:
+    def _worth_admitting(self, now: float) -> bool:
+        """A prefill pass stops everybody who runs for about a step. So wait for company until those who wait have lost
+        as much time together as the pass will cost the others; the two losses together are then least."""
+        pairs = list(zip(self._waiting, self._free, strict=False))
+        if not pairs or not self._running:
+            return bool(pairs)
+        held = [now - max(completion.arrived, since) for completion, (_, since) in pairs]
+        return sum(held) >= len(self._running) * self._step_seconds or max(held) >= LONGEST_HOLD
+
+    def _admit(self) -> bool:
+        """One prefill pass for those who wait, as far as slots and its budget allow; False when nobody was admitted."""
+        requests: list[Request] = []
+        size = 0
+        while self._waiting and self._free:
+            ask = self._waiting[0].ask
+            size += len(ask.prompt) - 1
+            if requests and size > PREFILL_TOKENS:
+                break
+            completion = self._waiting.popleft()
+            slot, _ = self._free.popleft()
+            completion.slot, self._running[slot] = slot, completion
+            requests.append(Request(slot, ask.prompt, ask.config, ask.stop_ids, completion.seed))
+            self.metrics.prompt_tokens.inc(len(ask.prompt))
+            self.metrics.queue_seconds.observe(time.monotonic() - ask.created)
+        if requests:
+            self.decoder.admit(requests)
+            self.metrics.prefills.inc()
+        return bool(requests)
+
+    def _launch(self, begin: Mark, filled: Mark) -> Launch | None:
         """Start the next steps on the device; None when every request already has all that it may get."""
-        limits = {slot: self._budget(completion) for slot, completion in self._running.items()}
-        active = sorted(slot for slot, left in limits.items() if left > 0)
+        left = {slot: self._budget(completion) for slot, completion in self._running.items()}
+        active = sorted(slot for slot, steps in left.items() if steps > 0)
         if not active:
             return None
-        count = min(self._chunk(), max(limits[slot] for slot in active))
-        running = {slot: self._running[slot] for slot in active}
-        features = Features(
-            filtered=any(completion.config.filtered for completion in running.values()),
-            penalised=any(completion.config.penalised for completion in running.values()),
-            top=any(completion.top for completion in running.values()),
-        )
-        start = time.perf_counter()
+        count = min(self._chunk(), max(left[slot] for slot in active))
+        running = [self._running[slot] for slot in active]
+        features = features_for(running)
         self.decoder.steps(active, count, features)
-        for completion in running.values():
+        for completion in running:
             completion.issued += count
-        return Launch(self.decoder.snapshot(RECENT, features.top), dict(self._running), start, count)
+        self.metrics.steps.inc(count)
+        self.metrics.slot_steps.inc(count * len(active))
+        end = Mark(self.decoder.device)
+        return Launch(self.decoder.snapshot(count, features.top), running, count, begin, filled, end)
 
     def _budget(self, completion: Completion) -> int:
-        most = min(completion.config.max_new_tokens, self.decoder.max_length - len(completion.prompt))
-        return most - completion.issued
+        ask = completion.ask
+        return min(ask.config.max_new_tokens, self.decoder.max_length - len(ask.prompt)) - completion.issued
 
     def _chunk(self) -> int:
         if not self._step_seconds:
             return 1
-        return max(1, min(LONGEST_CHUNK, int(CHUNK_SECONDS / self._step_seconds)))
-
-    def _measure(self, seconds: float) -> None:
-        self._step_seconds = seconds if not self._step_seconds else 0.8 * self._step_seconds + 0.2 * seconds
-        self.metrics.step_seconds.set(self._step_seconds)
+        return max(1, min(LONGEST_CHUNK, round(CHUNK_SECONDS / self._step_seconds)))
 
     def _hand_out(self, launch: Launch) -> None:
         """Give each request the tokens of finished steps."""
-        snapshot = launch.snapshot.wait()
-        now = time.perf_counter()
-        self._measure((now - max(launch.started, self._last_end)) / launch.steps)
-        self._last_end = now
+        self._measure(launch)
+        now, snapshot = time.monotonic(), launch.snapshot
         total = 0
-        for slot, completion in launch.running.items():
+        for completion in launch.running:
             if completion.done:
                 continue
-            start = len(completion.prompt) + completion.generated
+            ask, slot = completion.ask, completion.slot
+            assert slot is not None
+            start = len(ask.prompt) + completion.generated
             ids = snapshot.tokens(slot, start)
-            finished = bool(snapshot.finished[slot])
-            if not ids and not finished:
-                continue
-            scores = snapshot.logprobs(slot, start)
-            tops: list[Any] = snapshot.top(slot, start, completion.top) if completion.top and ids else [()] * len(ids)
-            total += len(ids)
-            if completion.first_token_at is None and ids:
-                completion.first_token_at = now
-                self.metrics.ttft.observe(now - completion.created)
-            completion.generated += len(ids)
-            completion.pending += [Token(i, score, tuple(top)) for i, score, top in zip(ids, scores, tops, strict=True)]
-            if finished or completion.stream or completion.config.stop:  # else nobody looks before the end
-                self._deliver(completion, finished, bool(snapshot.stopped[slot]))
+            if ids:
+                if not completion.generated:
+                    self.metrics.ttft.observe(now - ask.created)
+                completion.generated += len(ids)
+                total += len(ids)
+                completion.tokens += ids
+                if ask.logprobs:
+                    completion.logprobs += snapshot.logprobs(slot, start)
+                if ask.top:
+                    completion.top += snapshot.top(slot, start, ask.top)
+            if snapshot.finished[slot]:
+                self._end(completion, "stop" if snapshot.stopped[slot] else "length")
+            elif ask.live and completion.tokens and now - completion.told >= STREAM_SECONDS:
+                completion.told = now
+                completion.deliver(_update(completion))
         self.metrics.generated_tokens.inc(total)
 
-    def _deliver(self, completion: Completion, finished: bool, by_id: bool) -> None:
-        text = completion.text
-        assert text is not None
-        tokens, completion.pending = completion.pending, []
-        new = text.add([token.id for token in (tokens[:-1] if by_id else tokens)], last=finished)
-        if text.stopped:
-            tokens = tokens[: text.count - completion.delivered]
-            completion.generated = text.count
-        completion.delivered += len(tokens)
-        if not completion.stream:
-            completion.kept += tokens
-            new, tokens = text.text, completion.kept
-        if text.stopped or finished:
-            self._end(completion, "stop" if text.stopped or by_id else "length", None, new, tokens)
-        elif completion.stream:
-            completion.sink(Piece(new, tuple(tokens)))
+    def _measure(self, launch: Launch) -> None:
+        decode = launch.filled.until(launch.end)
+        device = self.metrics.device_seconds
+        device.labels(doing="prefill").inc(launch.begin.until(launch.filled))
+        device.labels(doing="decode").inc(decode)
+        if self._last_end is not None:
+            device.labels(doing="idle").inc(max(0.0, self._last_end.until(launch.begin)))
+        self._last_end = launch.end
+        seconds = decode / launch.steps
+        self._step_seconds = seconds if not self._step_seconds else 0.8 * self._step_seconds + 0.2 * seconds
+        self.metrics.step_seconds.set(self._step_seconds)
 
-    def _end(
-        self,
-        completion: Completion,
-        reason: FinishReason,
-        error: str | None = None,
-        text: str = "",
-        tokens: list[Token] | None = None,
-    ) -> None:
+    def _end(self, completion: Completion, reason: FinishReason) -> None:
         completion.done = True
-        if completion.slot is not None and self._running.pop(completion.slot, None) is not None:
-            if self.failure is None:
+        if completion.slot is not None:
+            del self._running[completion.slot]
+            if reason == "abort":
                 self.decoder.forget([completion.slot])
-            with self._wake:
-                self._free.append(completion.slot)
-            self.metrics.running.set(len(self._running))
+            self._free.append((completion.slot, time.monotonic()))
         self.metrics.finished.labels(reason=reason).inc()
-        self.metrics.seconds.observe(time.perf_counter() - completion.created)
-        completion.sink(Piece(text, tuple(tokens or ()), reason, error))
+        self.metrics.seconds.observe(time.monotonic() - completion.ask.created)
+        completion.deliver(_update(completion, reason))
 
 
-def warm(decoder: Decoder) -> float:
-    """Capture the graphs of plain decoding and prefill ahead, so that no request waits for them; returns seconds."""
-    start = time.perf_counter()
-    if decoder.graphs:
-        decoder.warm()
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def _update(completion: Completion, finish: FinishReason | None = None) -> Update:
+    """What has not been told yet."""
+    ask, tokens = completion.ask, completion.tokens
+    update = Update(
+        ask.number,
+        tokens,
+        completion.logprobs if ask.logprobs else None,
+        completion.top if ask.top else None,
+        finish,
+    )
+    completion.tokens, completion.logprobs, completion.top = [], [], []
+    return update
+
+
+PLAIN, FILTERED = Features(), Features(filtered=True)
+TOP, ALL = Features(top=True), Features(filtered=True, penalised=True, top=True)
+SERVED_FEATURES = (PLAIN, FILTERED, TOP, ALL)
+"""The kinds of step that serving uses, few enough to capture all of them at start."""
+
+
+def features_for(running: list[Completion]) -> Features:
+    """The least of SERVED_FEATURES that does what these requests ask for; the surplus changes no token."""
+    filtered = any(completion.ask.config.filtered for completion in running)
+    top = any(completion.ask.top for completion in running)
+    if any(completion.ask.config.penalised for completion in running) or (filtered and top):
+        return ALL
+    return TOP if top else FILTERED if filtered else PLAIN

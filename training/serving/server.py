@@ -1,212 +1,270 @@
-"""`navarch-train serve`: loads a model, answers over HTTP, says `ready` after a real completion, drains on SIGTERM."""
+"""`navarch-train serve`: starts the decoder process and the HTTP processes, says `ready`, watches them, drains.
+
+The supervisor here does no work of its own: it holds the port, makes the first request, passes signals on as messages,
+and ends everything when a part dies. Imports no torch.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import itertools
+import multiprocessing
 import os
 import signal
-import socket
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import httpx
-import torch
-import uvicorn
 
-from training.data.batch import IGNORE, PackedBatch
-from training.errors import ConfigError, TrainingError, as_training_error
-from training.rollout.decoder import Decoder
-from training.serving.app import Api, Scorer, make_app
+from training import errors
+from training.errors import ConfigError, TrainingError
+from training.serving import http_process
+from training.serving.app import read_key
 from training.serving.config import ServeConfig
-from training.serving.loading import Served, load_served
-from training.serving.metrics import Metrics
-from training.serving.protocol import ApiError
-from training.serving.scheduler import Scheduler, warm
+from training.serving.http_process import bind
+from training.serving.messages import Command, Facts, Failed
 from training.telemetry import emit
 
-SWITCH_SECONDS = 5e-4
-SCORE_TOKENS = 16384
-"""Tokens of one pass of a reward model."""
+WATCH_SECONDS = 0.1
+STARTING_SECONDS = 60.0
+"""How long HTTP processes may need to hear that the model is loaded."""
+END_SECONDS = 10.0
+"""How long a part may need to end after it was told to."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: `run` installs ones that drain."""
+@dataclass(frozen=True)
+class Part:
+    """A process (or thread) of the server, and the supervisor's pipe to it."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    name: str
+    control: Connection
+    worker: BaseProcess | threading.Thread
+
+    def tell(self, what: Any) -> None:
+        with contextlib.suppress(OSError):  # it has ended: `watch` says so
+            self.control.send(Command(what))
+
+    def end(self) -> str:
+        """How it ended, for a message."""
+        code = self.worker.exitcode if isinstance(self.worker, BaseProcess) else None
+        if code is not None and code < 0:
+            return f"was killed by {signal.Signals(-code).name}"
+        return "ended" if code is None else f"ended with code {code}"
 
 
 class ModelServer:
-    """A served model with its HTTP server; `run()` blocks until it is told to stop."""
+    """A model behind the API. `run()` blocks until it is told to stop.
 
-    def __init__(self, config: ServeConfig, served: Served) -> None:
+    With `served`, a model that is already in this process, all parts are threads here (notebooks, tests).
+    """
+
+    def __init__(self, config: ServeConfig, served: Any = None) -> None:
         self.config, self.served = config, served
-        metrics = Metrics()
-        self.scheduler: Scheduler | None = None
-        scorer: Scorer | None = None
-        if served.reward:
-            scorer = make_scorer(served)
-        else:
-            decoder = Decoder(served.model, max_batch=config.max_batch, max_length=served.max_length)
-            seconds = warm(decoder)
-            size = f"{config.max_batch} slots of {served.max_length} tokens, {decoder.table.nbytes() / 2**30:.2f} GiB"
-            print(f"serve: {size}; warm in {seconds:.1f} s", flush=True)
-            self.scheduler = Scheduler(decoder, self._decode, max_queue=config.max_queue, metrics=metrics)
-        self.api = Api(config, served, self.scheduler, scorer, metrics)
+        self.port = config.port
+        self.ready = False
+        self.decoder: Part | None = None
+        self.http: list[Part] = []
+        self._stopping = threading.Event()
+        self._checked = False
+        self._check_failed: TrainingError | None = None
         try:
-            app = make_app(self.api)
+            read_key(config)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.http = _Server(
-            uvicorn.Config(
-                app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=60,
-                timeout_graceful_shutdown=int(config.drain_s), backlog=2048,
-            )
-        )  # fmt: skip
-        self.port = config.port
 
-    def _decode(self, ids: list[int]) -> str:
-        return self.served.codec.decode(ids)
-
-    def listen(self) -> socket.socket:
-        """Bind the configured address (port 0: any free port, then in `port`)."""
-        listener = socket.socket(socket.AF_INET6 if ":" in self.config.host else socket.AF_INET)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((self.config.host, self.config.port))
-        except OSError as error:
-            listener.close()
-            where = f"{self.config.host}:{self.config.port}"
-            raise ConfigError(f"can't listen on {where}: {error.strerror}; choose another port") from error
-        self.port = listener.getsockname()[1]
-        return listener
+    # --- life
 
     def run(self, *, signals: bool = True) -> None:
-        """Serve until SIGTERM or SIGINT (or `stop()`), then let running requests finish for `drain_s` seconds."""
-        listener = self.listen()
-        # The decoder's thread gives up Python's lock at every launch; at the default 5 ms it would wait for the HTTP
-        # thread each time, and the device with it.
-        sys.setswitchinterval(SWITCH_SECONDS)
-        if self.scheduler is not None:
-            self.scheduler.start()
-        try:
-            asyncio.run(self._serve(listener, signals))
-        finally:
-            if self.scheduler is not None:
-                self.scheduler.stop()
+        """Serve until SIGTERM or SIGINT (or `stop()`), then let running requests finish for `drain_s` seconds.
 
-    async def _serve(self, listener: socket.socket, signals: bool) -> None:
-        if signals:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.stop)
-        serving = asyncio.create_task(self.http.serve([listener]))
-        while not self.http.started and not serving.done():
-            await asyncio.sleep(0.01)
-        checking = asyncio.create_task(asyncio.to_thread(self._announce))
-        checking.add_done_callback(lambda task: self.stop() if task.exception() else None)
-        while not serving.done():
-            await asyncio.wait({serving}, timeout=0.5)
-            if self.scheduler is not None and self.scheduler.failure is not None:
-                self.http.should_exit = True
-        if checking.done() and checking.exception() is not None:
-            raise checking.exception()  # type: ignore[misc]
-        if self.scheduler is not None and self.scheduler.failure is not None:
-            raise as_training_error(self.scheduler.failure) from self.scheduler.failure
-
-    def _announce(self) -> None:
-        """Answer one real request through the front door; only then is the server ready."""
-        key = os.environ.get(self.config.api_key_env or "") or "none"
-        host = "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host
-        base = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-        hello = [{"role": "user", "content": "Hello"}]
-        start = time.perf_counter()
-        with httpx.Client(
-            base_url=base, timeout=300, headers={"Authorization": f"Bearer {key}"}, trust_env=False
-        ) as client:
-            if self.served.reward:
-                answer = client.post("/score", json={"messages": [*hello, {"role": "assistant", "content": "Hi."}]})
-            else:
-                body = {"messages": hello, "max_tokens": 4, "temperature": 0}
-                answer = client.post("/v1/chat/completions", json=body)
-        if answer.status_code != 200:
-            raise TrainingError(f"the server does not answer its own first request: {answer.text[:500]}")
-        self.api.ready = True
-        what = "reward model" if self.served.reward else "model"
-        seconds = time.perf_counter() - start
-        print(f"serve: {what} {self.served.name} at {base} (first answer in {seconds:.2f} s)", flush=True)
-        emit("ready", url_path="/score" if self.served.reward else "/v1", port=self.port, model=self.served.name)
+        Raises the TrainingError of a part that could not start or go on.
+        """
+        bind(self.config.host, self.config.port, shared=False).close()  # taken by another server: say so now
+        with bind(self.config.host, self.config.port, shared=True) as reserved:
+            self.port = reserved.getsockname()[1]
+            if signals:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    signal.signal(number, lambda *_: self.stop())
+            try:
+                self._start()
+                self._watch()
+                self._drain()
+            finally:
+                self._end()
 
     def stop(self) -> None:
-        """Take no new requests and end when the running ones are done, or after `drain_s`."""
-        if not self.http.should_exit:
-            print("serve: draining", flush=True)
-        if self.scheduler is not None:
-            self.scheduler.drain()
-        self.http.should_exit = True
+        """Take no new requests, and end when the running ones are done or after `drain_s`."""
+        self._stopping.set()
+
+    def _start(self) -> None:
+        count = 1 if self.served is not None else self.config.http_processes or _http_processes()
+        pipes = [multiprocessing.Pipe() for _ in range(count)]
+        theirs = [decoder_end for decoder_end, _ in pipes]
+        if self.served is None:
+            self.decoder = self._part("decoder", _decoder_main, self.config, pipes=theirs)
+        else:
+            self.decoder = self._part("decoder", _decoder_thread, self.config, self.served, pipes=theirs)
+        for number, (_, http_end) in enumerate(pipes):
+            target = http_process.main if self.served is None else http_process.run_http
+            self.http.append(self._part(f"http-{number}", target, self.config, self.port, pipe=http_end))
+        if self.served is None:
+            for pair in pipes:
+                for end in pair:
+                    end.close()  # so that a part notices when the other one ends
+
+    def _part(self, name: str, target: Callable[..., None], *args: Any, **more: Any) -> Part:
+        ours, theirs = multiprocessing.Pipe()
+        worker: BaseProcess | threading.Thread
+        if self.served is None:
+            kind = multiprocessing.get_context("spawn").Process
+            worker = kind(target=target, args=args, kwargs={"control": theirs, **more}, name=name, daemon=True)
+            worker.start()
+            theirs.close()
+        else:
+            more["control"] = theirs
+            worker = threading.Thread(target=target, args=args, kwargs=more, name=name, daemon=True)
+            worker.start()
+        return Part(name, ours, worker)
+
+    def _watch(self) -> None:
+        """Until `stop`. Raises TrainingError when a part reports a failure, or ends."""
+        assert self.decoder is not None
+        parts = [self.decoder, *self.http]
+        controls = {part.control: part for part in parts}
+        while not self._stopping.is_set():
+            for control in wait(list(controls), timeout=WATCH_SECONDS):
+                assert isinstance(control, Connection)
+                try:
+                    message = control.recv()
+                except (EOFError, OSError):
+                    del controls[control]
+                    continue
+                if isinstance(message, Failed):
+                    raise as_error(message)
+                if isinstance(message, Facts):
+                    threading.Thread(target=self._check, args=(message,), daemon=True).start()
+            if self._check_failed is not None:
+                raise self._check_failed
+            for part in parts:
+                if not part.worker.is_alive() and not part.control.poll():
+                    what = "decoder" if part is self.decoder else "HTTP"
+                    raise TrainingError(f"the {what} process {part.end()}: the server can't go on; start it again")
+
+    def _drain(self) -> None:
+        print("serve: draining", flush=True)
+        assert self.decoder is not None
+        self.decoder.tell("drain")
+        for part in self.http:
+            part.tell("stop")
+        deadline = time.monotonic() + self.config.drain_s + END_SECONDS
+        for part in self.http:
+            part.worker.join(timeout=max(0.0, deadline - time.monotonic()))
+
+    def _end(self) -> None:
+        """Whatever happened: HTTP processes answer what they still can, then nothing is left running."""
+        if self.http and not self._stopping.is_set():
+            time.sleep(http_process.LINGER_SECONDS)
+        self._stopping.set()
+        for part in self.http:
+            part.tell("stop")
+        for part in self.http:
+            part.worker.join(timeout=END_SECONDS)
+        if self.decoder is not None:
+            self.decoder.tell("stop")
+            self.decoder.worker.join(timeout=END_SECONDS)
+        for part in [*self.http, *([self.decoder] if self.decoder else [])]:
+            if isinstance(part.worker, BaseProcess) and part.worker.is_alive():
+                part.worker.kill()
+            part.control.close()
+
+    # --- the first request
+
+    def _check(self, facts: Facts) -> None:
+        """Answer one real request through the front door; only then is the server ready."""
+        try:
+            base, seconds = self._first_request(facts)
+        except (TrainingError, httpx.HTTPError) as error:
+            if not self._stopping.is_set():
+                message = f"the server does not answer its own first request: {error}"
+                self._check_failed = TrainingError(message)
+            return
+        assert self.decoder is not None
+        self.decoder.tell("ready")
+        what = "reward model" if facts.reward else "model"
+        print(f"serve: {what} {facts.name} at {base} (first answer in {seconds:.2f} s)", flush=True)
+        emit("ready", url_path="/score" if facts.reward else "/v1", port=self.port, model=facts.name)
+        self.ready = True
+
+    def _first_request(self, facts: Facts) -> tuple[str, float]:
+        host = "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host
+        base = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        body: dict[str, Any]
+        hello = [{"role": "user", "content": "Hello"}]
+        headers = {"Authorization": f"Bearer {read_key(self.config) or 'none'}"}
+        if facts.reward:
+            path, body = "/score", {"messages": [*hello, {"role": "assistant", "content": "Hi."}]}
+        else:
+            path, body = "/v1/chat/completions", {"messages": hello, "max_tokens": 4, "temperature": 0}
+        deadline = time.monotonic() + STARTING_SECONDS
+        with httpx.Client(base_url=base, timeout=300, headers=headers, trust_env=False) as client:
+            while True:
+                start = time.perf_counter()
+                try:
+                    answer = client.post(path, json=body)
+                except httpx.ConnectError:  # no HTTP process listens yet
+                    if time.monotonic() > deadline:
+                        raise
+                else:
+                    if answer.status_code == 200:
+                        return base, time.perf_counter() - start
+                    if answer.status_code != 503 or time.monotonic() > deadline:
+                        raise TrainingError(answer.text[:500])
+                if self._stopping.is_set():
+                    raise TrainingError("stopped while starting")
+                time.sleep(0.05)
 
 
-def make_scorer(served: Served) -> Scorer:
-    """Scores of conversations by a reward model, in batches of a bounded number of tokens."""
-    lock = threading.Lock()
-
-    @torch.no_grad()
-    def score(conversations: list[list[dict[str, str]]]) -> tuple[list[float], int]:
-        documents = [encoded.tokens.tolist() for encoded in served.codec.encode_chats(conversations)]
-        longest = max(len(tokens) for tokens in documents)
-        if longest > served.max_length:
-            message = f"a conversation has {longest} tokens; this model takes {served.max_length}: shorten it"
-            raise ApiError(400, message, param="messages", code="context_length_exceeded")
-        scores: list[float] = []
-        start = 0
-        with lock:
-            while start < len(documents):
-                end, total = start, 0
-                while end < len(documents) and (end == start or total + len(documents[end]) <= SCORE_TOKENS):
-                    total += len(documents[end])
-                    end += 1
-                scores += served.model.scores(pack_documents(documents[start:end]).to(served.device)).tolist()
-                start = end
-        return scores, sum(map(len, documents))
-
-    return score
+def as_error(message: Failed) -> TrainingError:
+    """The error that a part reported, with its kind and exit code."""
+    known = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TrainingError)]
+    found = next((kind for kind in known if (kind.kind, kind.exit_code) == (message.kind, message.exit_code)), None)
+    return (found or TrainingError)(message.message)
 
 
-def pack_documents(documents: list[list[int]]) -> PackedBatch:
-    """Whole documents one after another, without labels or a pad tail."""
-    lengths = tuple(len(tokens) for tokens in documents)
-    tokens = torch.tensor([token for tokens in documents for token in tokens])
-    return PackedBatch(
-        tokens=tokens,
-        labels=torch.full_like(tokens, IGNORE),
-        positions=torch.cat([torch.arange(length) for length in lengths]),
-        cu_seqlens=torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
-        max_seqlen=max(lengths),
-        num_targets=0,
-        lengths=lengths,
-        rows=tuple(str(i) for i in range(len(lengths))),
-    )
+def _http_processes() -> int:
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 3))
+
+
+def _decoder_main(*args: Any, **more: Any) -> None:
+    from training.serving.decoder_process import main  # torch is for the child alone
+
+    main(*args, **more)
+
+
+def _decoder_thread(*args: Any, **more: Any) -> None:
+    from training.serving.decoder_process import run_decoder
+
+    run_decoder(*args, **more)
 
 
 def run(config: ServeConfig) -> int:
     """The command: exit code 0 after a drain."""
-    torch.set_grad_enabled(False)
-    ModelServer(config, load_served(config)).run()
+    if not config.model:
+        raise ConfigError("serve needs a model: give `model: DIR` (or navarch-train serve --model DIR)")
+    ModelServer(config).run()
     return 0
 
 
-def serve_in_thread(config: ServeConfig, served: Served) -> tuple[Any, ModelServer]:
+def serve_in_thread(config: ServeConfig, served: Any) -> tuple[threading.Thread, ModelServer]:
     """A running server in this process (notebooks, tests); end it with `server.stop()` and join the thread."""
     server = ModelServer(config, served)
     thread = threading.Thread(target=lambda: server.run(signals=False), name="model-server", daemon=True)
     thread.start()
-    while not server.api.ready and thread.is_alive():
+    while not server.ready and thread.is_alive():
         time.sleep(0.01)
     if not thread.is_alive():
         raise TrainingError("the server did not start: see the error above")
