@@ -99,7 +99,9 @@ class DecoderLoop:
     """Messages in, steps of the scheduler (or of the score queue), messages out, until `stop` or a failure."""
 
     def __init__(self, served: Served, config: ServeConfig, control: Connection, pipes: list[Connection]) -> None:
-        self.served, self.control = served, control
+        self.control = control
+        vocabulary = 0 if served.reward else int(served.model.config.vocab_size)
+        self.facts = Facts(served.name, served.max_length, vocabulary, served.reward)
         self.metrics = Metrics()
         self.links = {connection: Link(connection) for connection in pipes}
         self.inbox = Inbox([control, *pipes])
@@ -116,8 +118,7 @@ class DecoderLoop:
 
     def run(self) -> None:
         """Raises what the device raised, after every waiting request was told."""
-        vocabulary = int(self.served.model.config.vocab_size)
-        self._send_all(Facts(self.served.name, self.served.max_length, vocabulary, self.served.reward))
+        self._send_all(self.facts)
         try:
             while True:
                 idle = self.work.idle
@@ -226,7 +227,7 @@ def run_decoder(config: ServeConfig, served: Served | None, control: Connection,
             gc.collect()
             gc.freeze()  # the model's objects stay: collections need not walk them
             loop = DecoderLoop(served, config, control, pipes)
-            control.send(Facts(served.name, served.max_length, 0, served.reward))
+            control.send(loop.facts)
             loop.run()
     except BaseException as error:
         failure = as_training_error(error)

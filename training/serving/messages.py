@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the HTTP side must know of the model that the decoder process has loaded."""
+    """What the HTTP side must know of the model that the decoder process has loaded (a reward model: no vocabulary)."""
 
     name: str
     max_length: int
