@@ -35,7 +35,7 @@ def _wanted(stage: str, config: Any, world_size: int, gpus: int) -> Wanted:
         precision = "bf16" if gpus else "fp32"
     return Wanted(
         precision=precision,
-        lora=config.lora is not None,
+        lora=config.partly_frozen,
         stage=stage,
         world_size=world_size,
         device="cuda" if gpus else "cpu",

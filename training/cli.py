@@ -93,7 +93,7 @@ def wanted(stage: str, config: Any) -> Wanted:
     precision = config.train.precision
     return Wanted(
         precision="bf16" if precision == "auto" else precision,
-        lora=config.lora is not None,
+        lora=config.partly_frozen,
         stage=stage,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         accumulation=getattr(config.train, "accumulate", 1),

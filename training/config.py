@@ -206,6 +206,11 @@ class StageConfig:
     """auto: the newest checkpoint of the run folder, if there is one; else a checkpoint's path; null: start anew
     ($NAVARCH_RESUME is used when this is null)."""
 
+    @property
+    def partly_frozen(self) -> bool:
+        """Whether some weights take no gradient, which not every strategy can."""
+        return self.lora is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class PTConfig(StageConfig):
@@ -236,6 +241,9 @@ class RewardLossConfig:
     """Weight of (r_c + r_r)², which keeps scores around zero (Eisenstein et al. 2023; 0.01 is usual)."""
     head_init: Literal["normal", "zero"] = "normal"
     """normal: N(0, 1/(d+1)), Stiennon et al. 2020."""
+    trunk: Literal["train", "frozen"] = "train"
+    """frozen: only the head learns. With a few hundred pairs that generalises better than training all weights; it
+    wants a larger train.lr (1e-3), about ten epochs and head_init: zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +252,16 @@ class RMConfig(StageConfig):
 
     train: TrainConfig = field(default_factory=lambda: TrainConfig(lr=1e-5))
     reward: RewardLossConfig = field(default_factory=RewardLossConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            not (self.reward.trunk == "frozen" and self.lora is not None),
+            "reward.trunk: frozen trains the head alone; a lora section trains the trunk too: remove one",
+        )
+
+    @property
+    def partly_frozen(self) -> bool:
+        return super().partly_frozen or self.reward.trunk == "frozen"
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ class MasterAdamW:
             if flat.master is not None:
                 self._copy(flat.pieces(flat.master), [p.detach() for _, p in members])
             self.groups.append((members, flat))
-            self.kernels.append(PieceKernels(flat.sizes, dtype, device) if PieceKernels.possible(dtype, device) else None)
+            possible = PieceKernels.possible(dtype, device)
+            self.kernels.append(PieceKernels(flat.sizes, dtype, device) if possible else None)
         self.device = self.groups[0][1].exp_avg.device
         self.step_count = torch.zeros((), dtype=torch.float32, device=self.device)
         self._betas = torch.tensor(config.betas, dtype=torch.float64, device=self.device)

@@ -1,4 +1,4 @@
-"""AdamW over many tensors in one launch (Triton): gradients are read where autograd left them, weights written in place.
+"""AdamW over many tensors in one launch (Triton), which reads gradients where autograd left them.
 
 Beside torch's fused AdamW on widened gradients this moves 30 bytes a bf16 parameter instead of 46: the norm reads the
 gradient (2), the update reads it again (2), reads and writes master and moments (24) and writes the weight (2).

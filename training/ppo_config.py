@@ -170,8 +170,8 @@ class PPOTrainConfig:
     ppo_epochs: int = 1
     """Passes over each rollout."""
     micro_batch_tokens: int | None = None
-    """Tokens of one backward pass; the result doesn't depend on it, only memory and speed. null: as many as fit into the
-    GPU's free memory, at most 32768 (16384 on a CPU)."""
+    """Most tokens in one forward-backward on one rank; changes speed and memory, not the result. null: as many as fit
+    into the GPU's free memory, up to 32768 (16384 on a CPU)."""
     score_tokens: int = 32_768
     """Most tokens in one scoring forward on one rank."""
     max_prompt_length: int = 1024

@@ -79,7 +79,7 @@ def prompt_limit(config: PPOConfig) -> int:
 MICRO_TOKENS, MICRO_TOKENS_ON_CPU = 32_768, 16_384
 MICRO_STEP = 4096
 FREE_SHARE = 0.6
-"""Part of the GPU's free memory that activations may take; the rest is for gradients, logits and the rollout's cache."""
+"""Part of the GPU's free memory for activations; the rest is for gradients, logits and the rollout's cache."""
 
 
 def micro_tokens(run: Run, model: Any) -> int:
@@ -95,7 +95,7 @@ def micro_tokens(run: Run, model: Any) -> int:
     fitting = int(FREE_SHARE * free / activation_bytes(model, compiled=run.compiled))
     fitting = max(MICRO_STEP, min(MICRO_TOKENS, fitting // MICRO_STEP * MICRO_STEP))
     tokens = int(over_ranks(run.strategy, torch.tensor([fitting])).min())
-    run.note(f"backward passes take {tokens:,} tokens (train.micro_batch_tokens), by {free / 2**30:.0f} GiB of free memory")
+    run.note(f"{free / 2**30:.0f} GiB of GPU memory are free: train.micro_batch_tokens is {tokens}")
     return tokens
 
 

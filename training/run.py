@@ -123,7 +123,7 @@ def open_run(stage: str, config: Any) -> Iterator[Run]:
     config = settle(config)
     use_fast_matmul()
     with open_strategy(
-        config.strategy, precision=config.train.precision, lora=config.lora is not None, stage=stage,
+        config.strategy, precision=config.train.precision, lora=config.partly_frozen, stage=stage,
         accumulation=getattr(config.train, "accumulate", 1),
     ) as strategy:  # fmt: skip
         run_dir = Path(config.run_dir)

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
 
 from training.config import load_config
+from training.errors import Stopped
 from training.models.load import from_config
 from training.run import open_run
 from training.stages.ppo import PPO
@@ -158,24 +159,31 @@ def learn(args: argparse.Namespace, folder: Path) -> None:
         prompts.write_text("\n".join(map(json.dumps, rows)) + "\n")
         source = {"path": str(prompts), "format": "prompt"}
     curve: list[float] = []
-    drive(
-        {
-            "model": args.model, "data": {"sources": [source]}, "strategy": args.strategy,
-            "run_dir": str(folder / "run"),
-            "reward": {"function": f"{REWARD}:fraction", "arguments": {"letter": args.letter}, "normalize": "running"},
-            "generation": {"max_new_tokens": args.new_tokens}, "kl": {"coef": args.kl},
-            "critic": {"lr": 2e-5}, "log": {"every": 1, "tensorboard": False},
-            "train": {
-                "max_steps": args.steps, "epochs": 1000, "rollout_batch_size": args.prompts, "lr": args.lr,
-                "minibatch_size": args.minibatch or args.prompts // 2, "micro_batch_tokens": args.micro_tokens or None,
-                "ppo_epochs": 2, "compile": "off", "sample_every": max(args.steps // 4, 1), "sample_rows": 2,
-                "max_prompt_length": 256, "long_prompts": "drop",
-            },
+    run_dir = args.out or folder / "run"
+    stop_at = time.monotonic() + args.seconds - 12
+
+    def look(step: int, seen: dict[str, float]) -> None:
+        curve.append(seen["reward"])
+        tell(step=step, **brief(seen))
+        if time.monotonic() > stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)  # as from outside: the stage stops at the next step
+
+    tree = {
+        "model": args.model, "data": {"sources": [source]}, "strategy": args.strategy, "run_dir": str(run_dir),
+        "reward": {"function": f"{REWARD}:fraction", "arguments": {"letter": args.letter}, "normalize": "running"},
+        "generation": {"max_new_tokens": args.new_tokens}, "kl": {"coef": args.kl},
+        "critic": {"lr": 2e-5}, "log": {"every": 1, "tensorboard": False},
+        "train": {
+            "max_steps": args.steps, "epochs": 1000, "rollout_batch_size": args.prompts, "lr": args.lr,
+            "minibatch_size": args.minibatch or args.prompts, "micro_batch_tokens": args.micro_tokens or None,
+            "ppo_epochs": 2, "lr_schedule": "constant", "compile": "off", "max_prompt_length": 256,
+            "sample_every": max(args.steps // 4, 1), "sample_rows": 2, "long_prompts": "drop",
         },
-        lambda step, seen: (curve.append(seen["reward"]), tell(step=step, **brief(seen))),
-    )  # fmt: skip
+    }  # fmt: skip
+    with contextlib.suppress(Stopped):
+        drive(tree, look)
     first, last = (statistics.mean(part) for part in (curve[:3], curve[-3:]))
-    samples = [json.loads(line) for line in (folder / "run" / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
     tell(result="ppo_learn", model=args.model, letter=args.letter, steps=len(curve), reward_first=first,
          reward_last=last, curve=[round(r, 4) for r in curve], device=device_name(),
          samples=[{k: row[k] for k in ("step", "prompt", "completion", "score")} for row in samples])  # fmt: skip
@@ -192,8 +200,9 @@ def main() -> None:
     parser.add_argument("--model", default="/tmp/models/smollm2-135m")
     parser.add_argument("--data", default="", help="prompts of --learn; default: forty short requests")
     parser.add_argument("--letter", default="e")
-    parser.add_argument("--lr", type=float, default=5e-5)
-    parser.add_argument("--kl", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=3e-5)
+    parser.add_argument("--kl", type=float, default=0.2)
+    parser.add_argument("--out", type=Path, default=None, help="of --learn: keeps events.jsonl and samples.jsonl here")
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--prompt-tokens", type=int, default=83)
     parser.add_argument("--new-tokens", type=int, default=128)

@@ -1,7 +1,7 @@
 """Says where a training step's time goes, and what single changes gain, in one process that compiles once.
 
-Called as `python -m tests.bench.gpu_train --profile sft:1b:naive`. Prints one JSON line with milliseconds a step by kind
-of kernel (torch.profiler over three steady steps), one for each variant with tokens/s, and the longest kernels.
+Called as `python -m tests.bench.gpu_train --profile sft:1b:naive`. Prints a JSON line with milliseconds a step by kind
+of kernel (torch.profiler over three steady steps) and the longest kernels, and one for each variant with tokens/s.
 """
 
 from __future__ import annotations

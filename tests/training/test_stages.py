@@ -45,6 +45,20 @@ def test_a_stage_learns_and_exports(stage: str, lora: bool, model: Path, tmp_pat
     )
 
 
+def test_a_frozen_trunk_stays_as_it_was_and_the_head_learns(model: Path, tmp_path: Path) -> None:
+    rows = make_rows(tmp_path / "rows.jsonl", "rm")
+    options = settings("rm", model, rows, tmp_path / "run", max_steps=12)
+    assert cli.main(["rm", *options, "reward.trunk=frozen", "reward.head_init=zero", "train.lr=1e-2"]) == 0
+    curve = losses(tmp_path / "run")
+    assert curve[0] == pytest.approx(0.6931, abs=1e-4) and curve[-1] < curve[0]
+    before = AutoModelForCausalLM.from_pretrained(model).model.state_dict()
+    after = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.model.state_dict().items())
+    assert after.score.weight.abs().max() > 0
+    assert cli.main(["rm", *options, "reward.trunk=frozen", "lora=4"]) == 64
+    assert cli.main(["rm", *options, "reward.trunk=frozen", "strategy=colossalai_gemini"]) == 64
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "bloom", "opt", "qwen2"])
 def test_other_architectures_train_and_their_export_has_the_trained_logits(architecture: str, tmp_path: Path) -> None:
     base = make_model(tmp_path / "model", architecture)

@@ -32,6 +32,9 @@ def run(config: RMConfig) -> None:
         )  # fmt: skip
         trunk = trunk_of(run.load_model(codec))
         model = RewardModel(trunk, pad_id=codec.pad_id, head_init=config.reward.head_init)
+        if config.reward.trunk == "frozen":
+            model.trunk.requires_grad_(False)
+            run.note(f"the trunk is frozen: {model.score.weight.numel():,} weights of the head are trained")
         trainer = Trainer(
             run, RewardLoss(model, config.reward), loader, per="pairs",
             write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),

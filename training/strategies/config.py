@@ -195,7 +195,9 @@ def _combination(config: StrategyConfig, can: Capabilities, wanted: Wanted) -> s
         )
     if wanted.lora and not can.lora:
         if "gemini" in config.name:
-            return "Gemini can't train LoRA adapters (it shards all weights); use colossalai_zero2 or ddp with lora"
+            return (
+                "Gemini can't train LoRA adapters or a head alone (it shards all weights); use colossalai_zero2 or ddp"
+            )
         return "LoRA is not possible with tensor or pipeline parallelism; use colossalai_zero2 or ddp with lora"
     if wanted.stage == "ppo" and not can.rollouts:
         return "PPO generates with the model it trains, which needs whole layers; use ddp, zero1, zero2 or gemini"
