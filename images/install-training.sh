@@ -42,5 +42,5 @@ done
 case $("$dest/bin/python" -c 'import torch; print(torch.version.cuda)') in
     None) rm -f "$site"/bitsandbytes/libbitsandbytes_[!c]*.so "$site"/bitsandbytes/libbitsandbytes_cuda*.so ;;
 esac
-"$dest/bin/python" -m compileall -q -j 0 "$site" >/dev/null || true
+"$dest/bin/python" -W ignore -m compileall -q -j 0 "$site" >/dev/null || true
 "$dest/bin/python" -c 'import torch, transformers; print(f"navarch: torch {torch.__version__}, transformers {transformers.__version__}")'

@@ -153,10 +153,13 @@ def _options(row: ImageBuild) -> BuildOptions:
         tag=row.tag,
         base=given.get("base"),
         wheelhouse=Path(given["wheelhouse"]) if given.get("wheelhouse") else None,
+        torch_index_url=given.get("torch_index_url"),
         rebuild=bool(given.get("no_cache")),
     )
     network = {
         "index_url": given.get("index_url"),
+        "extra_index_urls": tuple(given.get("extra_index_urls", ())),
+        "trusted_hosts": tuple(given.get("trusted_hosts", ())),
         "apt_mirror": given.get("apt_mirror"),
         "ca_bundle": Path(given["ca_bundle"]) if given.get("ca_bundle") else None,
     }

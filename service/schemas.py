@@ -243,6 +243,13 @@ class BuildRequest(BaseModel):
     base: str | None = Field(default=None, max_length=256, description="instead of the recipe's base image")
     wheelhouse: str | None = Field(default=None, max_length=4096, description="folder with wheels, on this machine")
     index_url: str | None = Field(default=None, max_length=2048, description="a Python package index to use")
+    extra_index_urls: list[str] = Field(default_factory=list, max_length=20, description="further package indexes")
+    trusted_hosts: list[str] = Field(
+        default_factory=list, max_length=20, description="hosts that pip may ask over http"
+    )
+    torch_index_url: str | None = Field(
+        default=None, max_length=2048, description="where torch comes from; default: PyTorch's own for the recipe"
+    )
     apt_mirror: str | None = Field(default=None, max_length=2048, description="a Debian/Ubuntu mirror to use")
     ca_bundle: str | None = Field(default=None, max_length=4096, description="PEM file that re-signed TLS needs")
     target: Literal["training", "system"] = Field(

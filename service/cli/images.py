@@ -30,6 +30,13 @@ def build(
     base: Annotated[str | None, typer.Option(help="Instead of the recipe's base image.")] = None,
     wheelhouse: Annotated[Path | None, typer.Option(help="Folder with wheels that pip may use.")] = None,
     index_url: Annotated[str | None, typer.Option(help="Python package index.")] = None,
+    extra_index_url: Annotated[list[str] | None, typer.Option(help="Further package index (repeatable).")] = None,
+    torch_index_url: Annotated[
+        str | None, typer.Option(help="Index of torch builds, such as a mirror of download.pytorch.org/whl/cpu.")
+    ] = None,
+    trusted_host: Annotated[
+        list[str] | None, typer.Option(help="Host that pip may ask over http (repeatable).")
+    ] = None,
     apt_mirror: Annotated[str | None, typer.Option(help="Debian or Ubuntu mirror.")] = None,
     ca_bundle: Annotated[Path | None, typer.Option(help="PEM file for networks that re-sign TLS.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Build every layer anew.")] = False,
@@ -47,6 +54,9 @@ def build(
             base=base,
             wheelhouse=_absolute(wheelhouse),
             index_url=index_url,
+            extra_index_urls=extra_index_url,
+            torch_index_url=torch_index_url,
+            trusted_hosts=trusted_host,
             apt_mirror=apt_mirror,
             ca_bundle=_absolute(ca_bundle),
             no_cache=no_cache or None,
@@ -91,7 +101,8 @@ def _report(ended: Build, tail: deque[str], *, as_json: bool, verbose: bool) -> 
         output.as_json(ended)
     elif ended.state == "succeeded":
         took = output.duration((ended.finished_at or 0) - (ended.started_at or ended.created_at))
-        output.say(f"[bold]{output.escape(ended.tag)}[/] [green]built[/] in {took} [dim]{ended.image or ''}[/]")
+        said = "is up to date" if tail and " is up to date: " in tail[-1] else f"[green]built[/] in {took}"
+        output.say(f"[bold]{output.escape(ended.tag)}[/] {said} [dim]{ended.image or ''}[/]")
     else:
         if not verbose:
             for line in tail:

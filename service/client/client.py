@@ -166,7 +166,7 @@ class Client:
 
     # images
 
-    def build_image(self, recipe: str, **options: str | bool | None) -> Build:
+    def build_image(self, recipe: str, **options: str | bool | list[str] | None) -> Build:
         """Start building an image; options as in the REST API's BuildRequest."""
         body = {"recipe": recipe, **{key: value for key, value in options.items() if value is not None}}
         return self._send(Build, "POST", "images/builds", json_body=body)
