@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -351,38 +345,3 @@ def test_a_quantized_model_is_served(folder: Path, quantize: Any) -> None:
     finally:
         server.stop()
         thread.join(timeout=30)
-
-
-def test_the_command_says_ready_drains_on_sigterm_and_exits_0(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = ["serve", "--model", str(folder), f"port={port}", "host=127.0.0.1", "max_length=512"]
-    program = f"import sys; from training.cli import main; sys.exit(main({arguments!r}))"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    lines: list[str] = []
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda out: lines.extend(out), args=(process.stdout,), daemon=True)
-    reader.start()
-    try:
-        deadline = time.monotonic() + 60
-        while not any(line.startswith("@navarch") and '"ready"' in line for line in lines):
-            assert time.monotonic() < deadline and process.poll() is None, lines
-            time.sleep(0.05)
-        ready = json.loads(next(line for line in lines if '"ready"' in line).removeprefix("@navarch "))
-        assert ready["url_path"] == "/v1" and ready["port"] == port
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", max_retries=0)
-        stream = client.chat.completions.create(
-            model=folder.name, messages=say("keep on"), max_tokens=400, temperature=0.9, seed=5, stream=True
-        )
-        events = [next(iter(stream)), next(iter(stream))]
-        process.send_signal(signal.SIGTERM)
-        events += list(stream)
-        assert events[-1].choices[0].finish_reason in ("length", "stop"), "a running request ends as it should"
-        assert process.wait(timeout=30) == 0, lines
-    finally:
-        process.kill()
-        process.wait()

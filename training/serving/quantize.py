@@ -1,7 +1,6 @@
 """Weight-only int8 and int4 quantization: at load, or ahead with `navarch-train quantize MODEL OUT --bits 4`.
 
-int8 has one scale a row; int4 a scale and an offset for each group of a row. The int4 range of a group is shrunk where
-that lowers its squared error (few large weights otherwise cost all others their precision). Embeddings stay as they
+int8 has one scale a row; int4 a scale and an offset for each group of a row (gptq.py rounds it). Embeddings stay as they
 are; the output layer, often the largest matrix of a small model, is kept at int8.
 """
 
@@ -12,6 +11,8 @@ import json
 import math
 import shutil
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,28 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from training.rollout.linear import QuantizedLinear, Weight, pack_nibbles
+from training.serving import gptq
+from training.serving.calibration import LENGTH, ROWS, quantize_blocks, rows_from_data, rows_from_model
 
 QUANTIZED_FILE = "navarch_quantization.json"
-CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 GROUPS = (128, 64, 32)
 
 
-def quantize_weight(matrix: Tensor, bits: int, group: int = 128, bias: Tensor | None = None) -> Weight:
-    """Quantize [N, K]. int4 takes the largest of 128, 64, 32 that is at most `group` and divides K."""
+def fitting_group(inputs: int, most: int) -> int:
+    """The largest of 128, 64, 32 that is at most `most` and divides a layer's number of inputs."""
+    fitting = [size for size in GROUPS if size <= most and inputs % size == 0]
+    if not fitting:
+        raise ValueError(f"int4 needs a number of inputs that 32 divides; a layer has {inputs}")
+    return fitting[0]
+
+
+def quantize_weight(
+    matrix: Tensor, bits: int, group: int = 128, bias: Tensor | None = None, hessian: Tensor | None = None
+) -> Weight:
+    """Quantize [N, K]. int4 takes the largest of 128, 64, 32 that is at most `group` and divides K.
+
+    With the `hessian` X^T X [K, K] of the layer's inputs int4 is rounded by GPTQ, else to the nearest level.
+    """
     wide = matrix.detach().float()
     bias = None if bias is None else bias.detach().clone()
     if bits == 8:
@@ -36,43 +51,40 @@ def quantize_weight(matrix: Tensor, bits: int, group: int = 128, bias: Tensor | 
         return Weight(8, (wide / scale).round().clamp(-127, 127).to(torch.int8), bias, scale)
     if bits != 4:
         raise ValueError(f"{bits} bits can't be had: give 8 or 4")
-    fitting = [size for size in GROUPS if size <= group and wide.shape[1] % size == 0]
-    if not fitting:
-        raise ValueError(f"int4 needs a number of inputs that 32 divides; a layer has {wide.shape[1]}")
-    size = fitting[0]
-    grouped = wide.view(wide.shape[0], -1, size)
-    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
-    best: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-    for ratio in CLIP_RATIOS:
-        scale = ((high - low) * ratio / 15).clamp(min=1e-7).half()
-        offset = (low * ratio).half()
-        levels = ((grouped - offset.float()[..., None]) / scale.float()[..., None]).round().clamp(0, 15)
-        error = (levels * scale.float()[..., None] + offset.float()[..., None] - grouped).pow(2).sum(dim=-1)
-        if best is None:
-            best = (error, levels, scale, offset)
-        else:
-            better = error < best[0]
-            best = (
-                torch.where(better, error, best[0]),
-                torch.where(better[..., None], levels, best[1]),
-                torch.where(better, scale, best[2]),
-                torch.where(better, offset, best[3]),
-            )
-    assert best is not None
-    return Weight(4, pack_nibbles(best[1].view(wide.shape)), bias, best[2], best[3], size)
+    size = fitting_group(wide.shape[1], group)
+    if hessian is None:
+        levels, grid = gptq.round_to_nearest(wide, size)
+    else:
+        levels, grid = gptq.round_compensated(wide, hessian, size)
+    return Weight(4, pack_nibbles(levels), bias, grid.scale.contiguous(), grid.offset.contiguous(), size)
 
 
-def quantize_model(model: nn.Module, bits: int, group: int = 128, *, head: bool = True) -> nn.Module:
-    """Replace the linear layers of a causal LM in place (GPT-2's transposed ones too); returns the model."""
+def quantize_model(
+    model: nn.Module,
+    bits: int,
+    group: int = 128,
+    *,
+    head: bool = True,
+    rows: Sequence[Sequence[int]] | None = None,
+) -> nn.Module:
+    """Replace the linear layers of a causal LM in place (GPT-2's transposed ones too); returns the model.
+
+    With calibration `rows` (token ids) the blocks' int4 layers are rounded by GPTQ.
+    """
+    if rows is not None and bits == 4:
+        quantize_blocks(model, rows, lambda layer, hessian: quantize_layer(layer, bits, group, hessian))
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for name, parent, key, module in _linears(model):
         is_head = module is output or name.endswith("lm_head")
         if is_head and not head:
             continue
-        matrix = module.weight.t().contiguous() if isinstance(module, Conv1D) else module.weight
-        weight = quantize_weight(matrix, 8 if is_head else bits, group, module.bias)
-        setattr(parent, key, QuantizedLinear(weight))
+        setattr(parent, key, quantize_layer(module, 8 if is_head else bits, group))
     return model
+
+
+def quantize_layer(layer: Any, bits: int, group: int, hessian: Tensor | None = None) -> QuantizedLinear:
+    matrix = layer.weight.t().contiguous() if isinstance(layer, Conv1D) else layer.weight
+    return QuantizedLinear(quantize_weight(matrix, bits, group, layer.bias, hessian))
 
 
 def _linears(model: nn.Module) -> list[tuple[str, nn.Module, str, Any]]:
@@ -156,8 +168,15 @@ def perplexity(model: Any, tokens: list[int], window: int = 512, most: int = 327
     return math.exp(total / count)
 
 
+def calibration_rows(model: Any, codec: Any, data: str | None, count: int) -> list[list[int]]:
+    length = min(LENGTH, int(getattr(model.config, "max_position_embeddings", LENGTH)))
+    if data is not None:
+        return rows_from_data(data, codec, count, length)
+    return rows_from_model(model, codec, count, length)
+
+
 def main(argv: list[str]) -> int:
-    """`navarch-train quantize MODEL OUT --bits 4 [--group 128] [--text FILE]`."""
+    """`navarch-train quantize MODEL OUT --bits 4 [--group 64] [--calibration DATA] [--text FILE]`."""
     from training.data.template import TextCodec
     from training.errors import ConfigError, MissingInput
     from training.models.load import default_attention, load_causal_lm, load_config
@@ -167,8 +186,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("out", type=Path, help="folder to write; must not exist or be empty")
     parser.add_argument("--bits", type=int, choices=(4, 8), default=4)
     parser.add_argument(
-        "--group", type=int, choices=sorted(GROUPS), default=128, help="weights that share a scale (int4)"
+        "--group", type=int, choices=sorted(GROUPS), default=64, help="weights that share a scale (int4)"
     )
+    parser.add_argument(
+        "--rounding", choices=("gptq", "nearest"), default="gptq", help="int4: gptq runs text through the model"
+    )
+    parser.add_argument(
+        "--calibration", help="data for gptq, of any format that training reads; default: text the model writes itself"
+    )
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"calibration rows of {LENGTH} tokens")
     parser.add_argument("--text", type=Path, help="text file on which to print the perplexity before and after")
     options = parser.parse_args(argv)
     if options.out.exists() and any(options.out.iterdir()):
@@ -182,7 +208,16 @@ def main(argv: list[str]) -> int:
     tokens = codec.tokenizer(options.text.read_text("utf-8"))["input_ids"] if options.text else []
     before = perplexity(model, tokens) if tokens else None
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    quantize_model(model, options.bits, options.group)
+    rows: list[list[int]] | None = None
+    if options.bits == 4 and options.rounding == "gptq":
+        start = time.perf_counter()
+        rows = calibration_rows(model, codec, options.calibration, options.rows)
+        print(
+            f"calibrating with {len(rows)} rows, {sum(map(len, rows)):,} tokens ({time.perf_counter() - start:.0f} s)"
+        )
+    start = time.perf_counter()
+    quantize_model(model, options.bits, options.group, rows=rows)
+    print(f"quantized in {time.perf_counter() - start:.0f} s", flush=True)
     after = perplexity(model, tokens) if tokens else None
     staging = options.out.with_name(options.out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)

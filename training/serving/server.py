@@ -76,6 +76,10 @@ class ModelServer:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
+    @property
+    def _parts(self) -> list[Part]:
+        return [*([self.decoder] if self.decoder else []), *self.http]
+
     # --- life
 
     def run(self, *, signals: bool = True) -> None:
@@ -112,6 +116,8 @@ class ModelServer:
             target = http_process.main if self.served is None else http_process.run_http
             self.http.append(self._part(f"http-{number}", target, self.config, self.port, pipe=http_end))
         if self.served is None:
+            ids = [f"{part.name} {part.worker.pid}" for part in self._parts if isinstance(part.worker, BaseProcess)]
+            print(f"serve: processes {', '.join(ids)}", flush=True)
             for pair in pipes:
                 for end in pair:
                     end.close()  # so that a part notices when the other one ends
@@ -132,8 +138,7 @@ class ModelServer:
 
     def _watch(self) -> None:
         """Until `stop`. Raises TrainingError when a part reports a failure, or ends."""
-        assert self.decoder is not None
-        parts = [self.decoder, *self.http]
+        parts = self._parts
         controls = {part.control: part for part in parts}
         while not self._stopping.is_set():
             for control in wait(list(controls), timeout=WATCH_SECONDS):
@@ -150,7 +155,8 @@ class ModelServer:
             if self._check_failed is not None:
                 raise self._check_failed
             for part in parts:
-                if not part.worker.is_alive() and not part.control.poll():
+                silent = part.control not in controls or not part.control.poll()
+                if silent and not part.worker.is_alive():
                     what = "decoder" if part is self.decoder else "HTTP"
                     raise TrainingError(f"the {what} process {part.end()}: the server can't go on; start it again")
 
@@ -176,7 +182,7 @@ class ModelServer:
         if self.decoder is not None:
             self.decoder.tell("stop")
             self.decoder.worker.join(timeout=END_SECONDS)
-        for part in [*self.http, *([self.decoder] if self.decoder else [])]:
+        for part in self._parts:
             if isinstance(part.worker, BaseProcess) and part.worker.is_alive():
                 part.worker.kill()
             part.control.close()
