@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ def test_an_adapter_that_is_not_there_or_does_not_fit_is_named(tmp_path: Path) -
         merge_adapter(model, tmp_path)
 
 
+def score_of(base: str, turns: list[dict[str, str]]) -> float:
+    return float(httpx.post(f"{base}/score", json={"messages": turns}).json()["data"][0]["score"])
+
+
 def test_a_reward_model_scores_as_it_does_alone(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "base")
     codec = TextCodec.load(folder)
@@ -112,6 +117,9 @@ def test_a_reward_model_scores_as_it_does_alone(tmp_path: Path) -> None:
         assert [entry["score"] for entry in answer["data"]] == pytest.approx(expected, abs=1e-4)
         single = httpx.post(f"{base}/score", json={"messages": conversations[2]}).json()
         assert single["data"][0]["score"] == pytest.approx(expected[2], abs=1e-4)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:  # these share passes
+            crowd = list(pool.map(lambda i: score_of(base, conversations[i % 4]), range(24)))
+        assert crowd == pytest.approx(expected * 6, abs=1e-4)
         refused = httpx.post(f"{base}/v1/chat/completions", json={"messages": conversations[0]})
         assert refused.status_code == 400 and "reward model" in refused.json()["error"]["message"]
         assert httpx.post(f"{base}/score", json={}).status_code == 400

@@ -132,7 +132,10 @@ class DecoderClient:
         return await self._ask(Query(next(self._numbers), what), ANSWER_SECONDS)
 
     async def score(self, documents: list[list[int]]) -> list[float]:
-        scores: list[float] = await self._ask(Score(next(self._numbers), documents), None)
+        """One score a document. Raises ApiError 429 or 503."""
+        scores: list[float] | Refused = await self._ask(Score(next(self._numbers), documents), None)
+        if isinstance(scores, Refused):
+            raise refusal(scores)
         return scores
 
     async def _ask(self, message: Query | Score, seconds: float | None) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.errors import as_training_error
+from training.errors import OutOfMemory, TrainingError, as_training_error
 from training.generation_config import GenerationConfig
 from training.rollout.decoder import BATCH_SIZES, Decoder
 from training.rollout.slots import TOP_LOGPROBS as TOP_COLUMNS
@@ -30,13 +30,14 @@ from training.serving.messages import (
     Failed,
     Hello,
     Query,
+    QueueFull,
     Refused,
     Score,
     Status,
     Submit,
 )
 from training.serving.metrics import Metrics
-from training.serving.scheduler import PREFILL_TOKENS, SERVED_FEATURES, Completion, QueueFull, Scheduler
+from training.serving.scheduler import PREFILL_TOKENS, SERVED_FEATURES, Completion, Scheduler
 from training.serving.scoring import ScoreQueue
 
 SWITCH_SECONDS = 5e-4
@@ -107,7 +108,7 @@ class DecoderLoop:
         self.inbox = Inbox([control, *pipes])
         self.work: Scheduler | ScoreQueue
         if served.reward:
-            self.work = ScoreQueue(served.model, served.device, self.metrics)
+            self.work = ScoreQueue(served.model, served.device, self.metrics, max_queue=config.max_queue)
         else:
             decoder = Decoder(served.model, max_batch=config.max_batch, max_length=served.max_length)
             seconds = warm(decoder)
@@ -137,7 +138,7 @@ class DecoderLoop:
         except BaseException as error:
             if isinstance(self.work, Scheduler):
                 self.work.fail(str(error))
-            failure = as_training_error(error)
+            failure = serving_error(error)
             self._send_all(Failed(failure.kind, failure.exit_code, str(failure)))
             raise
 
@@ -157,8 +158,7 @@ class DecoderLoop:
         if isinstance(message, Submit):
             self._submit(link, message)
         elif isinstance(message, Score):
-            assert isinstance(self.work, ScoreQueue)
-            self.work.submit(message.documents, lambda scores: link.outbox.append(Answer(message.number, scores)))
+            self._score(link, message)
         elif isinstance(message, Query):
             pids = [link.pid for link in self.links.values() if link.pid is not None]
             value = Status(self.ready, *self.work.load) if message.what == "status" else self.metrics.text(pids)
@@ -172,6 +172,17 @@ class DecoderLoop:
                 completion = link.completions.pop(number, None)
                 if completion is not None and isinstance(self.work, Scheduler):
                     self.work.cancel(completion)
+
+    def _score(self, link: Link, message: Score) -> None:
+        assert isinstance(self.work, ScoreQueue)
+        number = message.number
+        if self.draining:
+            link.outbox.append(Answer(number, Refused(number, "draining", 5)))
+            return
+        try:
+            self.work.submit(message.documents, lambda scores: link.outbox.append(Answer(number, scores)))
+        except QueueFull:
+            link.outbox.append(Answer(number, Refused(number, "full", self.work.retry_after())))
 
     def _submit(self, link: Link, message: Submit) -> None:
         assert isinstance(self.work, Scheduler)
@@ -219,6 +230,15 @@ def warm(decoder: Decoder) -> float:
     return time.perf_counter() - start
 
 
+def serving_error(error: BaseException) -> TrainingError:
+    """The error with its name; what to do when memory ran out is another thing than in training."""
+    failure = as_training_error(error)
+    if isinstance(failure, OutOfMemory):
+        first_line = str(error).split("\n")[0]
+        return OutOfMemory(f"The GPU's memory ran out: {first_line} Lower max_batch or max_length, or set quantize.")
+    return failure
+
+
 def run_decoder(config: ServeConfig, served: Served | None, control: Connection, pipes: list[Connection]) -> None:
     """The decoder's whole life, in a process or a thread of its own; failures are told to the supervisor."""
     try:
@@ -230,7 +250,7 @@ def run_decoder(config: ServeConfig, served: Served | None, control: Connection,
             control.send(loop.facts)
             loop.run()
     except BaseException as error:
-        failure = as_training_error(error)
+        failure = serving_error(error)
         control.send(Failed(failure.kind, failure.exit_code, str(failure)))
         if not isinstance(error, Exception):
             raise

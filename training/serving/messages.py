@@ -12,6 +12,10 @@ TOP_LOGPROBS = 20
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+class QueueFull(Exception):
+    """More requests wait than the server was told to keep."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the HTTP side must know of the model that the decoder process has loaded (a reward model: no vocabulary)."""
@@ -59,7 +63,7 @@ class Cancel(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Documents for a reward model; answered by `Answer` with one float each."""
+    """Documents for a reward model; answered by `Answer` with one float each, or with `Refused`."""
 
     number: int
     documents: list[list[int]]

@@ -18,7 +18,7 @@ from training.rollout.decoder import Decoder
 from training.rollout.engine import row_seed
 from training.rollout.slots import RECENT, Features, Request, Snapshot
 from training.serving.clock import Mark
-from training.serving.messages import Ask, FinishReason, Update
+from training.serving.messages import Ask, FinishReason, QueueFull, Update
 from training.serving.metrics import Metrics
 
 CHUNK_SECONDS = 0.005
@@ -33,10 +33,6 @@ PREFILL_TOKENS = 2048
 MOST_PASSES = 4
 """Prefill passes in a row before those who run get their next steps."""
 Deliver = Callable[[Update], None]
-
-
-class QueueFull(Exception):
-    """More requests wait than the server was told to keep."""
 
 
 @dataclass(eq=False)
@@ -133,7 +129,9 @@ class Scheduler:
         """Admit, launch the next steps, and hand out the results of those before."""
         started = time.perf_counter()
         begin = Mark(self.decoder.device)
-        if self._worth_admitting(time.monotonic()):
+        now, pairs = time.monotonic(), zip(self._waiting, self._free, strict=False)
+        held = [now - max(completion.arrived, since) for completion, (_, since) in pairs]
+        if worth_admitting(held, len(self._running), self._step_seconds):
             for _ in range(MOST_PASSES):
                 if not self._admit():
                     break
@@ -157,15 +155,6 @@ class Scheduler:
         now = time.perf_counter()
         self.metrics.host_seconds.labels(doing=doing).inc(now - since)
         return now
-
-    def _worth_admitting(self, now: float) -> bool:
-        """A prefill pass stops everybody who runs for about a step. So wait for company until those who wait have lost
-        as much time together as the pass will cost the others; the two losses together are then least."""
-        pairs = list(zip(self._waiting, self._free, strict=False))
-        if not pairs or not self._running:
-            return bool(pairs)
-        held = [now - max(completion.arrived, since) for completion, (_, since) in pairs]
-        return sum(held) >= len(self._running) * self._step_seconds or max(held) >= LONGEST_HOLD
 
     def _admit(self) -> bool:
         """One prefill pass for those who wait, as far as slots and its budget allow; False when nobody was admitted."""
@@ -264,6 +253,17 @@ class Scheduler:
         self.metrics.finished.labels(reason=reason).inc()
         self.metrics.seconds.observe(time.monotonic() - completion.ask.created)
         completion.deliver(_update(completion, reason))
+
+
+def worth_admitting(held: list[float], running: int, step_seconds: float) -> bool:
+    """Whether a prefill pass should run now for requests that could have started `held` seconds ago each.
+
+    A pass stops everybody who runs for about a step. Waiting for company until those who wait have lost as much time
+    together as the pass costs the others makes the two losses together least.
+    """
+    if not held or not running:
+        return bool(held)
+    return sum(held) >= running * step_seconds or max(held) >= LONGEST_HOLD
 
 
 def _update(completion: Completion, finish: FinishReason | None = None) -> Update:

@@ -12,6 +12,7 @@ import torch
 
 from training.data.batch import IGNORE, PackedBatch
 from training.serving.clock import Mark
+from training.serving.messages import QueueFull
 from training.serving.metrics import Metrics
 
 SCORE_TOKENS = 16384
@@ -22,12 +23,16 @@ Scored = Callable[[list[float]], None]
 class ScoreQueue:
     """Requests for scores, in the order of their arrival. `step` makes one pass."""
 
-    def __init__(self, model: Any, device: torch.device, metrics: Metrics) -> None:
-        self.model, self.device, self.metrics = model, device, metrics
+    def __init__(self, model: Any, device: torch.device, metrics: Metrics, *, max_queue: int) -> None:
+        self.model, self.device, self.metrics, self.max_queue = model, device, metrics, max_queue
         self._documents: deque[list[int]] = deque()
         self._requests: deque[tuple[int, Scored, list[float], float]] = deque()  # wanted, tell, scores so far, since
 
     def submit(self, documents: list[list[int]], scored: Scored) -> None:
+        """Raises QueueFull."""
+        if len(self._requests) > self.max_queue:
+            self.metrics.rejected.inc()
+            raise QueueFull
         self._documents += documents
         self._requests.append((len(documents), scored, [], time.monotonic()))
 
@@ -37,8 +42,11 @@ class ScoreQueue:
 
     @property
     def load(self) -> tuple[int, int]:
-        """(running, waiting): documents only wait."""
-        return 0, len(self._documents)
+        """(running, waiting) requests: between two passes all of them wait."""
+        return 0, len(self._requests)
+
+    def retry_after(self) -> int:
+        return 1
 
     @torch.no_grad()
     def step(self) -> None:
@@ -64,7 +72,7 @@ class ScoreQueue:
                 self.metrics.finished.labels(reason="score").inc()
                 self.metrics.seconds.observe(time.monotonic() - since)
                 scored(found)
-        self.metrics.waiting.set(len(self._documents))
+        self.metrics.waiting.set(len(self._requests))
 
 
 def pack_documents(documents: list[list[int]]) -> PackedBatch:

@@ -181,7 +181,7 @@ class ModelServer:
             part.worker.join(timeout=END_SECONDS)
         if self.decoder is not None:
             self.decoder.tell("stop")
-            self.decoder.worker.join(timeout=END_SECONDS)
+            self.decoder.worker.join(timeout=END_SECONDS if self.ready else 0.5)  # one that loads does not listen
         for part in self._parts:
             if isinstance(part.worker, BaseProcess) and part.worker.is_alive():
                 part.worker.kill()
