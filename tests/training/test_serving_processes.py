@@ -117,7 +117,7 @@ def test_a_running_request_ends_as_it_should_when_sigterm_comes(command: Command
     stream = command.client.chat.completions.create(
         model="tiny", messages=say("keep on"), max_tokens=400, temperature=0.9, seed=5, stream=True
     )
-    events = [next(iter(stream)), next(iter(stream))]
+    events: list[Any] = [next(iter(stream)), next(iter(stream))]
     command.process.send_signal(signal.SIGTERM)
     events += list(stream)
     assert events[-1].choices[0].finish_reason in ("length", "stop")

@@ -33,10 +33,8 @@ def make_scheduler(served: Served, slots: int = 6, max_queue: int = 100) -> Sche
     return Scheduler(decoder, max_queue=max_queue, metrics=Metrics())
 
 
-def ask(
-    number: int, prompt: list[int], new: int = 8, *, top: int = 0, seed: int | None = None, **options: float
-) -> Ask:
-    config = GenerationConfig(max_new_tokens=new, **{"temperature": 0.0, **options})  # type: ignore[arg-type]
+def ask(number: int, prompt: list[int], new: int = 8, *, top: int = 0, seed: int | None = None, **options: Any) -> Ask:
+    config = GenerationConfig(max_new_tokens=new, **{"temperature": 0.0, **options})
     return Ask(number, prompt, config, (), seed, 0, False, top > 0, top, 0.0)
 
 
