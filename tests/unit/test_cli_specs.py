@@ -12,7 +12,7 @@ from jobs.spec import load_document, parse_spec
 from service.cli import specs
 from service.errors import Problem
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "jobs" / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "jobs" / "examples").rglob("*.yaml"))
 
 
 def write(folder: Path, document: dict[str, Any]) -> str:
