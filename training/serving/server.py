@@ -192,7 +192,7 @@ class ModelServer:
     def _check(self, facts: Facts) -> None:
         """Answer one real request through the front door; only then is the server ready."""
         try:
-            base, seconds = self._first_request(facts)
+            seconds = self._first_request(facts)
         except (TrainingError, httpx.HTTPError) as error:
             if not self._stopping.is_set():
                 message = f"the server does not answer its own first request: {error}"
@@ -201,11 +201,11 @@ class ModelServer:
         assert self.decoder is not None
         self.decoder.tell("ready")
         what = "reward model" if facts.reward else "model"
-        print(f"serve: {what} {facts.name} at {base} (first answer in {seconds:.2f} s)", flush=True)
+        print(f"serve: {what} {facts.name} answers on port {self.port} (first answer in {seconds:.2f} s)", flush=True)
         emit("ready", url_path="/score" if facts.reward else "/v1", port=self.port, model=facts.name)
         self.ready = True
 
-    def _first_request(self, facts: Facts) -> tuple[str, float]:
+    def _first_request(self, facts: Facts) -> float:
         host = "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host
         base = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
         body: dict[str, Any]
@@ -226,7 +226,7 @@ class ModelServer:
                         raise
                 else:
                     if answer.status_code == 200:
-                        return base, time.perf_counter() - start
+                        return time.perf_counter() - start
                     if answer.status_code != 503 or time.monotonic() > deadline:
                         raise TrainingError(answer.text[:500])
                 if self._stopping.is_set():
