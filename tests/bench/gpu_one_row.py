@@ -113,7 +113,10 @@ def bench_steps(bits: int, position: int = 200) -> None:
 
     def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv.view(1, 40, 64).split([32, 4, 4], dim=1)
-        return one_row.attention(q, k, v, keys[layer], values[layer], slots, positions, scale=0.125, rotary=rotary)
+        return one_row.attention(
+            q, k, v, keys[layer], values[layer], slots, positions, scale=0.125, rotary=rotary,
+            ahead=[layers[name][layer].data for name in ("out", "gate_up", "down")],
+        )  # fmt: skip
 
     def products(attention: bool) -> Callable[[], object]:
         def run() -> object:
@@ -131,14 +134,17 @@ def bench_steps(bits: int, position: int = 200) -> None:
     for name, (_, inputs, traits) in SHAPES.items():
         one_row.tune(layers[name], inputs, traits)
     qkv = torch.randn(1, 2560, device="cuda", dtype=torch.bfloat16)
-    times = {
-        "products": replayed(products(False)),
-        "attention": replayed(lambda: [attend(layer, qkv) for layer in range(LAYERS)]),
-        "both": replayed(products(True)),
-    }
+    times = {"products": replayed(products(False)), "both": replayed(products(True))}
     Kernel.overlap = False
     times["both_without_overlap"] = replayed(products(True))
     Kernel.overlap = True
+    usual = one_row.FETCHED
+    for mib in (0, 2, 4, 8, 16, 32):
+        one_row.FETCHED = mib << 20
+        times[f"both_fetching_{mib}_mib"] = replayed(products(True))
+    one_row.FETCHED = 0
+    times["attention"] = replayed(lambda: [attend(layer, qkv) for layer in range(LAYERS)])
+    one_row.FETCHED = usual
     size = sum(nbytes(weight) for weights in layers.values() for weight in weights)
     say(
         step="1.1b", bits=bits, us={name: round(us, 1) for name, us in times.items()}, mib=size >> 20,
@@ -154,7 +160,7 @@ def main() -> None:
     parser.add_argument("--steps", action="store_true", help="whole steps of the 1.1B shape")
     options = parser.parse_args()
     read_bandwidth()
-    tiles = [*one_row.TILES, one_row.Tile(16, 1, 4), one_row.Tile(8, 2, 2), one_row.Tile(4, 4, 2)]
+    tiles = list(one_row.TILES)
     for bits in map(int, options.bits.split(",")):
         if options.products:
             bench_products(bits, tiles)

@@ -402,6 +402,8 @@ def check_bf16(name: str, rows: int, bits: int = 16) -> Any:
 
 
 def engine_checks(checks: Checks) -> None:
+    for bits in (16, 8, 4):
+        checks.run(f"bf16 llama one row {bits} bits", lambda b=bits: check_bf16("llama", 1, b))
     for name in tiny_models():
         checks.run(f"engine {name} greedy", lambda n=name: check_engine(n, 7, 16, False))
     checks.run("engine llama one row", lambda: check_engine("llama", 1, 16, False))
@@ -411,8 +413,6 @@ def engine_checks(checks: Checks) -> None:
         checks.run(f"engine llama int{bits} one row", lambda b=bits: check_engine("llama", 1, b, False))
     for name in ("llama", "gpt2", "bloom"):
         checks.run(f"bf16 {name}", lambda n=name: check_bf16(n, 7))
-    for bits in (16, 8, 4):
-        checks.run(f"bf16 llama one row {bits} bits", lambda b=bits: check_bf16("llama", 1, b))
 
 
 # --- figures
@@ -556,6 +556,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--selftest", action="store_true")
     parser.add_argument("--kernels", action="store_true", help="only the kernels' part of the self-test")
+    parser.add_argument("--engine", action="store_true", help="only the engine's part of the self-test")
     parser.add_argument("--bench", action="store_true")
     parser.add_argument("--cases", default=DEFAULT_CASES, help=f"comma-separated: {', '.join(CASES)}")
     parser.add_argument("--limit", type=int, default=45, help="seconds a case")
@@ -566,9 +567,9 @@ def main() -> int:
     checks = Checks()
     if options.selftest or options.kernels:
         kernel_checks(checks, options.device)
-    if options.selftest:
+    if options.selftest or options.engine:
         engine_checks(checks)
-    if options.selftest or options.kernels:
+    if options.selftest or options.kernels or options.engine:
         say(summary="selftest", failed=checks.failed)
     if options.bench:
         bench(options.cases.split(","), options.limit)

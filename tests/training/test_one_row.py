@@ -26,10 +26,12 @@ extern "C" void run(int blocks, int threads, void** p, int outputs, float eps) {
 }
 """
 ATTEND = """
-extern "C" void run(int blocks, int threads, void** p, long long slot, long long head, float scale) {
+extern "C" void run(int blocks, int threads, void** p, long long slot, long long head, float scale, int heads,
+                    long long size0, long long size1, long long size2) {
   host::run(blocks, threads, [&] {
     attend((u16*)p[0], (u16*)p[1], (u16*)p[2], (u16*)p[3], (u16*)p[4], (long long*)p[5], (long long*)p[6],
-           (float*)p[7], (float*)p[8], (u16*)p[9], slot, head, scale);
+           (float*)p[7], (float*)p[8], (u16*)p[9], (char*)p[10], (char*)p[11], (char*)p[12], slot, head, scale, heads,
+           size0, size1, size2);
   });
 }
 """
@@ -37,6 +39,8 @@ extern "C" void run(int blocks, int threads, void** p, long long slot, long long
 
 class HostKernel:
     """Stands where a compiled Kernel does; takes the same launches."""
+
+    last: HostKernel
 
     def __init__(self, source: str, name: str, macros: dict[str, int], folder: Path) -> None:
         self.name = name
@@ -50,6 +54,7 @@ class HostKernel:
             check=True, timeout=60,
         )  # fmt: skip
         self.library: Any = ctypes.CDLL(str(library))
+        HostKernel.last = self
 
     def launch(self, blocks: int, threads: int, *arguments: Any) -> None:
         tensors = [value for value in arguments if isinstance(value, Tensor)]
@@ -70,13 +75,13 @@ def on_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 CASES: list[tuple[int, int, int, int, one_row.Tile, set[str]]] = [
     # bits, group, outputs, inputs, tile, around
-    (4, 128, 48, 512, one_row.Tile(2, 1, 1), {"norm"}),
-    (4, 64, 40, 576, one_row.Tile(4, 2, 2), {"gated", "norm", "bias"}),  # half a block at the end, rows beyond it
-    (4, 32, 20, 352, one_row.Tile(1, 2, 4), {"residual", "bias"}),
-    (8, 0, 33, 320, one_row.Tile(2, 1, 2), {"norm", "residual"}),
-    (8, 0, 32, 192, one_row.Tile(8, 1, 4), {"gated"}),
-    (16, 0, 50, 288, one_row.Tile(2, 2, 2), {"norm", "bias", "residual"}),
-    (16, 0, 24, 544, one_row.Tile(4, 1, 8), {"gated", "bias"}),
+    (4, 128, 48, 512, one_row.Tile(2, 1, 1, 1), {"norm"}),
+    (4, 64, 40, 576, one_row.Tile(4, 2, 2, 1), {"gated", "norm", "bias"}),  # half a block at the end, rows beyond it
+    (4, 32, 20, 352, one_row.Tile(1, 2, 4, 1), {"residual", "bias"}),
+    (8, 0, 33, 320, one_row.Tile(2, 1, 2, 1), {"norm", "residual"}),
+    (8, 0, 32, 192, one_row.Tile(8, 1, 4, 1), {"gated"}),
+    (16, 0, 50, 288, one_row.Tile(2, 2, 2, 1), {"norm", "bias", "residual"}),
+    (16, 0, 24, 544, one_row.Tile(4, 1, 8, 1), {"gated", "bias"}),
 ]
 
 
@@ -124,7 +129,10 @@ def test_attention_reads_and_extends_the_cache(
     expected = decode_attention_reference(
         q.float(), k.float(), v.float(), *expected_caches, slots, positions, scale=scale, rotary=table
     )
-    out = one_row.attention(q, k, v, caches[0], caches[1], slots, positions, scale=scale, rotary=table)
+    ahead = (torch.zeros(5000), torch.zeros(3), torch.zeros(9000))  # 20,000, 12 and 36,000 bytes
+    out = one_row.attention(q, k, v, caches[0], caches[1], slots, positions, scale=scale, rotary=table, ahead=ahead)
+    fetched = ctypes.c_longlong.in_dll(HostKernel.last.library, "fetched").value
+    assert fetched == 56000, "each byte once, in pieces of 16 bytes"
     torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
     torch.testing.assert_close(caches.float(), expected_caches, rtol=0.01, atol=0.01)
     assert (out.float() - expected).norm() < 0.01 * expected.norm()

@@ -6,6 +6,8 @@ tensor [slots, G, S, D]; row r of a batch lives in slot `slots[r]`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,15 +36,18 @@ def decode_attention(
     slopes: Tensor | None = None,
     live: int | None = None,
     splits: int = 1,
+    ahead: Sequence[Tensor] = (),
 ) -> Tensor:
     """Write the new key and value of each row at its position, then attend to everything up to it.
 
     q [n, H, D], k and v [n, G, D] before rotation; positions [n]; rotary = (cos, sin) tables [S, D/2] in fp32;
     slopes [H] of ALiBi; `live` bounds the longest row (host knowledge, reference only); `splits` cuts each row's keys
-    into that many parallel parts (kernel only). Returns [n, H * D].
+    into that many parallel parts (kernel only); `ahead`: what is read next (a hint). Returns [n, H * D].
     """
     if one_row.attends(q, key_cache, slopes, splits):
-        return one_row.attention(q, k, v, key_cache, value_cache, slots, positions, scale=scale, rotary=rotary)
+        return one_row.attention(
+            q, k, v, key_cache, value_cache, slots, positions, scale=scale, rotary=rotary, ahead=ahead
+        )
     if q.is_cuda and kernels.AVAILABLE:
         return kernels.decode_attention(
             q, k, v, key_cache, value_cache, slots, positions, scale=scale, rotary=rotary, slopes=slopes, splits=splits

@@ -179,6 +179,7 @@ class Decoder:
             attended = decode_attention(
                 q, k, v, table.keys[index], table.values[index], slots, positions,
                 scale=block.scale, rotary=self.rotary, slopes=family.slopes, live=live, splits=splits,
+                ahead=block.ahead,
             )  # fmt: skip
             state = block.finish(state, attended)
         table.sample(family.head(state), slots, features)

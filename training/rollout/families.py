@@ -23,6 +23,8 @@ State = Any  # what a family passes from block to block
 
 class Block(Protocol):
     scale: float
+    ahead: tuple[Tensor, ...]
+    """What `finish` reads first, for attention to bring near."""
 
     def inputs(self, state: State) -> tuple[State, Tensor, Tensor, Tensor]:
         """-> state, q [t, H, D], k [t, G, D], v [t, G, D], before rotary embedding."""
@@ -75,6 +77,7 @@ class LlamaBlock:
         self.out = Projection([attention.o_proj])
         self.gate_up = Projection([mlp.gate_proj, mlp.up_proj])
         self.down = Projection([mlp.down_proj])
+        self.ahead = tuple(part.weight.data for part in (self.out, self.gate_up, self.down) if part.weight is not None)
         self.activation = mlp.act_fn
         self.silu = family.config.hidden_act == "silu"
         self.norm1 = (layer.input_layernorm.weight, float(layer.input_layernorm.variance_epsilon))
@@ -187,6 +190,8 @@ class LlamaFamily:
 
 
 class GPT2Block:
+    ahead: tuple[Tensor, ...] = ()
+
     def __init__(self, layer: nn.Module, family: GPT2Family) -> None:
         self.layer, self.family = layer, family
         config = family.config
@@ -228,6 +233,8 @@ class GPT2Family:
 
 
 class OPTBlock:
+    ahead: tuple[Tensor, ...] = ()
+
     def __init__(self, layer: nn.Module, family: OPTFamily) -> None:
         self.layer, self.family = layer, family
         self.scale = family.head_size**-0.5
@@ -283,6 +290,8 @@ class OPTFamily:
 
 class BloomBlock:
     """State: (hidden states, residual of the attention)."""
+
+    ahead: tuple[Tensor, ...] = ()
 
     def __init__(self, layer: nn.Module, family: BloomFamily) -> None:
         self.layer, self.family = layer, family

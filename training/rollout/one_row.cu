@@ -1,9 +1,9 @@
 // Kernels of one-row decoding: a weight-times-vector product with what surrounds it, and attention over the cache.
 //
-// Compiled at run time for one shape each; the macros K, BITS, GROUP, WARPS_K, WARPS_N, DEPTH, NORM, GATED, BIAS,
-// RESIDUAL, OUT_FLOAT (gemv) and HEAD_SIZE, GROUP_HEADS, THREADS, ROTARY (attend) are its parameters.
-// A kernel asks for its first weights before it waits for the one before it in the stream, and lets the next one
-// begin to do so at once: so the memory never rests between two kernels.
+// Compiled at run time for one shape each; the macros K, BITS, GROUP, WARPS_K, WARPS_N, DEPTH, RESIDENT, NORM,
+// GATED, BIAS, RESIDUAL, OUT_FLOAT (gemv) and HEAD_SIZE, GROUP_HEADS, THREADS, ROTARY (attend) are its parameters.
+// A kernel reads ahead before it waits for the one before it in the stream, and only after that wait lets the next one
+// begin to do so: what it reads ahead was written by the kernel before the last, or earlier. So the memory rarely rests.
 // The primitives below are the only instructions of the device; tests compile this file for the host with their own.
 
 typedef unsigned int u32;
@@ -12,15 +12,19 @@ typedef unsigned long long u64;
 
 #ifndef ON_HOST
 #define DEVICE static __device__ __forceinline__
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+#define KERNEL(threads, resident) extern "C" __global__ void __launch_bounds__(threads, resident)
 #define SHARED __shared__
 #define FULL 0xffffffffu
 #if __CUDA_ARCH__ >= 900
 DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 DEVICE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEVICE void fetch_to_cache(const void* at, u32 size) {  // into the second cache; 16 bytes and their multiples
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(size) : "memory");
+}
 #else
 DEVICE void wait_for_previous() {}
 DEVICE void let_next_start() {}
+DEVICE void fetch_to_cache(const void*, u32) {}
 #endif
 // c [16, 8] += a [16, 16] b [16, 8] over a warp; bf16 pairs, fp32 sums
 DEVICE void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -147,7 +151,7 @@ DEVICE void multiply(const Piece& piece, const uint4* x, const float* sums, int 
 #endif
 }
 
-KERNEL(32 * WARPS) gemv(const u16* x, const u16* norm, const char* data, const void* scale, const void* offset,
+KERNEL(32 * WARPS, RESIDENT) gemv(const u16* x, const u16* norm, const char* data, const void* scale, const void* offset,
                         const u16* bias, const u16* residual, void* out, int outputs, float eps) {
   SHARED uint4 vector[SPANS * SPAN / 8];
   SHARED float group_sums[BITS == 4 ? SPANS * SPAN_GROUPS : 1];
@@ -285,10 +289,23 @@ KERNEL(32 * WARPS) gemv(const u16* x, const u16* norm, const char* data, const v
 #ifdef HEAD_SIZE
 // One query head a block: rotates the new query and key, writes key and value to the cache (the first head of each
 // group does), and attends to all positions up to the new one. LANES lanes hold a head vector, eight numbers each.
+// Attention leaves the memory idle: blocks beyond the heads bring what the next products will read into the cache.
 constexpr int LANES = HEAD_SIZE / 8;
 constexpr int TEAMS = THREADS / LANES;  // keys at a time
 constexpr int ATTEND_WARPS = THREADS / 32;
 constexpr int UNROLL = 4;
+constexpr int FETCH = 8192;  // bytes that a warp fetches
+
+// Fetches the part of `ahead` that begins at `at`; if it ends before, moves `at` to where the next one is counted from.
+DEVICE bool fetch_part(const char* ahead, long long size, long long& at) {
+  long long left = size - at;
+  if (left <= 0) {
+    at -= (size + FETCH - 1) / FETCH * FETCH;
+    return false;
+  }
+  if (left >= 16) fetch_to_cache(ahead + at, (u32)(left < FETCH ? left / 16 * 16 : FETCH));
+  return true;
+}
 
 DEVICE void unpack(uint4 v, float* out) {
 #pragma unroll
@@ -308,24 +325,30 @@ DEVICE uint4 rotated(const u16* vector, int part, const float* cos, const float*
   uint4 mine = *(const uint4*)(vector + part * 8);
   if (!ROTARY) return mine;
   bool lower = part < LANES / 2;
-  int at = (part % (LANES / 2)) * 8;
   float own[8], other[8], out[8];
   unpack(mine, own);
   unpack(*(const uint4*)(vector + (lower ? part * 8 + HEAD_SIZE / 2 : part * 8 - HEAD_SIZE / 2)), other);
 #pragma unroll
-  for (int i = 0; i < 8; i++) out[i] = own[i] * cos[at + i] + (lower ? -other[i] : other[i]) * sin[at + i];
+  for (int i = 0; i < 8; i++) out[i] = own[i] * cos[i] + (lower ? -other[i] : other[i]) * sin[i];
   return pack(out);
 }
 
-KERNEL(THREADS) attend(const u16* q, const u16* k, const u16* v, u16* key_cache, u16* value_cache,
+KERNEL(THREADS, 1) attend(const u16* q, const u16* k, const u16* v, u16* key_cache, u16* value_cache,
                        const long long* slots, const long long* positions, const float* cos, const float* sin,
-                       u16* out, long long cache_slot, long long cache_head, float scale) {
+                       u16* out, const char* ahead0, const char* ahead1, const char* ahead2, long long cache_slot,
+                       long long cache_head, float scale, int heads, long long size0, long long size1,
+                       long long size2) {
   SHARED float parts[ATTEND_WARPS][HEAD_SIZE];
   SHARED float peaks[ATTEND_WARPS], totals[ATTEND_WARPS];
   int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, part = thread % LANES, team = thread / LANES;
   int head = blockIdx.x, group = head / GROUP_HEADS;
-  wait_for_previous();
-  let_next_start();
+  if (head >= heads) {
+    long long at = ((head - heads) * (long long)ATTEND_WARPS + warp) * FETCH;
+    if (lane > 0) return;
+    if (fetch_part(ahead0, size0, at) || fetch_part(ahead1, size1, at)) return;
+    fetch_part(ahead2, size2, at);
+    return;
+  }
   int position = (int)positions[0];
   long long base = slots[0] * cache_slot + group * cache_head;
   const u16 *keys = key_cache + base, *values = value_cache + base;
@@ -339,13 +362,21 @@ KERNEL(THREADS) attend(const u16* q, const u16* k, const u16* v, u16* key_cache,
     }
   }
   const float *cosines = cos + position * (HEAD_SIZE / 2ll), *sines = sin + position * (HEAD_SIZE / 2ll);
+  float cosine[8], sine[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    cosine[i] = ROTARY ? cosines[part % (LANES / 2) * 8 + i] : 1.0f;
+    sine[i] = ROTARY ? sines[part % (LANES / 2) * 8 + i] : 0.0f;
+  }
+  wait_for_previous();
+  let_next_start();
   float query[8], acc[8], peak = -1e30f, total = 0.0f;
-  unpack(rotated(q + head * HEAD_SIZE, part, cosines, sines), query);
+  unpack(rotated(q + head * HEAD_SIZE, part, cosine, sine), query);
 #pragma unroll
   for (int i = 0; i < 8; i++) acc[i] = 0.0f;
   scale *= 1.4426950408889634f;  // softmax in powers of two
   if (warp == 0) {               // the new token: from registers, and into the cache for the steps to come
-    uint4 new_key = rotated(k + group * HEAD_SIZE, part, cosines, sines);
+    uint4 new_key = rotated(k + group * HEAD_SIZE, part, cosine, sine);
     uint4 new_value = *(const uint4*)(v + group * HEAD_SIZE + part * 8);
     float wide[8], score = 0.0f;
     unpack(new_key, wide);

@@ -27,11 +27,12 @@ MOST_SPLITS = 8
 
 
 class Tile(NamedTuple):
-    """How a product is cut: warps along the inputs, warps along the outputs (16 each), spans read ahead by a lane."""
+    """How a product is cut among warps, and how much is under way at once."""
 
-    along: int
-    across: int
-    depth: int
+    along: int  # warps of a block that share the inputs
+    across: int  # warps of a block, or such teams of warps, that share the outputs, 16 each
+    depth: int  # spans of 64 bytes a row that a lane has asked for ahead of their use
+    resident: int  # blocks that shall fit on a multiprocessor together: limits their registers
 
 
 class Traits(NamedTuple):
@@ -43,8 +44,18 @@ class Traits(NamedTuple):
     wide: bool = False  # fp32 out
 
 
-TILES = (Tile(8, 1, 4), Tile(4, 2, 4), Tile(4, 1, 8), Tile(8, 1, 2), Tile(4, 4, 4), Tile(16, 1, 2), Tile(2, 4, 8))
+TILES = tuple(
+    Tile(*tile)
+    for tile in (
+        (8, 1, 4, 1), (8, 1, 2, 4), (4, 2, 4, 1), (4, 2, 4, 3), (4, 1, 4, 6), (4, 1, 8, 1), (4, 4, 4, 2), (8, 2, 2, 2),
+        (16, 1, 2, 2), (16, 1, 4, 1),
+    )
+)  # fmt: skip
 DEFAULT_TILE = TILES[0]
+FETCHED = 8 << 20
+"""Most bytes that attention brings into the cache for the products after it: what the memory gives meanwhile."""
+FETCH = 8192
+"""Bytes that one warp of attention brings into the cache ahead (FETCH in one_row.cu)."""
 _best: dict[tuple[object, ...], Tile] = {}
 
 
@@ -119,8 +130,9 @@ def attention(
     *,
     scale: float,
     rotary: tuple[Tensor, Tensor] | None,
+    ahead: Sequence[Tensor] = (),
 ) -> Tensor:
-    """attention.decode_attention for one row."""
+    """attention.decode_attention for one row; `ahead`: up to three tensors that the next kernels will read."""
     _, heads, size = q.shape
     out = torch.empty((1, heads * size), dtype=q.dtype, device=q.device)
     macros = {
@@ -128,9 +140,13 @@ def attention(
         "ROTARY": int(rotary is not None),
     }  # fmt: skip
     cos, sin = rotary if rotary is not None else (out, out)
+    fetched, sizes = [*ahead, out, out, out][:3], []
+    for tensor in (*ahead, None, None, None)[:3]:
+        sizes.append(0 if tensor is None else min(tensor.nbytes, FETCHED - sum(sizes)))
+    fetchers = -(-(sum(sizes) + 3 * FETCH) // (FETCH * ATTEND_THREADS // 32)) if sum(sizes) else 0
     _kernel("attend", q.device, tuple(macros.items())).launch(
-        heads, ATTEND_THREADS, q, k, v, key_cache, value_cache, slots, positions, cos, sin, out,
-        key_cache.stride(0), key_cache.stride(1), scale,
+        heads + fetchers, ATTEND_THREADS, q, k, v, key_cache, value_cache, slots, positions, cos, sin, out, *fetched,
+        key_cache.stride(0), key_cache.stride(1), scale, ctypes.c_int(heads), *sizes,
     )  # fmt: skip
     return out
 
@@ -142,8 +158,8 @@ def _product(inputs: int, weight: Weight, traits: Traits) -> tuple[object, ...]:
 def _macros(inputs: int, weight: Weight, traits: Traits, tile: Tile) -> cuda_runtime.Macros:
     macros = {
         "K": inputs, "BITS": weight.bits, "GROUP": weight.group or 1, "WARPS_K": tile.along, "WARPS_N": tile.across,
-        "DEPTH": tile.depth, "NORM": traits.norm, "GATED": traits.gated, "BIAS": weight.bias is not None,
-        "RESIDUAL": traits.residual, "OUT_FLOAT": traits.wide,
+        "DEPTH": tile.depth, "RESIDENT": tile.resident, "NORM": traits.norm, "GATED": traits.gated,
+        "BIAS": weight.bias is not None, "RESIDUAL": traits.residual, "OUT_FLOAT": traits.wide,
     }  # fmt: skip
     return tuple((name, int(value)) for name, value in macros.items())
 
