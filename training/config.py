@@ -61,8 +61,6 @@ class TrainConfig:
     """Recompute instead of keeping: nothing, all but matrix products and attention, or all but block inputs."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block and of the loss; auto: on a GPU."""
-    fuse_projections: bool = False
-    """Compute query, key and value (and gate and up) in one product each, where the architecture allows."""
     head_chunk: int = 8192
     """Tokens whose logits exist at one time in the loss."""
     neftune: float = 0.0

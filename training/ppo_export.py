@@ -46,7 +46,10 @@ def export(ppo: PPO) -> None:
     if not adapted or config.lora is None or config.lora.merge:
         save_model(folder / "model", model, merged_state_dict(model, raw) if adapted else raw, ppo.codec, facts)
         error = check_export(folder / "model", *expected, tolerance=1e-3 if ppo.train.precision == "fp32" else 5e-2)
-        ppo.run.note(f"the exported model's logits differ from the trained one's by {error:.2g} of their spread")
+        ppo.run.note(
+            f"exported {folder / 'model'}: its logits agree with the trained actor's "
+            f"(difference {error:.1e} of their spread)"
+        )
         ppo.telemetry.artifact(folder / "model", "model", metrics)
     value_facts = {**facts, "kind": "critic"}
     save_reward_model(folder / "critic", ppo.critic.inner.model, critic, ppo.codec, value_facts)

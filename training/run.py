@@ -91,14 +91,12 @@ class Run:
         return model
 
     def speed_up(self, model: Any) -> None:
-        """Compile, fuse and recompute as the config says and the strategy allows."""
+        """Compile and recompute as the config says and the strategy allows."""
         train = self.config.train
-        fuse = train.fuse_projections and self.on_gpu and self.strategy.capabilities.compile_blocks
         speed_up_blocks(
             model,
             compiled=self.compiled,
             checkpointing=train.activation_checkpointing,
-            fuse=fuse,
             dropout=_has_dropout(model),
         )
 

@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--model", default="/tmp/models/smollm2-135m")
     parser.add_argument("--data", default="", help="prompts of --learn; default: forty short requests")
     parser.add_argument("--letter", default="e")
-    parser.add_argument("--lr", type=float, default=3e-5)
+    parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--kl", type=float, default=0.2)
     parser.add_argument("--out", type=Path, default=None, help="of --learn: keeps events.jsonl and samples.jsonl here")
     parser.add_argument("--prompts", type=int, default=128)

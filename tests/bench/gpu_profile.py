@@ -11,12 +11,11 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 KINDS = (
     ("attention forward", r"flash_fwd|fmha.*fwd|varlen_fwd"),
@@ -28,7 +27,7 @@ KINDS = (
     ("copies", r"memcpy|memset|copy_kernel|CatArray"),
     ("embedding", r"embedding|index_select|indexSelect|radixSort|DeviceRadix|DeviceScan|DeviceReduce|thrust|cub"),
 )
-VARIANTS = ("torch's optimizer", "cublaslt", "chunk 16384", "wide head sums", "again", "208 slots", "fused", "tuned")
+VARIANTS = ("torch's optimizer", "cublaslt", "chunk 16384", "again", "208 slots", "tuned")
 
 
 def kind_of(kernel: str) -> str:
@@ -57,10 +56,7 @@ class StepBench:
         torch.manual_seed(0)
         with torch.device(strategy.device):
             self.model = from_config(LlamaConfig(**shape))
-        self.speed_up: Callable[[bool], None] = lambda fuse: speed_up_blocks(
-            self.model, compiled=self.on_gpu, fuse=fuse
-        )
-        self.speed_up(False)
+        speed_up_blocks(self.model, compiled=self.on_gpu)
         self.module = LanguageModelLoss(self.model, options)
         self.trained = strategy.prepare(self.module, OptimizerConfig(lr=1e-5), lambda step: 1.0)
 
@@ -155,7 +151,7 @@ def run(case: str, options: dict[str, Any], shapes: dict[str, Any], make_loader:
     for variant in VARIANTS:
         if wanted and variant not in wanted:
             continue
-        if time.monotonic() - began > limit - (30 if variant in ("208 slots", "fused") else 8):
+        if time.monotonic() - began > limit - (30 if variant in ("208 slots", "tuned") else 8):
             tell(variant=variant, left_out="no time")
             continue
         kept = list(adam.kernels), module.options, bench.batches
@@ -175,8 +171,6 @@ def run(case: str, options: dict[str, Any], shapes: dict[str, Any], make_loader:
 
 def apply(variant: str, bench: StepBench, head: Any, on_gpu: bool) -> None:
     """Change one thing."""
-    from training.models import chunked_head
-
     adam = bench.trained.optimizer
     if variant == "torch's optimizer":
         adam.kernels = [None] * len(adam.kernels)
@@ -184,12 +178,8 @@ def apply(variant: str, bench: StepBench, head: Any, on_gpu: bool) -> None:
         torch.backends.cuda.preferred_blas_library("cublaslt")
     elif variant == "chunk 16384":
         bench.module.options = replace(head, chunk=16384)
-    elif variant == "wide head sums":
-        chunked_head.ADD_IN_PLACE = not chunked_head.ADD_IN_PLACE
     elif variant == "208 slots":
         bench.batches = [padded_slots(batch, 208) for batch in bench.batches]
-    elif variant == "fused":
-        bench.speed_up(True)
     elif variant == "tuned":
         torch._dynamo.reset()
         torch._inductor.config.coordinate_descent_tuning = True
@@ -197,12 +187,5 @@ def apply(variant: str, bench: StepBench, head: Any, on_gpu: bool) -> None:
 
 def undo(variant: str, on_gpu: bool) -> None:
     """What `run` can't put back by itself."""
-    from training.models import chunked_head
-
     if variant == "cublaslt" and on_gpu:
         torch.backends.cuda.preferred_blas_library("default")
-    elif variant == "wide head sums":
-        chunked_head.ADD_IN_PLACE = not chunked_head.ADD_IN_PLACE
-
-
-__all__ = ["VARIANTS", "StepBench", "nn", "run"]

@@ -45,7 +45,14 @@ def say(name: str, result: dict[str, Any]) -> None:
 
 COMMON = ["eval.at_start=true", "log.every=1", "log.tensorboard=false", "train.compile=off"]
 REWARD = {
-    "head": ["reward.trunk=frozen", "train.lr=1e-3", "train.epochs=10", "train.tokens_per_batch=16384"],
+    "head": [
+        "reward.trunk=frozen",
+        "train.lr=1e-3",
+        "train.epochs=10",
+        "train.tokens_per_batch=16384",
+        "eval.every=42",
+        "checkpoint.keep_best=false",
+    ],
     "full": ["train.lr=5e-6", "train.epochs=3", "train.tokens_per_batch=8192"],
     "lora": ["lora.rank=8", "train.lr=2e-4", "train.epochs=2", "train.tokens_per_batch=8192"],
 }

@@ -10,9 +10,12 @@ One JSON line per case; a failing case is reported and the next one goes on. Spe
 from __future__ import annotations
 
 import argparse
+import contextlib
+import faulthandler
 import gc
 import json
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -147,8 +150,8 @@ class Bench:
 
 
 def speed(spec: str, tokens: int) -> dict[str, Any]:
-    """Milliseconds of forward+backward and of the optimizer step, and real tokens/s, for SHAPE:STRATEGY[:fuse]."""
-    shape, name, *rest = spec.split(":")
+    """Milliseconds of forward+backward and of the optimizer step, and real tokens/s, for SHAPE:STRATEGY."""
+    shape, name = spec.split(":")
     torch.cuda.reset_peak_memory_stats()
     config = LlamaConfig(**SHAPES[shape])
     batches = [
@@ -157,7 +160,7 @@ def speed(spec: str, tokens: int) -> dict[str, Any]:
     strategy = open_strategy(StrategyConfig(name=name), precision="bf16")
     with torch.device("cuda"):
         model = from_config(config)
-    speed_up_blocks(model, compiled=True, fuse="fuse" in rest)
+    speed_up_blocks(model, compiled=True)
     trained = strategy.prepare(
         LanguageModelLoss(model, HeadOptions(compiled=True)), OptimizerConfig(lr=1e-5), lambda step: 1.0
     )
@@ -196,7 +199,7 @@ def speed(spec: str, tokens: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-STARTING_SECONDS = 30
+STARTING_SECONDS = 45
 """Imports and the first compilations of a process, on top of a case's time."""
 
 
@@ -229,8 +232,11 @@ def watch(arguments: argparse.Namespace) -> None:
                     waiting.pop(0)
                     patience = arguments.case_seconds
             if waiting:
+                child.send_signal(signal.SIGABRT)  # faulthandler then says where every thread is
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(3)
                 child.kill()
-                errors.seek(max(errors.seek(0, 2) - 1500, 0))
+                errors.seek(max(errors.seek(0, 2) - 4000, 0))
                 failed = {"case": waiting.pop(0), "ok": False, "error": why, "where": errors.read()}
                 print(json.dumps(failed), flush=True)
             child.wait()
@@ -252,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="135m", choices=SHAPES)
     parser.add_argument("--tokens", type=int)
-    parser.add_argument("--speed", default="", help="measure these instead: SHAPE:STRATEGY[:fuse],…")
+    parser.add_argument("--speed", default="", help="measure these instead: SHAPE:STRATEGY,…")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--seconds", type=float, default=220)
     parser.add_argument("--case-seconds", type=float, default=25, help="a case without a result after this is killed")
@@ -262,6 +268,7 @@ def main() -> None:
     if not arguments.speed and not arguments.in_process:
         watch(arguments)
         return
+    faulthandler.enable()
     if arguments.cpu:
         from tests.training.colossal_cpu_sim import install
 

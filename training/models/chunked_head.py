@@ -23,7 +23,7 @@ CPU_CHUNK = 512
 
 
 _MM_WIDENS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
-"""torch.mm(…, out_dtype=) exists."""
+"""torch.addmm(…, out_dtype=) exists."""
 
 
 def chunk_size(tokens: Tensor, chunk: int) -> int:
@@ -137,18 +137,12 @@ def _maybe(function: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
     return _fused(function) if compiled else function
 
 
-ADD_IN_PLACE = False
-"""Let the product add to fp32 sums itself (cuBLAS reads and writes them once), where torch can."""
-
-
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left · right for an fp32 `total` (the products of bf16 matrices are summed in fp32 anyway)."""
     if left.dtype == torch.float32:
         total.addmm_(left, right)
-    elif left.is_cuda and _MM_WIDENS and ADD_IN_PLACE:
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     elif left.is_cuda and _MM_WIDENS:
-        total += torch.mm(left, right, out_dtype=torch.float32)
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
         total.addmm_(left.float(), right.float())
 

@@ -1,24 +1,15 @@
-"""Makes blocks fast or small: torch.compile of each block, products computed together, activations recomputed."""
+"""Makes blocks fast or small: torch.compile of each block, activations recomputed."""
 
 from __future__ import annotations
 
-import types
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from training.models.attention import PACKED, packed_attention
 from training.models.blocks import find_blocks
-
-GATED = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"}
-"""down(act(gate(x)) · up(x)) with three plain linear layers."""
-ROTARY = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
-"""The same attention: three linear layers, rotary positions, grouped heads."""
 
 
 def use_fast_matmul() -> None:
@@ -28,14 +19,9 @@ def use_fast_matmul() -> None:
         torch.backends.cudnn.allow_tf32 = True
 
 
-def speed_up_blocks(
-    model: nn.Module, *, compiled: bool, checkpointing: str = "off", fuse: bool = False, dropout: bool = False
-) -> None:
+def speed_up_blocks(model: nn.Module, *, compiled: bool, checkpointing: str = "off", dropout: bool = False) -> None:
     """Change how the blocks of `model` run, in place; parameters, their names and the results stay the same."""
     blocks, _ = find_blocks(model)
-    if fuse:
-        for module in blocks.modules():
-            fuse_products(module)
     if checkpointing == "full":
         recompute_all(model, keep_random_state=dropout)
     elif checkpointing == "selective":
@@ -49,67 +35,6 @@ def speed_up_blocks(
                 getattr(base, name).compile(dynamic=False)
         for block in blocks:
             block.compile(dynamic=False, fullgraph=checkpointing != "selective")
-
-
-def fuse_products(module: nn.Module) -> bool:
-    """Let a gated MLP, or attention's query, key and value, multiply their input once by weights laid side by side.
-
-    The weights stay separate parameters: they are joined at each call, which costs little beside the products. The new
-    forward is one function for all blocks, so that torch.compile makes one graph for all of them.
-    """
-    kind = type(module).__name__
-    if kind in GATED and _plain(module, "gate_proj", "up_proj"):
-        module.forward = types.MethodType(_gated_forward, module)
-        return True
-    if kind in ROTARY and _plain(module, "q_proj", "k_proj", "v_proj") and not _windowed(module):
-        module.forward = types.MethodType(_rotary_forward, module)
-        return True
-    return False
-
-
-def _plain(module: nn.Module, *names: str) -> bool:
-    layers = [getattr(module, name, None) for name in names]
-    return all(type(layer) is nn.Linear for layer in layers)
-
-
-def _windowed(attention: Any) -> bool:
-    config = attention.config
-    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
-
-
-def _joined(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
-    weight = torch.cat([layer.weight for layer in layers])
-    bias = torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
-    return F.linear(x, weight, bias).split([layer.weight.shape[0] for layer in layers], dim=-1)
-
-
-def _gated_forward(self: Any, x: Tensor) -> Any:
-    gate, up = _joined(x, self.gate_proj, self.up_proj)
-    return self.down_proj(self.act_fn(gate) * up)
-
-
-def _rotary_forward(
-    self: Any,
-    hidden_states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
-    attention_mask: Tensor | None,
-    past_key_value: Any = None,
-    cache_position: Any = None,
-    **kwargs: Any,
-) -> Any:
-    """LLaMA-like attention as in transformers 4.51.3, with one product for query, key and value."""
-    if past_key_value is not None or self.config._attn_implementation != PACKED:
-        return type(self).forward(
-            self, hidden_states, position_embeddings, attention_mask, past_key_value, cache_position, **kwargs
-        )
-    rows = (*hidden_states.shape[:-1], -1, self.head_dim)
-    query, key, value = (
-        part.reshape(rows).transpose(1, 2) for part in _joined(hidden_states, self.q_proj, self.k_proj, self.v_proj)
-    )
-    query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-    dropout = self.attention_dropout if self.training else 0.0
-    out, _ = packed_attention(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-    return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), None
 
 
 _MATMULS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
