@@ -21,11 +21,12 @@ from training.data.template import TextCodec
 from training.errors import DataError
 from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine
+from training.serving.gptq import inverse_factor
 
 ROWS, LENGTH = 48, 512
 """Calibration rows, and tokens in each."""
 Replace = Callable[[nn.Module, Tensor], nn.Module]
-"""(layer, H of its inputs) -> what takes the layer's place."""
+"""(layer, inverse factor of its inputs' H) -> what takes the layer's place."""
 
 
 def rows_from_data(path: str, codec: TextCodec, rows: int = ROWS, length: int = LENGTH) -> list[list[int]]:
@@ -72,15 +73,15 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 
 @torch.no_grad()
 def quantize_blocks(model: Any, rows: Sequence[Sequence[int]], replace: Replace, batch: int = 8) -> None:
-    """Replace the linear layers of every block, each given H = X^T X [K, K] (fp32) of its inputs on the rows."""
+    """Replace the linear layers of every block, each for its inputs on the rows (gptq.inverse_factor of X^T X)."""
     blocks = find_blocks(model)
     calls = _first_calls(model, blocks[0], rows, batch)
     for block in blocks:
-        hessians = _statistics(block, calls)
-        for layer_name, (layer, hessian) in hessians.items():
-            parent, _, key = layer_name.rpartition(".")
-            setattr(block.get_submodule(parent), key, replace(layer, hessian))
-        del hessians
+        for names, hessian in _statistics(block, calls):
+            factor = inverse_factor(hessian)
+            for name in names:
+                parent, _, key = name.rpartition(".")
+                setattr(block.get_submodule(parent), key, replace(block.get_submodule(name), factor))
         for call in calls:
             call[0] = _run(block, call)
 
@@ -115,17 +116,18 @@ def _run(block: nn.Module, call: list[Any]) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def _statistics(block: nn.Module, calls: list[list[Any]]) -> dict[str, tuple[nn.Module, Tensor]]:
-    """Each linear layer of the block with H of its inputs; layers that share an input share one H."""
+def _statistics(block: nn.Module, calls: list[list[Any]]) -> list[tuple[list[str], Tensor]]:
+    """H = X^T X [K, K] in fp32 for each input X of linear layers in the block, with the names of those layers."""
     layers = {name: m for name, m in block.named_modules() if type(m) is nn.Linear or isinstance(m, Conv1D)}
-    first_of: dict[str, str] = {}  # layer -> the first layer with the same input
+    users: dict[str, list[str]] = {}  # the first layer that takes an input -> all layers that take it
     sums: dict[str, Tensor] = {}
     seen: list[tuple[Tensor, str]] = []  # inputs of this pass, kept alive so that none is taken for another
 
     def hook_for(name: str) -> Callable[..., None]:
         def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             leader = next((other for tensor, other in seen if tensor is inputs[0]), name)
-            first_of[name] = leader
+            if name not in users.setdefault(leader, []):
+                users[leader].append(name)
             if leader == name:
                 seen.append((inputs[0], name))
                 x = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
@@ -141,4 +143,4 @@ def _statistics(block: nn.Module, calls: list[list[Any]]) -> dict[str, tuple[nn.
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (layer, sums[first_of[name]]) for name, layer in layers.items() if name in first_of}
+    return [(names, sums[leader]) for leader, names in users.items()]

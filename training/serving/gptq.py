@@ -70,10 +70,9 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
 
 
-def round_compensated(matrix: Tensor, hessian: Tensor, group: int) -> tuple[Tensor, Grid]:
-    """Levels [N, K] and grids [N, K / group] of a matrix [N, K] for inputs with H [K, K]."""
+def round_compensated(matrix: Tensor, factor: Tensor, group: int) -> tuple[Tensor, Grid]:
+    """Levels [N, K] and grids [N, K / group] of a matrix [N, K], with the `inverse_factor` [K, K] of its inputs' H."""
     rest = matrix.clone()  # the columns not yet rounded, with what the rounded ones lost
-    factor = inverse_factor(hessian)
     inputs = matrix.shape[1]
     levels = torch.empty_like(rest)
     grids: list[Grid] = []

@@ -1,7 +1,7 @@
 """Weight-only int8 and int4 quantization: at load, or ahead with `navarch-train quantize MODEL OUT --bits 4`.
 
-int8 has one scale a row; int4 a scale and an offset for each group of a row (gptq.py rounds it). Embeddings stay as they
-are; the output layer, often the largest matrix of a small model, is kept at int8.
+int8 has one scale a row; int4 a scale and an offset for each group of a row (gptq.py rounds it). Embeddings stay as
+they are; the output layer, often the largest matrix of a small model, is kept at int8.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def fitting_group(inputs: int, most: int) -> int:
 
 
 def quantize_weight(
-    matrix: Tensor, bits: int, group: int = 128, bias: Tensor | None = None, hessian: Tensor | None = None
+    matrix: Tensor, bits: int, group: int = 128, bias: Tensor | None = None, factor: Tensor | None = None
 ) -> Weight:
     """Quantize [N, K]. int4 takes the largest of 128, 64, 32 that is at most `group` and divides K.
 
-    With the `hessian` X^T X [K, K] of the layer's inputs int4 is rounded by GPTQ, else to the nearest level.
+    With `factor` [K, K] (gptq.inverse_factor of the layer's inputs) int4 is rounded by GPTQ, else to the nearest level.
     """
     wide = matrix.detach().float()
     bias = None if bias is None else bias.detach().clone()
@@ -52,10 +52,10 @@ def quantize_weight(
     if bits != 4:
         raise ValueError(f"{bits} bits can't be had: give 8 or 4")
     size = fitting_group(wide.shape[1], group)
-    if hessian is None:
+    if factor is None:
         levels, grid = gptq.round_to_nearest(wide, size)
     else:
-        levels, grid = gptq.round_compensated(wide, hessian, size)
+        levels, grid = gptq.round_compensated(wide, factor, size)
     return Weight(4, pack_nibbles(levels), bias, grid.scale.contiguous(), grid.offset.contiguous(), size)
 
 
@@ -72,7 +72,7 @@ def quantize_model(
     With calibration `rows` (token ids) the blocks' int4 layers are rounded by GPTQ.
     """
     if rows is not None and bits == 4:
-        quantize_blocks(model, rows, lambda layer, hessian: quantize_layer(layer, bits, group, hessian))
+        quantize_blocks(model, rows, lambda layer, factor: quantize_layer(layer, bits, group, factor))
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for name, parent, key, module in _linears(model):
         is_head = module is output or name.endswith("lm_head")
@@ -82,9 +82,9 @@ def quantize_model(
     return model
 
 
-def quantize_layer(layer: Any, bits: int, group: int, hessian: Tensor | None = None) -> QuantizedLinear:
+def quantize_layer(layer: Any, bits: int, group: int, factor: Tensor | None = None) -> QuantizedLinear:
     matrix = layer.weight.t().contiguous() if isinstance(layer, Conv1D) else layer.weight
-    return QuantizedLinear(quantize_weight(matrix, bits, group, layer.bias, hessian))
+    return QuantizedLinear(quantize_weight(matrix, bits, group, layer.bias, factor))
 
 
 def _linears(model: nn.Module) -> list[tuple[str, nn.Module, str, Any]]:
