@@ -33,6 +33,7 @@ tools
   quantize     int8 or int4 weights:      navarch-train quantize MODEL OUT --bits 4
   data         check | stats | dedup:     navarch-train data check FILE
   import-gguf  GGUF file to HF folder:    navarch-train import-gguf FILE OUT
+  plot         curves as an SVG file:     navarch-train plot RUN_DIR… --out curves.svg
 
   navarch-train STAGE --help      every key of the stage, with its default
   navarch-train STAGE --check …   check the configuration and stop
@@ -41,7 +42,12 @@ Several processes:  torchrun --nproc-per-node 8 --no-python navarch-train sft --
 Overrides win over the file:  train.lr=1e-5 strategy=ddp lora.rank=8 data.0.path=rows.jsonl
 """
 STAGES = ("pt", "sft", "rm", "dpo", "ppo")
-TOOLS = {"quantize": "training.serving.quantize", "data": "training.data.cli", "import-gguf": "training.models.gguf"}
+TOOLS = {
+    "quantize": "training.serving.quantize",
+    "data": "training.data.cli",
+    "import-gguf": "training.models.gguf",
+    "plot": "training.plot",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

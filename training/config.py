@@ -45,7 +45,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: no clipping."""
     max_length: int = 2048
-    """Tokens of one document at most; longer ones are cut (pt) or left out with a warning."""
+    """Tokens of one document at most; data.over_long says what becomes of longer ones: auto splits them in pt and cuts
+    them in the other stages, and the log counts them."""
     packing: bool = True
     """Fill rows of fixed length with whole documents, which attend only within themselves."""
     tokens_per_batch: int | None = None

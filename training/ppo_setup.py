@@ -106,7 +106,8 @@ def activation_bytes(model: Any, *, compiled: bool) -> int:
     width = model.config.hidden_size
     outputs = [weight.numel() // max(width, 1) for weight in blocks.parameters() if weight.ndim == 2]
     elements = sum(outputs) + len(blocks) * 6 * width
-    return elements * next(blocks.parameters()).element_size() * (1 if compiled else 2)
+    size: int = next(blocks.parameters()).element_size()
+    return elements * size * (1 if compiled else 2)
 
 
 COMPILED_VARIANTS = 256
