@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import signal
 import sys
 import threading
@@ -216,8 +217,10 @@ def warm(decoder: Decoder) -> float:
     decoder.warm()
     greedy = GenerationConfig(max_new_tokens=1 << 20, temperature=0)
     sizes = [size for size in BATCH_SIZES if size < decoder.max_batch] + [decoder.max_batch]
-    for size in sizes:
-        decoder.admit([Request(slot, [0], greedy, (), 0) for slot in range(size)])
+    longest = [1, *(256 * 2**i for i in range(6) if 256 * 2**i + 2 * len(SERVED_FEATURES) < decoder.max_length)]
+    for size, tokens in itertools.product(sizes, longest):  # long rows are decoded by other kernels in small batches
+        prompts = [[0] * tokens, *[[0]] * (size - 1)]
+        decoder.admit([Request(slot, prompt, greedy, (), 0) for slot, prompt in enumerate(prompts)])
         for features in SERVED_FEATURES:
             decoder.steps(range(size), 2, features)
             decoder.snapshot(2, features.top).wait()
