@@ -21,12 +21,12 @@ from training.data.template import TextCodec
 from training.errors import DataError
 from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine
-from training.serving.gptq import inverse_factor
+from training.serving.gptq import Inputs, inputs_of
 
 ROWS, LENGTH = 48, 512
 """Calibration rows, and tokens in each."""
-Replace = Callable[[nn.Module, Tensor], nn.Module]
-"""(layer, inverse factor of its inputs' H) -> what takes the layer's place."""
+Replace = Callable[[nn.Module, Inputs], nn.Module]
+"""(layer, what is known of its inputs) -> what takes the layer's place."""
 
 
 def rows_from_data(path: str, codec: TextCodec, rows: int = ROWS, length: int = LENGTH) -> list[list[int]]:
@@ -73,15 +73,15 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
 
 @torch.no_grad()
 def quantize_blocks(model: Any, rows: Sequence[Sequence[int]], replace: Replace, batch: int = 8) -> None:
-    """Replace the linear layers of every block, each for its inputs on the rows (gptq.inverse_factor of X^T X)."""
+    """Replace the linear layers of every block, each for its inputs on the rows."""
     blocks = find_blocks(model)
     calls = _first_calls(model, blocks[0], rows, batch)
     for block in blocks:
         for names, hessian in _statistics(block, calls):
-            factor = inverse_factor(hessian)
+            inputs = inputs_of(hessian)
             for name in names:
                 parent, _, key = name.rpartition(".")
-                setattr(block.get_submodule(parent), key, replace(block.get_submodule(name), factor))
+                setattr(block.get_submodule(parent), key, replace(block.get_submodule(name), inputs))
         for call in calls:
             call[0] = _run(block, call)
 

@@ -1,7 +1,8 @@
 """Rounds a weight matrix to int4 so that the errors of its columns make up for each other (GPTQ, arXiv 2210.17323).
 
 With the layer's inputs X [t, K] the error of a rounded matrix Q is the trace of (Q - W) H (Q - W)^T, H = X^T X. Columns
-are rounded one after another; what a column lost is taken back by those not yet rounded, as the inverse of H says.
+are rounded one after another, those of the largest inputs first; what a column lost is taken back by those not yet
+rounded, as the inverse of H says.
 """
 
 from __future__ import annotations
@@ -61,35 +62,45 @@ def round_to_nearest(matrix: Tensor, group: int) -> tuple[Tensor, Grid]:
     return grid.nearest(grouped).view(matrix.shape), grid
 
 
-def inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper triangular U with U^T U = inverse of the damped H; row j holds how column j's error spreads."""
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
+class Inputs(NamedTuple):
+    """What rounding must know of a layer's inputs."""
+
+    order: Tensor  # [K] columns, the one with the largest input first
+    factor: Tensor  # [K, K] upper triangular U with U^T U = inverse of the damped H, both in that order
+    power: Tensor  # [K] H's diagonal
+
+
+def inputs_of(hessian: Tensor) -> Inputs:
+    """From H = X^T X [K, K]. Row j of the factor says how the error of the j-th column spreads over later ones."""
+    power = hessian.diagonal().clone()
+    order = power.argsort(descending=True, stable=True)
+    damped = hessian[order][:, order]
+    diagonal = damped.diagonal()
     diagonal[diagonal == 0] = 1.0  # an input that was always zero
     diagonal += DAMPING * diagonal.mean()
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    factor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    return Inputs(order, factor, power)
 
 
-def round_compensated(matrix: Tensor, factor: Tensor, group: int) -> tuple[Tensor, Grid]:
-    """Levels [N, K] and grids [N, K / group] of a matrix [N, K], with the `inverse_factor` [K, K] of its inputs' H."""
-    rest = matrix.clone()  # the columns not yet rounded, with what the rounded ones lost
-    inputs = matrix.shape[1]
+def round_compensated(matrix: Tensor, inputs: Inputs, group: int) -> tuple[Tensor, Grid]:
+    """Levels [N, K] and grids [N, K / group] of a matrix [N, K]; the grids are chosen before anything is rounded."""
+    order, factor = inputs.order, inputs.factor
+    grid = choose_grid(matrix.view(matrix.shape[0], -1, group), inputs.power.to(matrix).view(-1, group))
+    rest = matrix[:, order]  # the columns not yet rounded, with what the rounded ones lost
     levels = torch.empty_like(rest)
-    grids: list[Grid] = []
-    for start in range(0, inputs, BLOCK):
-        end = min(start + BLOCK, inputs)
+    groups = (order // group).tolist()
+    for start in range(0, len(groups), BLOCK):
+        end = min(start + BLOCK, len(groups))
         losses = torch.zeros_like(rest[:, start:end])
         for column in range(start, end):
-            if column % group == 0:
-                importance = factor.diagonal()[column : column + group].pow(-2)
-                grids.append(choose_grid(rest[:, column : column + group], importance))
+            own = Grid(grid.scale[:, groups[column]], grid.offset[:, groups[column]])
             one = rest[:, column, None]
-            levels[:, column, None] = grids[-1].nearest(one)
-            loss = (one - grids[-1].value(levels[:, column, None])) / factor[column, column]
+            levels[:, column, None] = own.nearest(one)
+            loss = (one - own.value(levels[:, column, None])) / factor[column, column]
             rest[:, column:end] -= loss * factor[column, column:end]
             losses[:, column - start] = loss[:, 0]
         rest[:, end:] -= losses @ factor[start:end, end:]
-    return levels, Grid(*(torch.stack(parts, dim=1) for parts in zip(*grids, strict=True)))
+    return levels[:, order.argsort()], grid
 
 
 def layer_error(matrix: Tensor, rounded: Tensor, hessian: Tensor) -> float:

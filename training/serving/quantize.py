@@ -38,11 +38,11 @@ def fitting_group(inputs: int, most: int) -> int:
 
 
 def quantize_weight(
-    matrix: Tensor, bits: int, group: int = 128, bias: Tensor | None = None, factor: Tensor | None = None
+    matrix: Tensor, bits: int, group: int = 128, bias: Tensor | None = None, inputs: gptq.Inputs | None = None
 ) -> Weight:
     """Quantize [N, K]. int4 takes the largest of 128, 64, 32 that is at most `group` and divides K.
 
-    With `factor` [K, K] (gptq.inverse_factor of the layer's inputs) int4 is rounded by GPTQ, else to the nearest level.
+    With what is known of the layer's `inputs` int4 is rounded by GPTQ, else to the nearest level.
     """
     wide = matrix.detach().float()
     bias = None if bias is None else bias.detach().clone()
@@ -52,10 +52,10 @@ def quantize_weight(
     if bits != 4:
         raise ValueError(f"{bits} bits can't be had: give 8 or 4")
     size = fitting_group(wide.shape[1], group)
-    if factor is None:
+    if inputs is None:
         levels, grid = gptq.round_to_nearest(wide, size)
     else:
-        levels, grid = gptq.round_compensated(wide, factor, size)
+        levels, grid = gptq.round_compensated(wide, inputs, size)
     return Weight(4, pack_nibbles(levels), bias, grid.scale.contiguous(), grid.offset.contiguous(), size)
 
 
@@ -72,7 +72,7 @@ def quantize_model(
     With calibration `rows` (token ids) the blocks' int4 layers are rounded by GPTQ.
     """
     if rows is not None and bits == 4:
-        quantize_blocks(model, rows, lambda layer, factor: quantize_layer(layer, bits, group, factor))
+        quantize_blocks(model, rows, lambda layer, inputs: quantize_layer(layer, bits, group, inputs))
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     for name, parent, key, module in _linears(model):
         is_head = module is output or name.endswith("lm_head")
@@ -82,9 +82,9 @@ def quantize_model(
     return model
 
 
-def quantize_layer(layer: Any, bits: int, group: int, factor: Tensor | None = None) -> QuantizedLinear:
+def quantize_layer(layer: Any, bits: int, group: int, inputs: gptq.Inputs | None = None) -> QuantizedLinear:
     matrix = layer.weight.t().contiguous() if isinstance(layer, Conv1D) else layer.weight
-    return QuantizedLinear(quantize_weight(matrix, bits, group, layer.bias, factor))
+    return QuantizedLinear(quantize_weight(matrix, bits, group, layer.bias, inputs))
 
 
 def _linears(model: nn.Module) -> list[tuple[str, nn.Module, str, Any]]:
