@@ -19,6 +19,7 @@ import numpy as np
 
 from training.data.templates import DEFAULT_TEMPLATE, TEMPLATES
 from training.errors import ConfigError, DataError, MissingInput
+from training.hub import hub_refusal
 
 CODEC_FILE = "navarch_codec.json"
 HUB_PREFIX = "hf:"
@@ -354,6 +355,8 @@ def _load_tokenizer(source: str, asked: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError and bare Exceptions here
+        if refusal := hub_refusal(asked, error):
+            raise refusal from error
         first = str(error).strip().split("\n")[0]
         raise MissingInput(
             f"No usable tokenizer in {asked}: {first} It needs tokenizer.json or the older files."

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
 from training.errors import ConfigError, MissingInput
+from training.hub import hub_refusal
 from training.models.attention import PACKED, supports_packed
 
 HUB_PREFIX = "hf:"
@@ -45,6 +46,8 @@ def load_config(path: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source)
     except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
+        if refusal := hub_refusal(path, error):
+            raise refusal from error
         raise ConfigError(f"The model's config in {path} can't be used: {_first_line(error)}") from error
 
 
@@ -67,6 +70,8 @@ def load_causal_lm(
             source, config=config, torch_dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except Exception as error:  # safetensors, pickle, zip and json each have their own
+        if refusal := hub_refusal(path, error):
+            raise refusal from error
         raise MissingInput(f"The weights in {path} can't be read: {_first_line(error)}") from error
     lost = [name for name in report["missing_keys"] if not name.endswith(("score.weight", ".inv_freq"))]
     if lost or report["mismatched_keys"]:

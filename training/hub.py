@@ -1,0 +1,39 @@
+"""The Hugging Face hub, or the mirror that HF_ENDPOINT names: why it did not give a model (no torch)."""
+
+from __future__ import annotations
+
+from training.errors import MissingInput
+
+HUB_PREFIX = "hf:"
+
+
+def hub_refusal(path: str, error: BaseException) -> MissingInput | None:
+    """What to tell when loading `hf:org/name` failed because of the hub; None when the cause lies elsewhere."""
+    if not path.startswith(HUB_PREFIX):
+        return None
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from requests import RequestException
+
+    model, causes = path[len(HUB_PREFIX) :], _causes(error)
+    if any(isinstance(cause, RepositoryNotFoundError | GatedRepoError) for cause in causes):
+        return MissingInput(
+            f"There is no model {model} on {constants.ENDPOINT}, or it needs HF_TOKEN: check the id, and set the token "
+            "in the job's `secrets`."
+        )
+    if any(isinstance(cause, LocalEntryNotFoundError | RequestException | ConnectionError) for cause in causes):
+        return MissingInput(
+            f"Could not fetch the model {model} from {constants.ENDPOINT}: it does not answer. Set HF_ENDPOINT to a "
+            "mirror in the job's `env`, or give a local folder."
+        )
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and everything that led to it."""
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found
