@@ -24,6 +24,7 @@ from training.models.heads import (
     RewardLoss,
     RewardModel,
     document_logprobs,
+    wins,
 )
 from training.models.load import from_config, load_causal_lm
 from training.models.lora import convert_to_lora, lora_layers
@@ -181,3 +182,7 @@ def test_an_export_that_is_not_the_trained_model_is_refused(tmp_path: Path) -> N
     with pytest.raises(TrainingError, match="differs from the trained one"):
         check_export(tmp_path / "bad", expected, tokens, tolerance=1e-3)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "good").config.use_cache
+
+
+def test_a_tie_counts_as_half_a_win() -> None:
+    assert wins(torch.tensor([2.0, 1.0, -1.0]), torch.tensor([1.0, 1.0, 3.0])).item() == 1.5

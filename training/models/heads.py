@@ -95,6 +95,11 @@ def _targets_with_owner(hidden: Tensor, batch: PackedBatch, owner: Tensor, chunk
     return hidden.index_select(0, index), batch.labels.index_select(0, index), owner.index_select(0, index)
 
 
+def wins(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """How often chosen is above rejected; a tie counts half, so that a head of zeros is as good as a coin."""
+    return (0.5 + 0.5 * torch.sign(chosen.detach() - rejected.detach())).sum()
+
+
 class PreferenceLoss(nn.Module):
     """Pairs → DPO's loss sum and its figures. The reference's log-probs come with the call, or from the model itself
     with its adapters off."""
@@ -126,7 +131,7 @@ class PreferenceLoss(nn.Module):
         )  # fmt: skip
         return {
             "loss": losses.sum(),
-            "accuracy": (rewards[:, 0] > rewards[:, 1]).float().sum(),
+            "accuracy": wins(rewards[:, 0], rewards[:, 1]),
             "margin": (rewards[:, 0] - rewards[:, 1]).sum(),
             "reward_chosen": rewards[:, 0].sum(),
             "reward_rejected": rewards[:, 1].sum(),
@@ -180,7 +185,7 @@ class RewardLoss(nn.Module):
             losses = losses + self.config.centering * centering_loss(chosen, rejected)
         return {
             "loss": losses.sum(),
-            "accuracy": (chosen > rejected).float().sum(),
+            "accuracy": wins(chosen, rejected),
             "margin": (chosen - rejected).detach().sum(),
             "score_chosen": chosen.detach().sum(),
             "score_rejected": rejected.detach().sum(),
