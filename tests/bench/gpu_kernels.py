@@ -13,6 +13,7 @@ import torch
 
 from training.rollout import kernels, kernels_linear, kernels_sampling, one_row
 from training.rollout.attention import decode_attention_reference, rotate
+from training.rollout.cache import LayerCache
 from training.rollout.families import alibi_slopes, rms_norm
 from training.rollout.linear import Weight, dequantize
 from training.rollout.sampling import SamplingRows, draw
@@ -64,19 +65,27 @@ def check_attention(device: str, dtype: torch.dtype, size: int, heads: int, kv: 
     slopes = alibi_slopes(heads).to(device) if alibi else None
     out_keys, out_values = keys.clone(), values.clone()
     actual = kernels.decode_attention(
-        q, k, v, out_keys, out_values, slots, positions, scale=size**-0.5, rotary=rotary, slopes=slopes, splits=splits
+        q,
+        k,
+        v,
+        LayerCache(out_keys, out_values, slots, positions),
+        scale=size**-0.5,
+        rotary=rotary,
+        slopes=slopes,
+        splits=splits,
     )
-    wide = [t.double() if dtype == torch.float32 else t.float() for t in (q, k, v, keys, values)]
-    table = None if rotary is None else tuple(t.to(wide[0].dtype) for t in rotary)
+    q, k, v, *wide = [t.double() if dtype == torch.float32 else t.float() for t in (q, k, v, keys, values)]
+    table = None if rotary is None else tuple(t.to(q.dtype) for t in rotary)
     expected = decode_attention_reference(
-        *wide,
-        slots,
-        positions,
+        q,
+        k,
+        v,
+        LayerCache(*wide, slots, positions),
         scale=size**-0.5,
         rotary=table,
         slopes=slopes,  # type: ignore[arg-type]
     )
-    error = max(distance(actual, expected), distance(out_keys, wide[3]), distance(out_values, wide[4]))
+    error = max(distance(actual, expected), distance(out_keys, wide[0]), distance(out_values, wide[1]))
     return error < (1e-5 if dtype == torch.float32 else 1e-2), {"error": error}
 
 
@@ -93,7 +102,7 @@ def check_store(device: str, dtype: torch.dtype, size: int, heads: int, kv: int)
     rotary = (angle.cos().contiguous(), angle.sin().contiguous())
     actual = [cache.clone() for cache in caches]
     expected = [cache.clone() for cache in caches]
-    q1, k1 = kernels.rotate_and_store(q, k, v, *actual, slots, positions, rotary)
+    q1, k1 = kernels.rotate_and_store(q, k, v, LayerCache(*actual, slots, positions), rotary)
     q2, k2 = (
         rotate(q, rotary[0][positions], rotary[1][positions]),
         rotate(k, rotary[0][positions], rotary[1][positions]),
@@ -157,9 +166,9 @@ def check_one_row_attention(size: int, heads: int, kv: int) -> Any:
         rotary = (angle.cos().contiguous(), angle.sin().contiguous())
         at = (torch.tensor([1], device="cuda"), torch.tensor([position], device="cuda"))
         expected = decode_attention_reference(
-            q.float(), k.float(), v.float(), wide[0], wide[1], *at, scale=size**-0.5, rotary=rotary
+            q.float(), k.float(), v.float(), LayerCache(*wide, *at), scale=size**-0.5, rotary=rotary
         )
-        out = one_row.attention(q, k, v, caches[0], caches[1], *at, scale=size**-0.5, rotary=rotary)
+        out = one_row.attention(q, k, v, LayerCache(*caches, *at), scale=size**-0.5, rotary=rotary)
         errors += [distance(out, expected), distance(caches, wide)]
     return max(errors) < 1e-2, {"error": max(errors)}
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
 from training.rollout import one_row
+from training.rollout.cache import LayerCache
 from training.rollout.cuda_runtime import Kernel
 from training.rollout.linear import Weight
 from training.serving.quantize import quantize_weight
@@ -114,7 +115,7 @@ def bench_steps(bits: int, position: int = 200) -> None:
     def attend(layer: int, qkv: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv.view(1, 40, 64).split([32, 4, 4], dim=1)
         return one_row.attention(
-            q, k, v, keys[layer], values[layer], slots, positions, scale=0.125, rotary=rotary,
+            q, k, v, LayerCache(keys[layer], values[layer], slots, positions), scale=0.125, rotary=rotary,
             ahead=[layers[name][layer].data for name in ("out", "gate_up", "down")],
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from training.rollout import one_row
 from training.rollout.attention import decode_attention_reference
+from training.rollout.cache import LayerCache
 from training.rollout.families import rms_norm
 from training.rollout.linear import Weight, dequantize
 from training.serving.quantize import quantize_weight
@@ -127,10 +128,11 @@ def test_attention_reads_and_extends_the_cache(
     slots, positions = torch.tensor([1]), torch.tensor([position])
     scale = size**-0.5
     expected = decode_attention_reference(
-        q.float(), k.float(), v.float(), *expected_caches, slots, positions, scale=scale, rotary=table
+        q.float(), k.float(), v.float(), LayerCache(*expected_caches, slots, positions), scale=scale, rotary=table
     )
     ahead = (torch.zeros(5000), torch.zeros(3), torch.zeros(9000))  # 20,000, 12 and 36,000 bytes
-    out = one_row.attention(q, k, v, caches[0], caches[1], slots, positions, scale=scale, rotary=table, ahead=ahead)
+    cache = LayerCache(*caches, slots, positions)
+    out = one_row.attention(q, k, v, cache, scale=scale, rotary=table, ahead=ahead)
     fetched = ctypes.c_longlong.in_dll(HostKernel.last.library, "fetched").value
     assert fetched == 56000, "each byte once, in pieces of 16 bytes"
     torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)

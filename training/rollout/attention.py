@@ -1,7 +1,7 @@
 """Attention of a rollout: one new token a row against its cached keys, and whole prompts packed end to end.
 
-Shapes: n rows, t packed tokens, H query heads, G key/value heads, D head size, S cache length. A cache layer is a
-tensor [slots, G, S, D]; row r of a batch lives in slot `slots[r]`.
+Shapes: n rows, t packed tokens, H query heads, G key/value heads, D head size, S cache length. Row r of a batch lives
+in slot `cache.slots[r]`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.rollout import kernels, one_row
+from training.rollout.cache import LayerCache
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -26,10 +27,7 @@ def decode_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    positions: Tensor,
+    cache: LayerCache,
     *,
     scale: float,
     rotary: tuple[Tensor, Tensor] | None = None,
@@ -40,31 +38,22 @@ def decode_attention(
 ) -> Tensor:
     """Write the new key and value of each row at its position, then attend to everything up to it.
 
-    q [n, H, D], k and v [n, G, D] before rotation; positions [n]; rotary = (cos, sin) tables [S, D/2] in fp32;
+    q [n, H, D], k and v [n, G, D] before rotation; rotary = (cos, sin) tables [S, D/2] in fp32;
     slopes [H] of ALiBi; `live` bounds the longest row (host knowledge, reference only); `splits` cuts each row's keys
     into that many parallel parts (kernel only); `ahead`: what is read next (a hint). Returns [n, H * D].
     """
-    if one_row.attends(q, key_cache, slopes, splits):
-        return one_row.attention(
-            q, k, v, key_cache, value_cache, slots, positions, scale=scale, rotary=rotary, ahead=ahead
-        )
+    if one_row.attends(q, cache.keys, slopes, splits):
+        return one_row.attention(q, k, v, cache, scale=scale, rotary=rotary, ahead=ahead)
     if q.is_cuda and kernels.AVAILABLE:
-        return kernels.decode_attention(
-            q, k, v, key_cache, value_cache, slots, positions, scale=scale, rotary=rotary, slopes=slopes, splits=splits
-        )
-    return decode_attention_reference(
-        q, k, v, key_cache, value_cache, slots, positions, scale=scale, rotary=rotary, slopes=slopes, live=live
-    )
+        return kernels.decode_attention(q, k, v, cache, scale=scale, rotary=rotary, slopes=slopes, splits=splits)
+    return decode_attention_reference(q, k, v, cache, scale=scale, rotary=rotary, slopes=slopes, live=live)
 
 
 def decode_attention_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    positions: Tensor,
+    cache: LayerCache,
     *,
     scale: float,
     rotary: tuple[Tensor, Tensor] | None = None,
@@ -74,14 +63,13 @@ def decode_attention_reference(
     """The same in plain PyTorch: what runs on a CPU and what the kernel is checked against."""
     n, heads, size = q.shape
     if rotary is not None:
-        cos, sin = rotary[0][positions], rotary[1][positions]
+        cos, sin = rotary[0][cache.positions], rotary[1][cache.positions]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    key_cache[slots, :, positions] = k.to(key_cache.dtype)
-    value_cache[slots, :, positions] = v.to(value_cache.dtype)
-    live = key_cache.shape[2] if live is None else live
-    keys, values = key_cache[slots, :, :live], value_cache[slots, :, :live]
+    cache.write(k, v)
+    live = cache.keys.shape[2] if live is None else live
+    keys, values = cache.keys[cache.slots, :, :live], cache.values[cache.slots, :, :live]
     offsets = torch.arange(live, device=q.device)
-    allowed = (offsets[None, :] <= positions[:, None])[:, None, None, :]
+    allowed = (offsets[None, :] <= cache.positions[:, None])[:, None, None, :]
     bias = allowed
     if slopes is not None:
         distance = (offsets[None, :] * slopes[:, None]).to(q.dtype)[None, :, None, :]
@@ -96,23 +84,19 @@ def rotate_and_store(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    positions: Tensor,
+    cache: LayerCache,
     rotary: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """Write keys and values of packed tokens to the cache; returns q [t, H, D] and k [t, G, D] rotated.
 
-    slots, positions [t]: where each token goes. rotary as in `decode_attention`.
+    rotary as in `decode_attention`.
     """
     if rotary is not None:
         if q.is_cuda and kernels.AVAILABLE:
-            return kernels.rotate_and_store(q, k, v, key_cache, value_cache, slots, positions, rotary)
-        cos, sin = rotary[0][positions], rotary[1][positions]
+            return kernels.rotate_and_store(q, k, v, cache, rotary)
+        cos, sin = rotary[0][cache.positions], rotary[1][cache.positions]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    key_cache[slots, :, positions] = k.to(key_cache.dtype)
-    value_cache[slots, :, positions] = v.to(value_cache.dtype)
+    cache.write(k, v)
     return q, k
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from training.rollout.attention import decode_attention, prefill_attention, rotate_and_store
+from training.rollout.cache import LayerCache
 from training.rollout.families import LlamaFamily, family_of, tune_one_row
 from training.rollout.slots import Features, Request, SlotTable, Snapshot
 
@@ -123,9 +124,8 @@ class Decoder:
         last = len(self.family.blocks) - 1
         for index, block in enumerate(self.family.blocks):
             state, q, k, v = block.inputs(state)
-            q, k = rotate_and_store(
-                q, k, v, self.table.keys[index], self.table.values[index], slots, positions, self.rotary
-            )
+            cache = LayerCache(self.table.keys[index], self.table.values[index], slots, positions)
+            q, k = rotate_and_store(q, k, v, cache, self.rotary)
             if index < last:
                 attended = prefill_attention(
                     q, k, v, bounds, lengths, longest, scale=block.scale, slopes=self.family.slopes
@@ -177,7 +177,7 @@ class Decoder:
         for index, block in enumerate(family.blocks):
             state, q, k, v = block.inputs(state)
             attended = decode_attention(
-                q, k, v, table.keys[index], table.values[index], slots, positions,
+                q, k, v, LayerCache(table.keys[index], table.values[index], slots, positions),
                 scale=block.scale, rotary=self.rotary, slopes=family.slopes, live=live, splits=splits,
                 ahead=block.ahead,
             )  # fmt: skip

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.rollout.cache import LayerCache
+
 try:
     import triton
     import triton.language as tl
@@ -218,17 +220,14 @@ def decode_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    positions: Tensor,
+    cache: LayerCache,
     *,
     scale: float,
     rotary: tuple[Tensor, Tensor] | None,
     slopes: Tensor | None,
     splits: int,
 ) -> Tensor:
-    """See attention.decode_attention. `splits` is a power of two; D is even; cache layers are contiguous."""
+    """See attention.decode_attention. `splits` is a power of two; D is even."""
     n, heads, size = q.shape
     kv_heads, half = k.shape[1], size // 2
     group = heads // kv_heads
@@ -240,10 +239,10 @@ def decode_attention(
         acc, best = out, (out, out)
     cos, sin = rotary if rotary is not None else (out, out)
     _attend[(n, kv_heads, splits)](
-        q, k, v, key_cache, value_cache, slots, positions, cos, sin, slopes if slopes is not None else out,
+        q, k, v, *cache, cos, sin, slopes if slopes is not None else out,
         out, acc, best[0], best[1], scale,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        key_cache.stride(0), key_cache.stride(1), heads,
+        cache.keys.stride(0), cache.keys.stride(1), heads,
         SIZE=size, HALF=half, BLOCK_HALF=max(16, triton.next_power_of_2(half)), GROUP=group,
         BLOCK_GROUP=max(16, triton.next_power_of_2(group)), BLOCK_KEYS=64 if size <= 128 else 32, SPLITS=splits,
         ROTARY=rotary is not None, ALIBI=slopes is not None, EXACT=q.dtype == torch.float32, num_warps=4, num_stages=2,
@@ -259,10 +258,7 @@ def rotate_and_store(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    positions: Tensor,
+    cache: LayerCache,
     rotary: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Rotate q [t, H, D] and k [t, G, D] of packed tokens, and write k and v [t, G, D] to the cache; see attention."""
@@ -271,9 +267,9 @@ def rotate_and_store(
     k_out = torch.empty((t, k.shape[1], size), dtype=k.dtype, device=k.device)
     half = size // 2
     _rotate_and_store[(t,)](
-        q, k, v, q_out, k_out, key_cache, value_cache, slots, positions, rotary[0], rotary[1],
+        q, k, v, q_out, k_out, *cache, rotary[0], rotary[1],
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        key_cache.stride(0), key_cache.stride(1), heads, k.shape[1],
+        cache.keys.stride(0), cache.keys.stride(1), heads, k.shape[1],
         SIZE=size, HALF=half, BLOCK_HALF=triton.next_power_of_2(half), num_warps=1,
     )  # fmt: skip
     return q_out, k_out

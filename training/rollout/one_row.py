@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from training.rollout import cuda_runtime
+from training.rollout.cache import LayerCache
 
 if TYPE_CHECKING:
     from training.rollout.linear import Weight
@@ -47,8 +48,7 @@ class Traits(NamedTuple):
 TILES = tuple(
     Tile(*tile)
     for tile in (
-        (8, 1, 4, 1), (8, 1, 2, 4), (4, 2, 4, 1), (4, 2, 4, 3), (4, 1, 4, 6), (4, 1, 8, 1), (4, 4, 4, 2), (8, 2, 2, 2),
-        (16, 1, 2, 2), (16, 1, 4, 1),
+        (8, 1, 4, 1), (4, 2, 4, 1), (4, 2, 4, 3), (4, 1, 4, 6), (4, 1, 8, 1), (16, 1, 2, 2), (16, 1, 4, 1),
     )
 )  # fmt: skip
 DEFAULT_TILE = TILES[0]
@@ -123,10 +123,7 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slots: Tensor,
-    positions: Tensor,
+    cache: LayerCache,
     *,
     scale: float,
     rotary: tuple[Tensor, Tensor] | None,
@@ -145,8 +142,8 @@ def attention(
         sizes.append(0 if tensor is None else min(tensor.nbytes, FETCHED - sum(sizes)))
     fetchers = -(-(sum(sizes) + 3 * FETCH) // (FETCH * ATTEND_THREADS // 32)) if sum(sizes) else 0
     _kernel("attend", q.device, tuple(macros.items())).launch(
-        heads + fetchers, ATTEND_THREADS, q, k, v, key_cache, value_cache, slots, positions, cos, sin, out, *fetched,
-        key_cache.stride(0), key_cache.stride(1), scale, ctypes.c_int(heads), *sizes,
+        heads + fetchers, ATTEND_THREADS, q, k, v, *cache, cos, sin, out, *fetched,
+        cache.keys.stride(0), cache.keys.stride(1), scale, ctypes.c_int(heads), *sizes,
     )  # fmt: skip
     return out
 
