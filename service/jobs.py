@@ -20,6 +20,7 @@ from jobs.spec import JobSpec, parse_spec, redacted
 from jobs.states import TERMINAL, Desired, JobState, Reason
 from service import schemas
 from service.errors import Problem
+from service.inputs import artifact_paths
 from service.paths import Resolved, resolve_paths
 from service.secrets import SecretBox
 from service.settings import Settings
@@ -286,17 +287,8 @@ class Jobs:
         )
 
     def _resolve(self, session: Session, spec: JobSpec) -> Resolved:
-        def artifact_path(name: str) -> str:
-            artifact = session.exec(select(Artifact).where(Artifact.name == name)).first()
-            if artifact is None:
-                raise Problem(
-                    "artifact_not_found", f"There is no artifact {name!r}.", "`navarch artifact ls` lists them."
-                )
-            if artifact.state != "ready":
-                raise Problem("artifact_not_found", f"Artifact {name!r} is {artifact.state}, not ready.")
-            return artifact.path
-
-        return resolve_paths(spec, [self._settings.data_dir, *self._settings.mount_roots], artifact_path)
+        roots = [self._settings.data_dir, *self._settings.mount_roots]
+        return resolve_paths(spec, roots, artifact_paths(session))
 
     @staticmethod
     def _check_possible(spec: JobSpec, hosts: Sequence[HostCapacity]) -> None:

@@ -41,7 +41,7 @@ def check_mount(source: Path, roots: Iterable[Path], what: str) -> Path:
     return real
 
 
-def resolve_paths(spec: JobSpec, roots: list[Path], artifact_path: Callable[[str], str]) -> Resolved:
+def resolve_paths(spec: JobSpec, roots: list[Path], artifact_path: Callable[[str, str], str]) -> Resolved:
     """Checks every host path of a spec and rewrites `artifact:NAME`. Raises Problem."""
     for mount in spec.mounts:
         check_mount(Path(mount.source), roots, "The mount")
@@ -59,7 +59,7 @@ def resolve_paths(spec: JobSpec, roots: list[Path], artifact_path: Callable[[str
         if value.startswith(ARTIFACT_PREFIX):
             name, _, rest = value.removeprefix(ARTIFACT_PREFIX).partition("/")
             target = f"/workspace/artifacts/{name}"
-            resolved.mounts[target] = Mount(source=artifact_path(name), target=target, read_only=True)
+            resolved.mounts[target] = Mount(source=artifact_path(name, where), target=target, read_only=True)
             return f"{target}/{rest}" if rest else target
         if not value.startswith("/"):
             return value
@@ -67,7 +67,12 @@ def resolve_paths(spec: JobSpec, roots: list[Path], artifact_path: Callable[[str
         host_path = file + ".py" if colon else value
         if any(host_path == t or host_path.startswith(t + "/") for t in targets):
             return value
-        check_mount(Path(host_path), roots, f"`{where}`:")
+        try:
+            check_mount(Path(host_path), roots, f"`{where}`:")
+        except Problem as problem:
+            if not Path(host_path).suffix and not colon:
+                problem.hint = f"{problem.hint or ''} The Hugging Face hub's are written hf:org/name.".strip()
+            raise
         resolved.mounts.setdefault(host_path, Mount(source=host_path, target=host_path, read_only=True))
         return value
 

@@ -94,6 +94,27 @@ def test_paths_are_checked_at_submit(world: World, tmp_path: Path) -> None:
     assert world.jobs.submit(inside).job.resolved["training"]["model"] == "/models/x"
 
 
+def test_an_artifact_of_another_kind_or_name_is_refused_with_the_right_one(world: World, tmp_path: Path) -> None:
+    serve = {"type": "serve", "image": "cpu"}
+    with world.database.write() as session:
+        for kind in ("model", "adapter"):
+            session.add(Artifact(id=kind, name=f"run-{kind}", kind=kind, path=str(tmp_path)))
+
+    def refused(**changed: str) -> Problem:
+        with pytest.raises(Problem) as caught:
+            world.jobs.submit({**serve, **changed})
+        return caught.value
+
+    assert "run-model" in (refused(model="artifact:run").hint or "")
+    assert (refused(model="artifact:run-modle").hint or "").startswith("Did you mean run-model")
+    wrong = refused(model="artifact:run-adapter")
+    assert (
+        wrong.code == "invalid_spec" and "is an adapter" in wrong.detail and "artifact:run-model" in (wrong.hint or "")
+    )
+    assert world.jobs.submit({**serve, "model": "artifact:run-model", "adapter": "artifact:run-adapter"})
+    assert "hf:org/name" in (refused(model="/nowhere/meta/llama").hint or "")
+
+
 def test_secrets_are_nowhere_readable(world: World) -> None:
     job = world.jobs.submit({**COMMAND, "secrets": {"TOKEN": "s3cret-value"}}).job
     assert job.document["secrets"] == {"TOKEN": REDACTED}
