@@ -11,7 +11,15 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 
 from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine
-from training.rollout.linear import QuantizedLinear, dequantize, fuse_linears, product, weight_of
+from training.rollout.linear import (
+    QuantizedLinear,
+    dequantize,
+    fuse_linears,
+    pack_nibbles,
+    product,
+    unpack_nibbles,
+    weight_of,
+)
 from training.serving.quantize import (
     is_quantized,
     load_quantized,
@@ -103,6 +111,21 @@ def test_a_quantized_model_saves_loads_and_generates_alike(name: str, bits: int,
         logits = model(row).logits[0].float().log_softmax(-1)
     expected = logits[torch.arange(2, 18), first.tokens[0, 3:19]]
     torch.testing.assert_close(first.logprobs[0], expected, atol=2e-4, rtol=1e-4)
+
+
+def test_a_model_in_another_layout_is_refused(tmp_path: Path) -> None:
+    save_quantized(quantize_model(make_model("llama"), 4, group=32), tmp_path / "old", 4, 32)
+    facts = tmp_path / "old" / "navarch_quantization.json"
+    facts.write_text(facts.read_text().replace('"layout": 2', '"layout": 1'))
+    with pytest.raises(ValueError, match="quantize the model again"):
+        load_quantized(tmp_path / "old", torch.float32)
+
+
+def test_nibbles_come_back_and_unfilled_blocks_end_in_zeros() -> None:
+    levels = torch.randint(0, 16, (5, 224))
+    words = pack_nibbles(levels)
+    assert words.shape == (5, 32) and torch.equal(unpack_nibbles(words)[:, :224], levels.int())
+    assert not unpack_nibbles(words)[:, 224:].any()
 
 
 def test_int8_moves_perplexity_less_than_int4() -> None:

@@ -31,8 +31,8 @@ class _LaunchConfig(ctypes.Structure):
 
 @functools.cache
 def available() -> bool:
-    """Whether this process can compile and launch: an NVIDIA device, its driver and NVRTC."""
-    if not torch.cuda.is_available() or torch.version.cuda is None:
+    """Whether this process can compile and launch: an NVIDIA device with bf16, its driver and NVRTC."""
+    if not torch.cuda.is_available() or torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
         return False
     try:
         _nvrtc(), _driver()

@@ -26,6 +26,8 @@ from training.serving import gptq
 from training.serving.calibration import LENGTH, ROWS, quantize_blocks, rows_from_data, rows_from_model
 
 QUANTIZED_FILE = "navarch_quantization.json"
+LAYOUT = 2
+"""Of the words of int4 weights (linear.pack_nibbles); a file of another one can't be read."""
 GROUPS = (128, 64, 32)
 
 
@@ -112,7 +114,7 @@ def save_quantized(model: Any, folder: Path, bits: int, group: int) -> None:
         for name, module in model.named_modules()
         if isinstance(module, QuantizedLinear)
     }
-    facts = {"bits": bits, "group": group, "layers": layers}
+    facts = {"layout": LAYOUT, "bits": bits, "group": group, "layers": layers}
     (folder / QUANTIZED_FILE).write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -127,16 +129,19 @@ def load_quantized(folder: str | Path, dtype: torch.dtype) -> Any:
     from transformers.modeling_utils import no_init_weights
 
     folder = Path(folder)
-    layers = json.loads((folder / QUANTIZED_FILE).read_text())["layers"]
+    facts = json.loads((folder / QUANTIZED_FILE).read_text())
+    layers = facts["layers"]
+    if facts.get("layout") != LAYOUT:
+        raise ValueError(f"{folder} was quantized by another version of this program: quantize the model again")
     tensors = load_file(str(folder / "model.safetensors"))
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)), torch_dtype=dtype)
-    for name, facts in layers.items():
+    for name, layer in layers.items():
         parent_name, _, key = name.rpartition(".")
         parts = (tensors[f"{name}.data"], tensors.get(f"{name}.bias"))
         scales = (tensors[f"{name}.scale"], tensors.get(f"{name}.offset"))
         bias = None if parts[1] is None else parts[1].to(dtype)
-        weight = Weight(facts["bits"], parts[0], bias, scales[0], scales[1], facts["group"])
+        weight = Weight(layer["bits"], parts[0], bias, scales[0], scales[1], layer["group"])
         setattr(model.get_submodule(parent_name), key, QuantizedLinear(weight))
     rest = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
