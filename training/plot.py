@@ -13,15 +13,19 @@ from training.errors import DataError, MissingInput
 
 WIDTH, HEIGHT, COLUMNS = 420, 240, 2
 LEFT, RIGHT, TOP, BOTTOM = 52, 52, 34, 34
+FEW = 8
+"""Points of a series up to this number are marked by dots."""
 COLORS = ("#2563eb", "#dc2626", "#059669", "#9333ea")
-CHOICES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("reward",), ("kl",)),
-    (("accuracy", "eval/accuracy"), ()),
-    (("loss", "eval/loss"), ()),
+CHOICES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("reward", ("reward",), ("kl",)),
+    ("reward_chosen", ("margin", "eval/margin"), ("eval/accuracy",)),
+    ("accuracy", ("accuracy", "eval/accuracy"), ()),
+    ("loss", ("loss", "eval/loss"), ()),
 )
-"""Series on the left axis and on the right one; a run gets the first choice of which it has the first series."""
+"""A series that a run must have, then what is drawn on the left axis and on the right one; the first match counts."""
 NAMES = {"kl": "KL (nats a completion)", "eval/loss": "held-out loss", "eval/accuracy": "held-out accuracy",
-         "loss": "training loss", "accuracy": "training accuracy"}  # fmt: skip
+         "loss": "training loss", "accuracy": "training accuracy", "margin": "training margin",
+         "eval/margin": "held-out margin"}  # fmt: skip
 
 
 @dataclass
@@ -62,8 +66,8 @@ def smoothed(points: list[tuple[float, float]], window: int) -> list[tuple[float
 
 def lines_of(series: dict[str, list[tuple[float, float]]]) -> tuple[list[Line], list[Line]]:
     """What is drawn on the left and on the right axis."""
-    for left, right in CHOICES:
-        if left[0] in series:
+    for needed, left, right in CHOICES:
+        if needed in series:
             sides = []
             for names in (left, right):
                 kept = [name for name in names if name in series]
@@ -101,12 +105,17 @@ def panel(title: str, left: list[Line], right: list[Line], x: int, y: int) -> st
         for line in lines:
             color = COLORS[number % len(COLORS)]
             number += 1
-            path = " ".join(
+            places = [
                 f"{LEFT + (step - low_step) / (high_step - low_step) * inner_width:.1f},"
                 f"{TOP + (high - value) / spread * inner_height:.1f}"
                 for step, value in line.points
-            )
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
+            ]
+            parts.append(f'<polyline points="{" ".join(places)}" fill="none" stroke="{color}" stroke-width="1.6"/>')
+            if len(places) <= FEW:
+                parts += [
+                    f'<circle cx="{place.split(",")[0]}" cy="{place.split(",")[1]}" r="2.5" fill="{color}"/>'
+                    for place in places
+                ]
             parts.append(f'<text x="{legend}" y="{TOP - 6}" fill="{color}">{escape(line.name)}</text>')
             legend += 7 * len(line.name) + 14
     return "\n".join([*parts, "</g>"])
@@ -135,9 +144,9 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(list(arguments))
     runs = []
     for text in given.runs:
-        title, named, path = text.partition("=")
-        place = Path(path if named else text)
-        runs.append((title if named else place.stem if place.is_file() else place.name, read_events(place)))
+        title, _, path = ("", "", text) if Path(text).exists() else text.rpartition("=")
+        place = Path(path)
+        runs.append((title or (place.stem if place.is_file() else place.name), read_events(place)))
     given.out.write_text(draw(runs), encoding="utf-8")
     print(f"drew {len(runs)} runs into {given.out}")
     return 0
