@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, LlamaConfig
 
-from training.rollout import one_row
+from training.generation_config import GenerationConfig
+from training.rollout import RolloutEngine, fuse_projections, one_row
 from training.rollout.attention import decode_attention_reference
 from training.rollout.cache import LayerCache
 from training.rollout.families import rms_norm
 from training.rollout.linear import Weight, dequantize
-from training.serving.quantize import quantize_weight
+from training.serving.quantize import quantize_model, quantize_weight
 
 GEMV = """
 extern "C" void run(int blocks, int threads, void** p, int outputs, float eps) {
@@ -68,6 +71,7 @@ class HostKernel:
 
 @pytest.fixture
 def on_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @functools.cache
     def kernel(name: str, device: torch.device, macros: tuple[tuple[str, int], ...]) -> HostKernel:
         return HostKernel(one_row.source(), name, dict(macros), tmp_path)
 
@@ -138,3 +142,32 @@ def test_attention_reads_and_extends_the_cache(
     torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
     torch.testing.assert_close(caches.float(), expected_caches, rtol=0.01, atol=0.01)
     assert (out.float() - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("intermediate", [96, 128])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_model_decodes_one_row_alike_whether_all_its_layers_fit_the_kernel_or_not(
+    on_host: None, intermediate: int, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """96 inputs are no whole spans of int8: such a layer, and with it its block, must take the other way."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=64, intermediate_size=intermediate, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval().bfloat16()
+    if bits < 16:
+        quantize_model(model, bits, 32)
+    fuse_projections(model)
+    runs = []
+    for serves in (lambda x, weight: x.shape[0] == 1 and weight is not None and one_row.fits(weight), one_row.serves):
+        monkeypatch.setattr(one_row, "serves", serves)
+        engine = RolloutEngine(model, max_batch=1, max_length=32)
+        runs.append(engine.generate([[5, 6, 7, 8]], GenerationConfig(max_new_tokens=4), seeds=[3]))
+    assert torch.equal(runs[0].tokens, runs[1].tokens)
+    torch.testing.assert_close(runs[0].logprobs, runs[1].logprobs, atol=0.01, rtol=0)
+
+
+def test_a_shape_that_the_kernel_cannot_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="8-bit weight of 96 inputs"):
+        one_row.gemv(torch.zeros(1, 96).bfloat16(), quantize_weight(torch.randn(16, 96), 8))

@@ -39,6 +39,13 @@ class Weight(NamedTuple):
     def outputs(self) -> int:
         return self.data.shape[0]
 
+    @property
+    def inputs(self) -> int:
+        if self.bits == 4:
+            assert self.scale is not None
+            return self.scale.shape[1] * self.group
+        return self.data.shape[1]
+
 
 class QuantizedLinear(nn.Module):
     """A linear layer with int8 or int4 weights; activations keep their type. Same shapes as nn.Linear."""
@@ -53,7 +60,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return int(self.scale.shape[1]) * self.group if self.bits == 4 else int(self.data.shape[1])
+        return self.as_weight().inputs
 
     @property
     def out_features(self) -> int:

@@ -70,13 +70,17 @@ def _kernel(name: str, device: torch.device, macros: cuda_runtime.Macros) -> cud
 
 
 def serves(x: Tensor, weight: Weight | None) -> bool:
-    """Whether `gemv` can do this product."""
+    """Whether `gemv` can do this product for a row like x (on its device, of its type; its length does not count)."""
     if weight is None or x.shape[0] != 1 or not x.is_cuda or x.dtype != torch.bfloat16:
         return False
-    multiple = {4: 32, 8: 64, 16: 32}[weight.bits]
-    if x.shape[1] % multiple or (weight.bits == 16 and weight.data.dtype != torch.bfloat16):
+    return fits(weight) and cuda_runtime.available()
+
+
+def fits(weight: Weight) -> bool:
+    """Whether the weight's shape and type are ones that the kernel reads: whole spans of 64 bytes a row."""
+    if weight.bits == 16 and weight.data.dtype != torch.bfloat16:
         return False
-    return cuda_runtime.available()
+    return weight.inputs % {4: 32, 8: 64, 16: 32}[weight.bits] == 0
 
 
 def gemv(
@@ -94,7 +98,9 @@ def gemv(
     f is RMSNorm with `norm` = (weight [K], eps), or nothing. With `gated` the weight's first half of rows gives g, the
     second u, and the result [1, N / 2] is silu(g) * u. Sums are fp32.
     """
-    inputs, outputs = x.shape[1], weight.outputs // (2 if gated else 1)
+    inputs, outputs = weight.inputs, weight.outputs // (2 if gated else 1)
+    if not fits(weight) or x.shape != (1, inputs):
+        raise ValueError(f"the one-row product takes no {weight.bits}-bit weight of {inputs} inputs by {list(x.shape)}")
     out = torch.empty((1, outputs), dtype=out_dtype, device=x.device)
     traits = Traits(norm is not None, gated, residual is not None, out_dtype == torch.float32)
     tile = tile or _best.get(_product(inputs, weight, traits), DEFAULT_TILE)
