@@ -23,8 +23,8 @@ from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine
 from training.serving.gptq import Inputs, inputs_of
 
-ROWS, LENGTH = 48, 512
-"""Calibration rows, and tokens in each."""
+ROWS, LENGTH = 16, 512
+"""Calibration rows, and tokens in each; 40 rows were hardly better (perplexity +12.9 instead of +13.1 %)."""
 Replace = Callable[[nn.Module, Inputs], nn.Module]
 """(layer, what is known of its inputs) -> what takes the layer's place."""
 
