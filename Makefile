@@ -25,11 +25,12 @@ test-unit: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/unit -q -n 2
 
 test-training: $(VENV)/.dev
+	@bash scripts/test_tools.sh training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training -q
 
 test-docker: $(VENV)/.dev
 	@bash scripts/engine.sh
-	@bash scripts/test_tools.sh
+	@bash scripts/test_tools.sh docker
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
 	$(BIN)/python -m pytest tests/docker -q
 
