@@ -1,7 +1,9 @@
 """Whatever ends a container from outside is told apart in the job's reason, against a real engine."""
 
+import io
 import signal
 import socket
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,8 +107,14 @@ def test_image_that_is_nowhere(plane: Plane) -> None:
     assert "navarch image build" in (job.message or "")
 
 
-def test_image_without_navarch_layer(plane: Plane) -> None:
-    job = plane.ended(plane.submit("true", image="debian:bookworm-minbase"))
+def test_image_without_navarch_layer(plane: Plane, docker_client: docker.DockerClient) -> None:
+    nothing = io.BytesIO()
+    tarfile.open(fileobj=nothing, mode="w").close()
+    docker_client.api.import_image_from_data(nothing.getvalue(), repository="navarch-test-bare")
+    try:
+        job = plane.ended(plane.submit("true", image="navarch-test-bare"))
+    finally:
+        docker_client.images.remove("navarch-test-bare", force=True)
     assert (job.state, job.reason) == ("failed", "image_unavailable")
     assert "ssh: false" in (job.message or "")
 
