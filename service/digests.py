@@ -26,7 +26,8 @@ def digest_of(path: Path, stopping: threading.Event | None = None) -> tuple[str,
     """`sha256:…` of a file or folder, and its bytes.
 
     A file's is its SHA-256. A folder's is the SHA-256 of what `sha256sum` prints of its files in the order of their
-    paths, so anybody can check it: `find -L . -type f -printf '%P\\n' | LC_ALL=C sort | xargs sha256sum | sha256sum`.
+    paths, so anybody can check it:
+    `find . -xtype f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum`.
     Raises OSError when something can't be read.
     """
     stopping = stopping or threading.Event()

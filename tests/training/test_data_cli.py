@@ -155,10 +155,10 @@ def test_synthetic_data_is_reproducible_and_never_holds_the_test_questions(tmp_p
     assert set(prompts()) <= {question for question, _ in held_out()} | {CONTROL[0]}
 
 
-def test_synthetic_data_needs_no_torch(tmp_path: Path) -> None:
+def test_data_synthesize_needs_only_what_the_control_plane_has(tmp_path: Path) -> None:
     program = (
-        "import sys; from training.data.synthetic import synthesize; "
-        f"synthesize({str(tmp_path / 'a.jsonl')!r}, 5); "
+        "import sys; from training.cli import main; "
+        f"assert main(['data', 'synthesize', {str(tmp_path / 'a.jsonl')!r}, '--rows', '5']) == 0; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

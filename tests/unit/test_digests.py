@@ -22,6 +22,10 @@ def folder(tmp_path: Path) -> Path:
     (folder / "sub" / "weights").write_bytes(bytes(range(256)) * 9000)
     (folder / "sub-a").write_text("sorts before sub/, by bytes")
     (folder / "linked").symlink_to(folder / "config.json")
+    (folder / "two words").write_text("a name with a space")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("behind a linked folder: not counted")
+    (folder / "folder").symlink_to(tmp_path / "elsewhere")
     return folder
 
 
@@ -35,7 +39,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 def test_digest_is_what_sha256sum_says(folder: Path) -> None:
     told = subprocess.run(
-        "find -L . -type f -printf '%P\\n' | LC_ALL=C sort | xargs sha256sum | sha256sum",
+        "find . -xtype f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum",
         shell=True, cwd=folder, capture_output=True, text=True, check=True,
     ).stdout.split()[0]  # fmt: skip
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

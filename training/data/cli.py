@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.data.check import all_text, check_rows, open_for, stages_for
 from training.data.config import DataSource
 from training.data.formats import FORMATS, STAGE_KINDS
 from training.data.records import Placed, SourceRows
@@ -77,6 +76,8 @@ def _source(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(options: argparse.Namespace) -> tuple[SourceRows, Any]:
+    from training.data.check import open_for  # needs numpy, which `synthesize` does without
+
     if options.max_length and not options.model:
         raise ConfigError("--max-length counts tokens: give --model too, whose tokenizer makes them.")
     try:
@@ -95,6 +96,8 @@ def _open(options: argparse.Namespace) -> tuple[SourceRows, Any]:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from training.data.check import check_rows, stages_for
+
     rows, codec = _open(options)
     result = check_rows(rows, codec, options.max_length)
     if options.json:
@@ -146,6 +149,7 @@ def _stats(options: argparse.Namespace) -> int:
 
 
 def _dedup(options: argparse.Namespace) -> int:
+    from training.data.check import all_text
     from training.data.dedup import find_duplicates
 
     if not 0 < options.threshold <= 1:
