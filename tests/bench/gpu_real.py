@@ -1,4 +1,4 @@
-"""Trains the real SmolLM2-135M-Instruct on real data: SFT on instructions, then RM (4 folds) and DPO on pairs.
+"""Trains the real SmolLM2-135M-Instruct on real data: SFT on instructions, then RM and DPO on pairs (4 folds).
 
 Prints one JSON line per run with held-out figures before and after; the events of each run go to --out for curves.
 
@@ -16,6 +16,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+Runs = dict[str, list[str]]
 
 
 def train(stage: str, run_dir: Path, limit: float, *overrides: str) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def say(name: str, result: dict[str, Any]) -> None:
 
 
 COMMON = ["eval.at_start=true", "log.every=1", "log.tensorboard=false", "train.compile=off"]
-REWARD = {
+REWARD: Runs = {
     "head": [
         "reward.trunk=frozen",
         "train.lr=1e-3",
@@ -57,6 +59,16 @@ REWARD = {
     "lora": ["lora.rank=8", "train.lr=2e-4", "train.epochs=2", "train.tokens_per_batch=8192"],
 }
 """Settings of the reward model: 300 pairs are few, so what matters is how little is fitted."""
+PREFERENCE: Runs = {
+    "full": [
+        "train.lr=2e-5",
+        "train.epochs=1",
+        "train.tokens_per_batch=4096",
+        "eval.every=20",
+        "checkpoint.keep_best=false",
+    ],
+}
+"""One epoch of some 60 steps; with lr 5e-6 they move nothing, and later epochs learn the pairs by heart."""
 
 
 def sft(model: str, data: Path, out: Path, limit: float) -> None:
@@ -68,52 +80,40 @@ def sft(model: str, data: Path, out: Path, limit: float) -> None:
     say("sft alpaca_en_demo", result)
 
 
-def reward(
-    model: str, data: Path, out: Path, limit: float, folds: int, parallel: int, settings: list[str]
-) -> None:  # fmt: skip
-    """Held-out accuracy on every pair of dpo_en_demo, each scored by a model that didn't see it."""
+def folds(stage: str, data: Path, out: Path, limit: float, count: int, parallel: int, runs: Runs) -> None:
+    """Held-out figures on every pair of dpo_en_demo, each of a model that didn't see it; `runs` are named overrides."""
     pairs = json.loads((data / "dpo_en_demo.json").read_text())
     folder = Path(tempfile.mkdtemp())
     jobs = []
-    for fold in range(folds):
-        learn = [row for number, row in enumerate(pairs) if number % folds != fold]
-        held = [row for number, row in enumerate(pairs) if number % folds == fold]
+    for fold in range(count):
+        learn = [row for number, row in enumerate(pairs) if number % count != fold]
+        held = [row for number, row in enumerate(pairs) if number % count == fold]
         for name, rows in (("learn", learn), ("held", held)):
             (folder / f"{name}{fold}.json").write_text(json.dumps(rows))
-        jobs += [(setting, fold, len(held)) for setting in settings]
+        jobs += [(setting, fold, len(held)) for setting in runs]
 
     def one(job: tuple[str, int, int]) -> dict[str, Any]:
         setting, fold, _ = job
         return train(
-            "rm", out / f"rm-{setting.replace(' ', '-')}-{fold}", limit, f"model={model}",
-            f"data.sources=[{folder / f'learn{fold}.json'}]", f"data.eval=[{folder / f'held{fold}.json'}]",
-            "train.max_length=2048", "reward.head_init=zero", *REWARD[setting], *COMMON,
+            stage, out / f"{stage}-{setting}-{fold}", limit, f"data.sources=[{folder / f'learn{fold}.json'}]",
+            f"data.eval=[{folder / f'held{fold}.json'}]", "train.max_length=2048", *runs[setting], *COMMON,
         )  # fmt: skip
 
     with ThreadPoolExecutor(parallel) as pool:
         results = list(pool.map(one, jobs))
     for (setting, fold, _), result in zip(jobs, results, strict=True):
-        say(f"rm dpo_en_demo {setting}, fold {fold}", result)
-    for setting in settings:
+        say(f"{stage} dpo_en_demo {setting}, fold {fold}", result)
+    for setting in runs:
         scored = [
-            (result["last"]["eval/accuracy"], count)
-            for (name, _, count), result in zip(jobs, results, strict=True)
+            (result["last"], held)
+            for (name, _, held), result in zip(jobs, results, strict=True)
             if name == setting and "error" not in result
         ]
         if scored:
-            total = sum(count for _, count in scored)
-            mean = sum(accuracy * count for accuracy, count in scored) / total
-            error = (mean * (1 - mean) / total) ** 0.5
-            say(f"rm {setting}: all folds", {"accuracy": mean, "standard_error": error, "pairs": total})
-
-
-def dpo(model: str, data: Path, out: Path, limit: float) -> None:
-    result = train(
-        "dpo", out / "dpo", limit, f"model={model}", f"data.sources=[{data / 'dpo_en_demo.json'}]",
-        "data.eval_fraction=0.2", "train.epochs=2", "train.lr=5e-6", "train.max_length=2048",
-        "train.tokens_per_batch=16384", *COMMON,
-    )  # fmt: skip
-    say("dpo dpo_en_demo", result)
+            total = sum(held for _, held in scored)
+            mean = {key: sum(last[key] * held for last, held in scored) / total for key in scored[0][0]}
+            error = (mean["eval/accuracy"] * (1 - mean["eval/accuracy"]) / total) ** 0.5
+            say(f"{stage} {setting}: all folds", {**mean, "standard_error": error, "pairs": total})
 
 
 def main() -> None:
@@ -123,18 +123,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--limit", type=float, default=120, help="seconds for one run")
     parser.add_argument("--folds", type=int, default=4)
-    parser.add_argument("--parallel", type=int, default=6, help="reward models trained at the same time")
+    parser.add_argument("--parallel", type=int, default=6, help="folds trained at the same time")
     parser.add_argument("--settings", nargs="*", default=["head"], choices=list(REWARD), help="of the reward model")
     parser.add_argument("--only", nargs="*", default=["sft", "rm", "dpo"])
     arguments = parser.parse_args()
     out = arguments.out or Path(tempfile.mkdtemp())
     if "sft" in arguments.only:
         sft(arguments.model, arguments.data, out, arguments.limit)
+    pairs = arguments.data, out, arguments.limit, arguments.folds, arguments.parallel
     if "rm" in arguments.only:
-        reward(arguments.model, arguments.data, out, arguments.limit, arguments.folds, arguments.parallel,
-               arguments.settings)  # fmt: skip
+        model = [f"model={arguments.model}", "reward.head_init=zero"]
+        folds("rm", *pairs, {name: [*model, *REWARD[name]] for name in arguments.settings})
     if "dpo" in arguments.only:
-        dpo(arguments.model, arguments.data, out, arguments.limit)
+        folds("dpo", *pairs, {name: [f"model={arguments.model}", *chosen] for name, chosen in PREFERENCE.items()})
 
 
 if __name__ == "__main__":
