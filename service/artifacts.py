@@ -8,11 +8,11 @@ from pathlib import Path
 from sqlmodel import col, select
 
 from service.errors import Problem
-from service.jobs import new_id
 from service.paths import check_mount
 from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record
+from service.store.ids import new_id
 from service.store.tables import Artifact, Job
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")

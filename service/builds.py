@@ -13,10 +13,10 @@ from images.build import BuildOptions, Built, build, with_network
 from images.catalog import remove_leftovers
 from images.errors import ImageError
 from service.collector.hub import Hub
-from service.jobs import new_id
 from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record
+from service.store.ids import new_id
 from service.store.tables import ImageBuild
 
 log = structlog.get_logger("builds")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 
 from sqlmodel import Session, col, select
 
@@ -24,6 +25,13 @@ def artifact_paths(session: Session) -> ArtifactPath:
             raise Problem("artifact_not_found", f"There is no artifact {name!r}.", _hint(session, name))
         if artifact.state != "ready":
             raise Problem("artifact_not_found", f"Artifact {name!r} is {artifact.state}, not ready.")
+        if not Path(artifact.path).exists():
+            raise Problem(
+                "path_missing",
+                f"The files of artifact {name!r} are gone: {artifact.path} does not exist.",
+                f"Put them back, or forget it: `navarch artifact rm {name}`.",
+                path=artifact.path,
+            )
         if where in _MODELS and artifact.kind in ("adapter", "dataset"):
             merged = name.removesuffix("-adapter") + "-model"
             there = session.exec(select(Artifact.name).where(Artifact.name == merged)).first()

@@ -6,7 +6,7 @@ from sqlmodel import Session, col, select
 
 from jobs.launch import LABEL_ATTEMPT, LABEL_JOB, LABEL_REPLICA
 from jobs.states import PLACED, TERMINAL, JobState
-from service.controller.context import Engines
+from service.engine.base import Engines
 from service.engine.errors import EngineError
 from service.schemas import Check
 from service.store.database import Database

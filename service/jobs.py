@@ -1,8 +1,7 @@
-"""What can be done with jobs: submit, plan, stop, delete. The API and the tests call these; each is one transaction."""
+"""What can be done with jobs: submit, stop, delete. The API and the tests call these; each is one transaction."""
 
 import hashlib
 import json
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,25 +12,22 @@ from typing import Any
 from sqlalchemy import delete as sql_delete
 from sqlmodel import Session, col, select
 
-from jobs.launch import Address, ContainerPlan, Launch, plan_containers, pool_ports
-from jobs.placement import Demand, HostCapacity, Placement, impossible, place
-from jobs.problems import SpecError
-from jobs.spec import JobSpec, parse_spec, redacted
+from jobs.placement import HostCapacity
+from jobs.spec import JobSpec, redacted
 from jobs.states import TERMINAL, Desired, JobState, Reason
-from service import schemas
+from service.admission import check_possible, demand_of, parse, resolve
 from service.errors import Problem
-from service.inputs import artifact_paths
-from service.paths import Resolved, resolve_paths
+from service.paths import Resolved
 from service.secrets import SecretBox
 from service.settings import Settings
 from service.store.capacity import capacities
 from service.store.database import Database
 from service.store.events import record_job, transition
+from service.store.ids import new_id
 from service.store.tables import Artifact, Attempt, Event, Idempotency, Job, Replica
 
 Wake = Callable[[str], None]
 _REMOVAL_POLL_S = 0.05
-_IDS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 @dataclass(frozen=True)
@@ -85,31 +81,6 @@ class _Known:
         return cls(names, keys)
 
 
-def new_id() -> str:
-    """Ten characters, sortable by time to a quarter of a second, then random."""
-    moment = int(time.time() * 4)
-    stamp = "".join(_IDS[(moment >> shift) & 31] for shift in range(30, -5, -5))
-    return stamp + "".join(secrets.choice(_IDS) for _ in range(5))
-
-
-def parse(document: Mapping[str, Any]) -> JobSpec:
-    """The spec in a document. Raises Problem `invalid_spec` that names every mistake."""
-    try:
-        return parse_spec(document)
-    except SpecError as error:
-        raise Problem(
-            "invalid_spec",
-            " ".join(p.message if p.message.endswith((".", "?")) else f"{p.message}." for p in error.problems),
-            "`navarch submit --dry-run` checks a job without starting it.",
-            problems=[{"path": p.path, "message": p.message} for p in error.problems],
-        ) from None
-
-
-def demand_of(spec: JobSpec) -> Demand:
-    r = spec.resources
-    return Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec), r.cpus, r.memory)
-
-
 def find(session: Session, id_or_name: str) -> Job:
     """The job with this id, else the newest with this name. Raises Problem `job_not_found`."""
     job = session.get(Job, id_or_name)
@@ -160,36 +131,6 @@ class Jobs:
             if isinstance(result, Submitted) and not result.replayed:
                 self._submitted(result.job.id)
         return results
-
-    def plan(self, document: Mapping[str, Any]) -> schemas.Plan:
-        """What a submit would do now, without doing it. Raises the same Problems as submit."""
-        spec = parse(document)
-        with self._database.read() as session:
-            resolved = self._resolve(session, spec)
-            hosts = capacities(session)
-        self._check_possible(spec, hosts)
-        name = spec.name if document.get("name") else f"{spec.type}-1a2b"
-        placement = place(demand_of(spec), hosts)
-        if not isinstance(placement, Placement):
-            return schemas.Plan(spec=self._shown(spec), placeable=False, why=placement.why)
-        named = {host.id: host.name for host in hosts}
-        addresses = [Address(p.host_id, named[p.host_id], "127.0.0.1") for p in placement.replicas]
-        launch = Launch(
-            deployment="0" * 8,
-            job_id="0" * 12,
-            job_name=name,
-            attempt=1,
-            run_dir=str(self._settings.job_dir("JOB") / "run"),
-            authorized_keys="",
-            host_key="",
-            host_key_public="",
-            secrets=dict.fromkeys(spec.secrets, ""),
-            extra_mounts=tuple(resolved.mounts.values()),
-            training=resolved.training,
-        )
-        plans = plan_containers(spec, placement, addresses, launch)
-        replicas = [_planned(rank, plan, named) for rank, plan in enumerate(plans)]
-        return schemas.Plan(spec=self._shown(spec), placeable=True, replicas=replicas)
 
     def stop(self, id_or_name: str, *, actor: str = "") -> Job:
         """Asks a job to stop. Stopping one that has ended is no mistake: it stays as it is."""
@@ -268,8 +209,8 @@ class Jobs:
     ) -> "_Checked | Problem":
         try:
             spec = parse(submission.document)
-            resolved = self._resolve(session, spec)
-            self._check_possible(spec, hosts())
+            resolved = resolve(session, spec, self._settings)
+            check_possible(spec, hosts())
         except Problem as problem:
             return problem
         text = json.dumps(submission.document, sort_keys=True, separators=(",", ":"), default=str)
@@ -285,17 +226,6 @@ class Jobs:
             job_id,
             spec.name if named else f"{spec.type}-{job_id[-4:]}",
         )
-
-    def _resolve(self, session: Session, spec: JobSpec) -> Resolved:
-        roots = [self._settings.data_dir, *self._settings.mount_roots]
-        return resolve_paths(spec, roots, artifact_paths(session))
-
-    @staticmethod
-    def _check_possible(spec: JobSpec, hosts: Sequence[HostCapacity]) -> None:
-        refusal = impossible(demand_of(spec), hosts)
-        if refusal is not None:
-            code, sentence = refusal
-            raise Problem(code, f"The job {sentence}.", "Ask for less, or add a host that has it.")
 
     def _accept(self, session: Session, item: _Checked, known: "_Known") -> Submitted | Problem:
         key = item.submission.idempotency_key
@@ -359,11 +289,6 @@ class Jobs:
             message="waits for its turn",
         )
 
-    @staticmethod
-    def _shown(spec: JobSpec) -> dict[str, Any]:
-        document = spec.model_dump(mode="json", exclude={"training"})
-        return redacted({**document, **spec.training})
-
 
 def _has_containers(session: Session, job_id: str) -> bool:
     left = select(Replica.id).where(
@@ -380,16 +305,3 @@ def _user_of(session: Session, paths: Sequence[str], besides: str) -> str | None
             if any(mount["source"] == path or mount["source"].startswith(path + "/") for path in paths):
                 return job.name
     return None
-
-
-def _planned(rank: int, plan: ContainerPlan, names: Mapping[str, str]) -> schemas.PlannedReplica:
-    return schemas.PlannedReplica(
-        node_rank=rank,
-        host=names[plan.host_id],
-        gpus=list(plan.gpus),
-        image=plan.image,
-        command=list(plan.command),
-        environment=dict(plan.environment),
-        ports={str(inside): outside for inside, outside in plan.ports.items()},
-        mounts=[f"{m.source}:{m.target}:{'ro' if m.read_only else 'rw'}" for m in plan.mounts],
-    )

@@ -24,6 +24,7 @@ from service.engine.ssh_ready import handshake
 from service.errors import Problem
 from service.invariants import examine
 from service.jobs import Jobs
+from service.plans import Plans
 from service.schemas import Check
 from service.secrets import SecretBox
 from service.settings import Settings
@@ -50,6 +51,7 @@ class Runtime:
         self.artifacts = Artifacts(self.database, settings)
         self.digests = Digests(self.database)
         self.engines = DockerHosts(self.database, settings)
+        self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub, self._owner)
         self.deployment = ""
         self.controller: Controller | None = None

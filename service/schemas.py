@@ -137,12 +137,22 @@ class PlannedReplica(Schema):
     mounts: list[str] = Field(default_factory=list, description="source:target:mode")
 
 
+class PlanProblem(Schema):
+    """Something that would make the job fail as soon as it starts."""
+
+    code: str
+    detail: str
+    hint: str | None = None
+
+
 class Plan(Schema):
     """What a submit would do now (`dry_run`), without doing it."""
 
     spec: dict[str, Any] = Field(description="the spec with every default filled in")
-    placeable: bool
+    placeable: bool = Field(description="there is room for every container now")
     why: str | None = Field(default=None, description="what it would wait for")
+    problems: list[PlanProblem] = Field(default_factory=list, description="why it would fail when it starts")
+    notes: list[str] = Field(default_factory=list, description="what comes before, such as a pull of the image")
     replicas: list[PlannedReplica] = Field(default_factory=list)
 
 

@@ -9,6 +9,7 @@ from fastapi import Request
 from service.api.sse import Shutdown
 from service.collector.reader import LogReader
 from service.jobs import Jobs
+from service.plans import Plans
 from service.runtime import Runtime
 from service.settings import Settings
 from service.ssh import KeyRing
@@ -31,6 +32,10 @@ class ApiState:
     @property
     def jobs(self) -> Jobs:
         return self.runtime.jobs
+
+    @property
+    def plans(self) -> Plans:
+        return self.runtime.plans
 
     @property
     def logs(self) -> LogReader:

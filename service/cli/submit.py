@@ -37,6 +37,8 @@ def submit(
         if dry_run:
             plan = client.plan(document)
             output.as_json(plan) if as_json else _show_plan(plan)
+            if plan.problems:
+                raise typer.Exit(output.FAILED)
             return
         if document.get("ssh") is not False:
             authorise(client)
@@ -69,10 +71,16 @@ def authorise(client: Client) -> None:
 def _show_plan(plan: Plan) -> None:
     from service.cli.specs import dump
 
-    if plan.placeable:
-        output.say("[green]It would start now.[/]")
-    else:
+    if not plan.placeable:
         output.say(f"[yellow]It would wait:[/] {output.escape(plan.why or 'no reason given')}")
+    elif not plan.problems:
+        output.say("[green]It would start now.[/]")
+    for problem in plan.problems:
+        output.say(f"[red]It would fail:[/] {output.escape(problem.detail)}")
+        if problem.hint:
+            output.say(f"[dim]hint: {output.escape(problem.hint)}[/]")
+    for note in plan.notes:
+        output.say(output.escape(note))
     for replica in plan.replicas:
         output.say(f"\n[bold]replica {replica.node_rank}[/] on {output.escape(replica.host or 'no host yet')}")
         _row("image", replica.image)

@@ -10,7 +10,8 @@ import structlog
 from service.collector.hub import Hub
 from service.collector.lift import PREFIX, Lifter
 from service.collector.log_file import LogWriter, StoredLine, path_of, read_lines
-from service.controller.context import Engines, LogEnd
+from service.controller.context import LogEnd
+from service.engine.base import Engines
 from service.engine.errors import EngineError
 from service.settings import Settings
 from service.store.database import Database

@@ -10,7 +10,7 @@ from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from jobs.spec import JobSpec, parse_spec
-from service.engine.base import Engine
+from service.engine.base import Engines
 from service.secrets import SecretBox
 from service.settings import Settings
 from service.store.database import Database
@@ -42,10 +42,6 @@ class LogCollector(Protocol):
     def drain(self, replica: Replica, attempt: int) -> LogEnd:
         """Collects the log of an ended container to its end."""
         ...
-
-
-class Engines(Protocol):
-    def engine(self, host_id: str) -> Engine: ...
 
 
 @dataclass

@@ -27,13 +27,12 @@ from service.engine.errors import (
     Unreachable,
 )
 from service.engine.ssh_ready import WrongHostKey
+from service.job_images import SYSTEM_LABEL, find_image, how_to_get, lacks_layer
 from service.ssh import authorized_keys
 from service.ssh_keys import job_host_key
 from service.store.events import transition
 from service.store.tables import Host, Job, Replica
 
-SYSTEM_LABEL = "navarch.recipe"
-"""On every image that has Navarch's sshd and entrypoint in it."""
 _PATIENCE_S = 2.0
 """How long one step waits for sshd before it lets others work."""
 _FIRST_POLL_S = 0.02
@@ -138,8 +137,7 @@ def _start(context: Context, work: Work, spec: JobSpec, replica: Replica, plan: 
             raise _Failed(
                 Outcome(
                     Reason.IMAGE_UNAVAILABLE,
-                    f"image {plan.image} has no Navarch layer (sshd, entrypoint): build one on it with "
-                    f"`navarch image build RECIPE --base {plan.image}`, or say `ssh: false` in the job",
+                    lacks_layer(plan.image),
                     final=True,
                 )
             )
@@ -163,8 +161,7 @@ def _start(context: Context, work: Work, spec: JobSpec, replica: Replica, plan: 
         raise _Failed(
             Outcome(
                 Reason.IMAGE_UNAVAILABLE,
-                f"image {plan.image} is not on the host and can't be pulled ({error}); build it with "
-                "`navarch image build`, or load it there with `docker load`",
+                f"image {plan.image} is not on the host and can't be pulled ({error}). {how_to_get(plan.image)}",
             )
         ) from error
     except NoSpace as error:
@@ -201,13 +198,9 @@ def _is_leftover(context: Context, labels: Mapping[str, str]) -> bool:
 
 def _image(context: Context, work: Work, engine: Engine, reference: str) -> ImageFacts:
     """The image under its name or, for a recipe's name, under `navarch/NAME`; pulled when it isn't there."""
-    names = [reference]
-    if "/" not in reference and ":" not in reference and "@" not in reference:
-        names.insert(0, f"navarch/{reference}")
-    for name in names:
-        found = engine.image(name)
-        if found is not None:
-            return found
+    found = find_image(engine, reference)
+    if found is not None:
+        return found
     told = 0.0
 
     def progress(line: str) -> None:

@@ -89,6 +89,10 @@ class Engine(Protocol):
         """An image that is present, or None."""
         ...
 
+    def offered(self, reference: str) -> None:
+        """Returns when the image's registry has it. Raises ImageMissing with what it, or the way to it, said."""
+        ...
+
     def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts: ...
 
     def create(self, plan: ContainerPlan) -> str:
@@ -126,3 +130,9 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Engines(Protocol):
+    """The engines of all hosts."""
+
+    def engine(self, host_id: str) -> Engine: ...

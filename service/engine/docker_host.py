@@ -23,6 +23,7 @@ from service.engine.log_frames import records
 
 CALL_TIMEOUT_S = 60
 _PROBE_PATIENCE_S = 10
+_REGISTRY_PATIENCE_S = 10
 
 
 class DockerHost:
@@ -81,6 +82,16 @@ class DockerHost:
             except docker.errors.NotFound:
                 return None
         return ImageFacts(found["Id"], reference, (found.get("Config") or {}).get("Labels") or {})
+
+    def offered(self, reference: str) -> None:
+        client: Any = docker.APIClient(base_url=self._url, version="auto", timeout=_REGISTRY_PATIENCE_S)
+        try:
+            with engine_errors(f"The registry doesn't say whether it has {reference}"):
+                client.inspect_distribution(reference)
+        except EngineError as error:
+            raise ImageMissing(str(error)) from error
+        finally:
+            client.close()
 
     def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts:
         repository, tag = parse_repository_tag(reference)

@@ -163,6 +163,11 @@ def test_a_dry_run_shows_the_container_and_starts_none(http: httpx.Client, syste
     assert replica["host"] == "local" and replica["command"] == ["bash", "-c", "echo hi"]
     assert replica["environment"]["A"] == "1" and "8000" in replica["ports"]
     assert http.get("/jobs/dry").status_code == 404
+    (problem,) = http.post("/jobs", params={"dry_run": "true"}, json={**spec, "image": "nobody/built"}).json()[
+        "problems"
+    ]
+    assert problem["code"] == "image_missing" and "nobody/built is not on local" in problem["detail"]
+    assert "navarch image build RECIPE --tag nobody/built" in problem["hint"]
 
 
 BAD = {

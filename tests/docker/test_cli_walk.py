@@ -115,6 +115,12 @@ def test_a_dry_run_shows_the_plan_and_submits_nothing(door: FrontDoor, spec: Spe
     assert done.returncode == 0, done.stderr
     assert "It would start now." in done.stdout and "bash -c" in done.stdout and "A=1" in done.stdout
     refused(door.navarch("show", "dry"), 1)
+    missing = door.navarch("submit", spec("dry", "echo hi"), "image=navarch/rocm", "--dry-run")
+    assert missing.returncode == 1 and "start now" not in missing.stdout
+    assert (
+        "It would fail: Image navarch/rocm is not on local" in missing.stdout
+        and "navarch image build" in missing.stdout
+    )
 
 
 def test_paths_are_relative_to_the_file_and_those_that_are_not_there_are_named(

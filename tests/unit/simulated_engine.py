@@ -12,8 +12,11 @@ from sqlmodel import Session
 
 from jobs.launch import ContainerPlan
 from service.engine.base import ContainerFacts, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
-from service.engine.errors import BadContainer, EngineError, NameTaken, PortTaken, Unreachable
+from service.engine.errors import BadContainer, EngineError, ImageMissing, NameTaken, PortTaken, Unreachable
 from service.store.database import Database
+
+OURS = frozenset({"navarch/cpu"})
+IN_REGISTRY = frozenset({"debian:trixie"})
 
 
 class Crash(BaseException):
@@ -78,6 +81,7 @@ class Machine:
     reachable: bool = True
     engine_started_at: float = 0.0
     foreign_ports: set[int] = field(default_factory=set)
+    images: set[str] = field(default_factory=lambda: {*OURS, "debian"})
     containers: dict[str, Container] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -121,8 +125,15 @@ class SimulatedEngine:
             return [Gpu(uuid, "sim", 1000, index) for index, uuid in enumerate(machine.gpus)]
 
     def image(self, reference: str) -> ImageFacts | None:
+        with self._effect() as machine:
+            if reference not in machine.images:
+                return None
+            return ImageFacts("sha256:1", reference, {"navarch.recipe": "cpu"} if reference in OURS else {})
+
+    def offered(self, reference: str) -> None:
         with self._effect():
-            return ImageFacts("sha256:1", reference, {"navarch.recipe": "cpu"})
+            if reference not in IN_REGISTRY:
+                raise ImageMissing("no such host")
 
     def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts:
         raise EngineError("nothing to pull from")

@@ -17,6 +17,7 @@ from service.controller.controller import step
 from service.controller.scheduling import schedule
 from service.engine.base import Engine
 from service.jobs import Jobs
+from service.plans import Plans
 from service.secrets import SecretBox
 from service.settings import Settings
 from service.store.database import Database
@@ -117,12 +118,14 @@ class World:
     settings: Settings = field(init=False)
     database: Database = field(init=False)
     jobs: Jobs = field(init=False)
+    plans: Plans = field(init=False)
 
     def __post_init__(self) -> None:
         self.settings = Settings(data_dir=self.folder, lease_s=30, unreachable_grace_s=600)
         shutil.copy(_empty_database(), self.folder / "navarch.db")
         self.database = Database(self.settings.url)
         self.jobs = Jobs(self.database, self.settings)
+        self.plans = Plans(self.database, self.settings, self)
         with self.database.write() as session:
             for number, count in enumerate(self.gpus, start=1):
                 name = f"h{number}"
@@ -147,6 +150,10 @@ class World:
 
     def clock(self) -> float:
         return self.now
+
+    def engine(self, host_id: str) -> Engine:
+        """What somebody sees of a machine who is no controller."""
+        return SimulatedEngine(self.machines[host_id], Fuse())
 
     def controller(self, owner: str = "one") -> SimulatedController:
         return SimulatedController(self, owner)

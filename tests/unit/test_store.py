@@ -138,15 +138,6 @@ def test_only_an_ended_job_is_deleted(world: World) -> None:
     assert not world.settings.job_dir(job.id).exists()
 
 
-def test_a_dry_run_shows_the_container_and_changes_nothing(world: World) -> None:
-    plan = world.jobs.plan({**COMMAND, "resources": {"gpus": 2}, "secrets": {"A": "hidden"}})
-    assert plan.placeable
-    assert plan.replicas[0].gpus == ["GPU-h1-0", "GPU-h1-1"]
-    assert plan.replicas[0].command == ["bash", "-c", "true"]
-    assert "hidden" not in plan.model_dump_json()
-    assert world.rows(Job) == []
-
-
 def test_a_stale_lease_can_write_nothing(world: World) -> None:
     job_id = world.jobs.submit(COMMAND).job.id
     one, two = world.controller("one").context, world.controller("two").context

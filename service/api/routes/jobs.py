@@ -78,7 +78,7 @@ async def submit(
     document = await spec_of(request)
     if dry_run:
         try:
-            return _json(await run_in_threadpool(state.jobs.plan, document))
+            return _json(await run_in_threadpool(state.plans.plan, document))
         except Problem as problem:
             raise problem.about_the_body() from None
     submission = Submission(document, actor_of(request), idempotency_key)
