@@ -7,7 +7,7 @@ its time or its exactness:
   tensor. Here masters and moments are flat, so that norm, clipping, update and rounding are a few large kernels, and
   the updated shards of one chunk travel while the next one is computed.
 - `backward` ended with a device-wide synchronize. Here `step` makes its own stream wait for the reductions.
-- One rank has nobody to reduce with: gradients stay where autograd put them.
+- One rank has nobody to reduce with: gradients stay where autograd put them, and the step is the naive strategy's.
 - The optimizer's checkpoint lacked the fp32 masters; `shards()` gives them.
 """
 
@@ -27,6 +27,7 @@ from training.optim import (
     Chunk,
     FlatAdam,
     LossScale,
+    MasterAdamW,
     Update,
     begin_update,
     decays,
@@ -64,6 +65,8 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
         self.config = config
         self.at_step = at_step
         self.lone = dist.get_world_size(group) == 1
+        # a group of one among others (tensor or pipeline ranks) still sums norms over them
+        self.alone = MasterAdamW(named, config) if dist.get_world_size() == 1 and not cpu_offload else None
         self.flats: list[FlatAdam] = []
         self._names = {id(parameter): name for name, parameter in named}
         groups = [
@@ -87,7 +90,9 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
         self.home = torch.device("cpu") if cpu_offload else self.device
         self.loss_scale = LossScale(self.device) if self.dtype is torch.float16 else None
         self.step_count = torch.zeros((), dtype=torch.float32, device=self.home)
-        widest = max(flat.widest for flat in self.flats)
+        if self.alone is not None:
+            self.step_count = self.alone.step_count
+        widest = max((flat.widest for flat in self.flats), default=0)
         self._wide = torch.empty(widest, dtype=torch.float32, device=self.home)
         pinned = cpu_offload and self.device.type == "cuda"
         self._host = torch.empty(widest, dtype=self.dtype, pin_memory=pinned) if cpu_offload else None
@@ -96,6 +101,8 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
 
     def _create_master_param_current_rank(self, param_list: list[nn.Parameter]) -> list[Tensor]:
         """As ColossalAI's, with the shards of one group side by side in one buffer."""
+        if self.alone is not None:
+            return self._masters_alone(param_list)
         store = self.pid_to_bucket_store[id(param_list[0])]
         ranks, rank = store.world_size, store.local_rank
         shards = []
@@ -121,6 +128,17 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
         self.flats.append(flat)
         return masters
 
+    def _masters_alone(self, param_list: list[nn.Parameter]) -> list[Tensor]:
+        """The masters of MasterAdamW, as ColossalAI's books want them."""
+        assert self.alone is not None
+        state = self.alone.state()
+        masters = [state[self._names[id(parameter)]]["master"] for parameter in param_list]
+        for parameter, master in zip(param_list, masters, strict=True):
+            self.record_param_padding_size(parameter, 0)
+            self._working_param_to_padded_working_param[parameter] = parameter.data.view(-1)
+            self.link_master_and_working_param(master, parameter)
+        return masters
+
     # one step
 
     def backward(self, loss: Tensor, inputs: Any = None, retain_graph: bool = False) -> None:
@@ -131,6 +149,8 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
 
     def step_with(self, lr: float) -> Tensor:
         """Clips, updates, publishes the new weights and clears the gradients; returns the norm before clipping."""
+        if self.alone is not None:
+            return self.alone.step(lr, loss_scale=self.loss_scale)
         if self.at_step and not self.lone:
             self._reduce_grad(False)
         if not self.lone:
@@ -204,6 +224,9 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
 
     def shards(self) -> list[Shard]:
         """This rank's masters and moments, by parameter name."""
+        if self.alone is not None:
+            state = self.alone.state()
+            return [Shard(name, 0, entry["master"].numel(), 0, entry) for name, entry in state.items()]
         found = []
         for index, flat in enumerate(self.flats):
             assert flat.master is not None
@@ -223,6 +246,9 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
     @torch.no_grad()
     def refresh_weights(self) -> None:
         """Rounds the masters into the weights of every rank, after the masters were written from outside."""
+        if self.alone is not None:
+            self.alone.refresh_weights()
+            return
         publish = _Publisher(self)
         for index, flat in enumerate(self.flats):
             assert flat.master is not None
