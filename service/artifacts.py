@@ -5,7 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from service.errors import Problem
 from service.paths import check_mount
@@ -14,6 +14,7 @@ from service.store.database import Database
 from service.store.events import record
 from service.store.ids import new_id
 from service.store.tables import Artifact, Job
+from service.versions import find_artifact, newest, next_version, versions_of
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
 
@@ -23,10 +24,19 @@ class Artifacts:
         self._database = database
         self._settings = settings
 
-    def add(self, path: str, *, name: str | None = None, kind: str | None = None, actor: str = "") -> Artifact:
+    def add(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        kind: str | None = None,
+        new_version: bool = False,
+        actor: str = "",
+    ) -> Artifact:
         """Registers a folder or file where it lies; a GGUF file is converted into a model folder of its own.
 
-        Raises Problem `path_missing`, `mount_not_allowed`, `artifact_exists`, `invalid_request`, `import_failed`.
+        Under a name that exists only with `new_version`. Raises Problem `path_missing`, `mount_not_allowed`,
+        `artifact_exists`, `invalid_request`, `import_failed`.
         """
         source = Path(path)
         is_gguf = source.suffix == ".gguf"
@@ -43,66 +53,77 @@ class Artifacts:
                 "invalid_request", f"{name!r} can't be an artifact's name.", "Use letters, digits, dot, _ and -."
             )
         with self._database.read() as session:
-            if session.exec(select(Artifact).where(Artifact.name == name)).first() is not None:
-                raise _exists(name)
-        origin = str(source)
-        if is_gguf:
-            source = self._convert(source, name)
-        row = Artifact(
-            id=new_id(),
-            name=name,
-            kind=kind or _kind(source),
-            path=str(source),
-            size=_size(source),
-            source=origin,
-            created_at=time.time(),
-        )
-        with self._database.write() as session:
-            if session.exec(select(Artifact).where(Artifact.name == name)).first() is not None:
-                raise _exists(name)
-            session.add(row)
-            record(session, "artifact.registered", f"artifact/{name}", f"{row.kind} {name} is {row.path}", actor=actor)
+            _check_free(session, name, new_version)
+        row = Artifact(id=new_id(), name=name, kind="", path="", source=str(source))
+        converted = self._convert(source, name, row.id) if is_gguf else None
+        files = converted or source
+        row.kind, row.size, row.created_at = kind or _kind(files), _size(files), time.time()
+        try:
+            with self._database.write() as session:
+                _check_free(session, name, new_version)
+                row.version = next_version(session, name)
+                row.path = str(self._settle(converted, row) if converted else source)
+                session.add(row)
+                said = f"{row.kind} {name}@{row.version} is {row.path}"
+                record(session, "artifact.registered", f"artifact/{name}", said, actor=actor)
+        finally:
+            if converted:
+                shutil.rmtree(converted, ignore_errors=True)
         return row
 
-    def delete(self, name: str, *, actor: str = "") -> None:
-        """Forgets an artifact; its files go only if Navarch made them. Raises Problem `artifact_in_use`."""
+    def delete(self, ref: str, *, actor: str = "") -> None:
+        """Forgets one version of an artifact; its files go only if Navarch made them.
+
+        Raises Problem `artifact_not_found`, `artifact_in_use`, and `artifact_ambiguous` for a mere name that has
+        several versions.
+        """
         with self._database.write() as session:
-            row = session.exec(select(Artifact).where(Artifact.name == name)).first()
-            if row is None:
+            row = find_artifact(session, ref)
+            versions = versions_of(session, row.name)
+            if ref == row.name and len(versions) > 1:
                 raise Problem(
-                    "artifact_not_found", f"There is no artifact {name!r}.", "`navarch artifact ls` lists them."
+                    "artifact_ambiguous",
+                    f"Artifact {ref} has the versions {', '.join(map(str, versions))}.",
+                    f"Say which one: `navarch artifact rm {ref}@{versions[0]}`.",
                 )
+            name = f"{row.name}@{row.version}"
             for job in session.exec(select(Job).where(col(Job.finished_at).is_(None))):
                 if any(mount["source"] == row.path for mount in job.resolved.get("mounts", ())):
                     raise Problem(
                         "artifact_in_use", f"Artifact {name} is used by job {job.name}.", f"Wait for {job.name} to end."
                     )
             session.delete(row)
-            record(session, "artifact.deleted", f"artifact/{name}", f"{name} was deleted", actor=actor)
+            record(session, "artifact.deleted", f"artifact/{row.name}", f"{name} was deleted", actor=actor)
         own = self._settings.data_dir / "artifacts"
         if own in Path(row.path).parents:
             shutil.rmtree(row.path, ignore_errors=True)
 
-    def _convert(self, source: Path, name: str) -> Path:
+    def _convert(self, source: Path, name: str, row_id: str) -> Path:
+        """The converted model in a hidden folder, which gets its name when its version has a number."""
         from service.imports import convert_gguf
 
-        target = self._settings.data_dir / "artifacts" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{name}.{new_id()}")
+        beside = self._settings.data_dir / "artifacts" / f".{name}.{row_id}"
+        beside.parent.mkdir(parents=True, exist_ok=True)
         try:
             convert_gguf(source, beside, self._settings)
-            shutil.rmtree(target, ignore_errors=True)  # of an import that was cut off before its row was written
-            beside.replace(target)
-        finally:
+        except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
-        return target
+            raise
+        return beside
+
+    def _settle(self, converted: Path, row: Artifact) -> Path:
+        target = converted.with_name(row.name if row.version == 1 else f"{row.name}@{row.version}")
+        shutil.rmtree(target, ignore_errors=True)  # of an import that was cut off before its row was written
+        return converted.replace(target)
 
 
-def _exists(name: str) -> Problem:
-    return Problem(
+def _check_free(session: Session, name: str, new_version: bool) -> None:
+    if new_version or newest(session, name) is None:
+        return
+    raise Problem(
         "artifact_exists",
         f"An artifact named {name!r} exists.",
-        f"Choose another name, or `navarch artifact rm {name}` first.",
+        "Choose another name, or make it the next version of this one: `navarch artifact import … --new-version`.",
     )
 
 

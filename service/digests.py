@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
+from sqlalchemy import update
 from sqlmodel import col, or_, select
 
 from service.store.database import Database
-from service.store.tables import Artifact, Job
+from service.store.tables import Artifact, Job, JobInput
 
 log = structlog.get_logger("digests")
 _LOOK_EVERY_S = 2.0
@@ -125,4 +126,6 @@ class Digests:
             now.message = message
             if found is not None:
                 now.digest, now.size = found
+                users = update(JobInput).where(col(JobInput.artifact_id) == now.id, col(JobInput.digest).is_(None))
+                session.connection().execute(users.values(digest=now.digest))
         log.info("artifact read", artifact=row.name, digest=found and found[0], seconds=time.monotonic() - begun)

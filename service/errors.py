@@ -58,6 +58,7 @@ KINDS: dict[str, Kind] = {
     "artifact_not_found": Kind(404, "No such artifact"),
     "artifact_in_use": Kind(409, "The artifact is in use"),
     "artifact_exists": Kind(409, "An artifact of this name exists"),
+    "artifact_ambiguous": Kind(409, "The artifact has several versions"),
     "import_failed": Kind(422, "The import failed"),
     "host_not_found": Kind(404, "No such host"),
     "host_exists": Kind(409, "A host of this name exists"),

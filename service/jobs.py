@@ -24,7 +24,7 @@ from service.store.capacity import capacities
 from service.store.database import Database
 from service.store.events import record_job, transition
 from service.store.ids import new_id
-from service.store.tables import Artifact, Attempt, Event, Idempotency, Job, Replica
+from service.store.tables import Artifact, Attempt, Event, Idempotency, Job, JobInput, Replica
 
 Wake = Callable[[str], None]
 _REMOVAL_POLL_S = 0.05
@@ -44,6 +44,8 @@ class Submitted:
     job: Job
     replayed: bool
     """Whether an earlier submit with the same Idempotency-Key made it."""
+    inputs: tuple[JobInput, ...] = ()
+    """Of a new job: the artifacts that it uses."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Jobs:
                     f"Wait until {user} has ended, or stop it.",
                 )
             record_job(session, job, "job.deleted", f"{job.name} was deleted", actor=actor)
-            for table in (Artifact, Replica, Attempt):
+            for table in (Artifact, JobInput, Replica, Attempt):
                 session.exec(sql_delete(table).where(col(table.job_id) == job.id))
             session.exec(sql_delete(Idempotency).where(col(Idempotency.job_id) == job.id))
             session.delete(job)
@@ -250,6 +252,10 @@ class Jobs:
         known.names.add(name)
         job = self._row(item, name)
         session.add(job)
+        inputs = _input_rows(job.id, item.resolved)
+        if inputs:
+            session.flush()  # they refer to the job
+            session.add_all(inputs)
         session.add(
             Event(
                 actor=item.submission.actor,
@@ -264,7 +270,7 @@ class Jobs:
         if key is not None:
             session.add(Idempotency(key=key, digest=item.digest, job_id=job_id))
             known.keys[key] = (item.digest, job)
-        return Submitted(job, replayed=False)
+        return Submitted(job, replayed=False, inputs=inputs)
 
     @staticmethod
     def _row(item: _Checked, name: str) -> Job:
@@ -288,6 +294,23 @@ class Jobs:
             why="has just been submitted",
             message="waits for its turn",
         )
+
+
+def _input_rows(job_id: str, resolved: Resolved) -> tuple[JobInput, ...]:
+    return tuple(
+        JobInput(
+            job_id=job_id,
+            key=key,
+            name=found.name,
+            target=target,
+            version=found.version,
+            artifact_id=found.artifact_id,
+            digest=found.digest,
+            maker_id=found.maker_id,
+            maker_name=found.maker_name,
+        )
+        for key, (found, target) in resolved.inputs.items()
+    )
 
 
 def _has_containers(session: Session, job_id: str) -> bool:

@@ -1,6 +1,6 @@
 """Turns the paths of a spec into mounts: artifacts by name, host paths under allowed roots, everything else as is."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from jobs.launch import RUN_TARGET
 from jobs.spec import JobSpec, Mount
 from service.errors import Problem
+from service.inputs import FindInput, Input
 
 ARTIFACT_PREFIX = "artifact:"
 _NO_PATHS = frozenset({"run_dir", "resume", "prompts", "stop", "system", "template"})
@@ -20,6 +21,8 @@ class Resolved:
 
     training: dict[str, Any] = field(default_factory=dict)
     mounts: dict[str, Mount] = field(default_factory=dict)
+    inputs: dict[str, tuple[Input, str]] = field(default_factory=dict)
+    """Key of the spec → the artifact there, and where the container sees it."""
 
 
 def check_mount(source: Path, roots: Iterable[Path], what: str) -> Path:
@@ -41,7 +44,7 @@ def check_mount(source: Path, roots: Iterable[Path], what: str) -> Path:
     return real
 
 
-def resolve_paths(spec: JobSpec, roots: list[Path], artifact_path: Callable[[str, str], str]) -> Resolved:
+def resolve_paths(spec: JobSpec, roots: list[Path], find_input: FindInput) -> Resolved:
     """Checks every host path of a spec and rewrites `artifact:NAME`. Raises Problem."""
     for mount in spec.mounts:
         check_mount(Path(mount.source), roots, "The mount")
@@ -57,9 +60,10 @@ def resolve_paths(spec: JobSpec, roots: list[Path], artifact_path: Callable[[str
 
     def path(value: str, where: str) -> str:
         if value.startswith(ARTIFACT_PREFIX):
-            name, _, rest = value.removeprefix(ARTIFACT_PREFIX).partition("/")
-            target = f"/workspace/artifacts/{name}"
-            resolved.mounts[target] = Mount(source=artifact_path(name, where), target=target, read_only=True)
+            reference, _, rest = value.removeprefix(ARTIFACT_PREFIX).partition("/")
+            found, target = find_input(reference, where), f"/workspace/artifacts/{reference}"
+            resolved.inputs[where] = (found, target)
+            resolved.mounts[target] = Mount(source=found.path, target=target, read_only=True)
             return f"{target}/{rest}" if rest else target
         if not value.startswith("/"):
             return value

@@ -91,10 +91,21 @@ class ArtifactRef(Schema):
     """A file or folder that the job left in its run directory."""
 
     name: str = Field(default="", description="what a spec calls it: artifact:NAME")
+    version: int = Field(default=1, description="artifact:NAME@VERSION is this one, artifact:NAME the newest")
     path: str = Field(description="in the job's run folder")
     location: str = Field(default="", description="where it lies on the control plane's machine")
     kind: str
     metrics: dict[str, Any] = Field(default_factory=dict)
+
+
+class JobInput(Schema):
+    """An artifact that a job's spec names, and which version of it all attempts use."""
+
+    key: str = Field(description="where in the spec, such as model or reward.model")
+    name: str
+    version: int | None = None
+    digest: str | None = Field(default=None, description="null until it has been computed")
+    job: str | None = Field(default=None, description="the job that left it; null when it was imported")
 
 
 class Job(Schema):
@@ -117,6 +128,7 @@ class Job(Schema):
     attempts: list[Attempt] = Field(default_factory=list)
     ssh: SshAccess | None = None
     url: str | None = None
+    inputs: list[JobInput] = Field(default_factory=list)
     artifacts: list[ArtifactRef] = Field(default_factory=list)
 
     @property
@@ -313,14 +325,16 @@ class ArtifactRequest(BaseModel):
 
     path: str = Field(min_length=1, max_length=4096, description="absolute path on the control plane's machine")
     name: str | None = Field(default=None, max_length=100, description="default: from the path")
+    new_version: bool = Field(default=False, description="make it the next version where the name exists")
     kind: str | None = Field(default=None, description="model, adapter, checkpoint or dataset; default: by looking")
 
 
 class Artifact(Schema):
-    """A model, adapter, checkpoint or data set with a path, a digest and where it came from."""
+    """One version of a model, adapter, checkpoint or data set, with a path, a digest and where it came from."""
 
     id: str
     name: str
+    version: int = Field(default=1, description="artifact:NAME@VERSION is this one, artifact:NAME the newest")
     kind: str
     path: str
     digest: str | None = Field(

@@ -74,7 +74,7 @@ def _answer(runtime: Runtime, result: Submitted | Problem) -> _Answer | Problem:
     if isinstance(result, Problem):
         return result
     if not result.replayed:
-        return _Answer(views.new_job(result.job), replayed=False)
+        return _Answer(views.new_job(result.job, result.inputs), replayed=False)
     with runtime.database.read() as session:
         return _Answer(views.job(session, result.job), replayed=True)
 

@@ -23,9 +23,9 @@ def job(session: Session, row: tables.Job) -> schemas.Job:
     return _jobs(session, [row])[0]
 
 
-def new_job(row: tables.Job) -> schemas.Job:
+def new_job(row: tables.Job, inputs: Iterable[tables.JobInput]) -> schemas.Job:
     """A job that has just been made: it has no attempt yet, so nothing has to be read."""
-    return _job(row, [], {}, {}, ())
+    return _job(row, [], {}, {}, inputs, ())
 
 
 def job_status(row: tables.Job) -> schemas.JobStatus:
@@ -78,7 +78,14 @@ def _jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
     attempts: dict[str, list[tables.Attempt]] = defaultdict(list)
     replicas: dict[int, list[tables.Replica]] = defaultdict(list)
     artifacts: dict[str, list[tables.Artifact]] = defaultdict(list)
+    inputs: dict[str, list[tables.JobInput]] = defaultdict(list)
     hosts: dict[str, tables.Host] = {}
+    for used in session.exec(
+        select(tables.JobInput)
+        .where(col(tables.JobInput.job_id).in_([row.id for row in rows]))
+        .order_by(col(tables.JobInput.id))
+    ):
+        inputs[used.job_id].append(used)
     if ids:
         for attempt in session.exec(
             select(tables.Attempt).where(col(tables.Attempt.job_id).in_(ids)).order_by(col(tables.Attempt.number))
@@ -95,7 +102,7 @@ def _jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
         ):
             artifacts[artifact.job_id or ""].append(artifact)
         hosts = {host.id: host for host in session.exec(select(tables.Host))}
-    return [_job(row, attempts[row.id], replicas, hosts, artifacts[row.id]) for row in rows]
+    return [_job(row, attempts[row.id], replicas, hosts, inputs[row.id], artifacts[row.id]) for row in rows]
 
 
 def _job(
@@ -103,6 +110,7 @@ def _job(
     attempts: list[tables.Attempt],
     replicas: dict[int, list[tables.Replica]],
     hosts: dict[str, tables.Host],
+    inputs: Iterable[tables.JobInput],
     artifacts: Iterable[tables.Artifact],
 ) -> schemas.Job:
     tries = [_attempt(attempt, replicas[attempt.id or 0], hosts) for attempt in attempts]
@@ -124,6 +132,10 @@ def _job(
         attempts=tries,
         ssh=_ssh(row, attempts, replicas, hosts),
         url=_url(row, attempts, replicas, hosts),
+        inputs=[
+            schemas.JobInput(key=i.key, name=i.name, version=i.version, digest=i.digest, job=i.maker_name)
+            for i in inputs
+        ],
         artifacts=[_artifact_ref(artifact) for artifact in artifacts],
     )
 
@@ -195,7 +207,12 @@ def _url(
 
 def _artifact_ref(row: tables.Artifact) -> schemas.ArtifactRef:
     return schemas.ArtifactRef(
-        name=row.name, path=row.run_path or row.path, location=row.path, kind=row.kind, metrics=row.metrics
+        name=row.name,
+        version=row.version,
+        path=row.run_path or row.path,
+        location=row.path,
+        kind=row.kind,
+        metrics=row.metrics,
     )
 
 
@@ -273,6 +290,7 @@ def artifact(row: tables.Artifact) -> schemas.Artifact:
     return schemas.Artifact(
         id=row.id,
         name=row.name,
+        version=row.version,
         kind=row.kind,
         path=row.path,
         digest=row.digest,

@@ -13,7 +13,10 @@ from service.errors import Problem
 
 app = typer.Typer(help="Models, adapters, checkpoints and data sets.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Its name or id.", metavar="ARTIFACT", autocompletion=complete_artifacts)]
+Name = Annotated[
+    str,
+    typer.Argument(help="NAME (the newest), NAME@N or an id.", metavar="ARTIFACT", autocompletion=complete_artifacts),
+]
 
 
 @app.command("import")
@@ -23,6 +26,9 @@ def import_(
     ],
     name: Annotated[str | None, typer.Option(help="How jobs will name it; default: from the path.")] = None,
     kind: Annotated[str | None, typer.Option(help="model, adapter, checkpoint or dataset.")] = None,
+    new_version: Annotated[
+        bool, typer.Option("--new-version", help="Make it the next version of a name that exists.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Register a model or data set; a GGUF file is converted to a Hugging Face directory."""
@@ -31,20 +37,19 @@ def import_(
         raise Problem("path_missing", f"There is no file or folder {path}.", "Give a GGUF file or a folder.")
     with connect(timeout_s=1800) as client:
         if as_json:
-            output.as_json(client.add_artifact(str(absolute), name=name, kind=kind))
+            output.as_json(client.add_artifact(str(absolute), name=name, kind=kind, new_version=new_version))
             return
         doing = "Converting" if absolute.suffix == ".gguf" else "Reading"
         with output.errors().status(f"{doing} {output.escape(absolute.name)}…"):
-            artifact = client.add_artifact(str(absolute), name=name, kind=kind)
-    output.say(
-        f"[bold]{output.escape(artifact.name)}[/] {artifact.kind} {output.size(artifact.size)} [dim]{artifact.path}[/]"
-    )
+            artifact = client.add_artifact(str(absolute), name=name, kind=kind, new_version=new_version)
+    called = output.escape(f"{artifact.name}@{artifact.version}" if artifact.version > 1 else artifact.name)
+    output.say(f"[bold]{called}[/] {artifact.kind} {output.size(artifact.size)} [dim]{artifact.path}[/]")
     output.say(f"[dim]in a spec: model: artifact:{artifact.name}[/]")
 
 
 @app.command("ls")
 def ls(as_json: Json = False) -> None:
-    """List artifacts."""
+    """List artifacts: NAME in a spec means the newest version, NAME@2 the second."""
     with connect() as client:
         artifacts = client.artifacts()
     if as_json:
@@ -53,10 +58,11 @@ def ls(as_json: Json = False) -> None:
     if not artifacts:
         output.say("No artifacts yet. [dim]navarch artifact import FILE.gguf|DIR registers one; jobs leave theirs.[/]")
         return
-    table = output.table("NAME", "KIND", "SIZE", "STATE", "MADE", "FROM", right=("SIZE",))
+    table = output.table("NAME", "VERSION", "KIND", "SIZE", "STATE", "MADE", "FROM", right=("VERSION", "SIZE"))
     for artifact in artifacts:
         table.add_row(
             f"[bold]{output.escape(artifact.name)}[/]",
+            str(artifact.version),
             artifact.kind,
             output.size(artifact.size),
             output.state(artifact.state),
@@ -74,7 +80,8 @@ def show(artifact: Name, as_json: Json = False) -> None:
     if as_json:
         output.as_json(found)
         return
-    output.say(f"[bold]{output.escape(found.name)}[/] {found.kind} {output.state(found.state)} [dim]{found.id}[/]")
+    called = output.escape(f"{found.name}@{found.version}")
+    output.say(f"[bold]{called}[/] {found.kind} {output.state(found.state)} [dim]{found.id}[/]")
     digest = found.digest or ("" if found.message else "not computed yet")
     rows = (("path", found.path), ("size", output.size(found.size)), ("digest", digest), ("from", found.source))
     for name, value in (*rows, ("made", output.date(found.created_at)), ("message", found.message)):

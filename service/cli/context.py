@@ -72,9 +72,11 @@ def complete_artifacts(incomplete: str) -> list[str]:
 
     try:
         with connect(timeout_s=1.0) as client:
-            return [artifact.name for artifact in client.artifacts() if artifact.name.startswith(incomplete)]
+            found = client.artifacts()
     except ClientError:
         return []
+    names = [f"{item.name}@{item.version}" if "@" in incomplete else item.name for item in found]
+    return [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
 
 
 JobName = Annotated[str, typer.Argument(help="A job's name or id.", metavar="JOB", autocompletion=complete_jobs)]

@@ -170,7 +170,7 @@ def summary(client: Client, job: Job) -> None:
     if figures(job):
         output.say(f"  [dim]{figures(job)}[/]")
     for artifact in job.artifacts:
-        output.say(f"  [dim]{artifact.kind:<7}[/] {output.escape(f'artifact:{artifact.name}')}")
+        output.say(f"  [dim]{artifact.kind:<7}[/] {output.escape(f'artifact:{artifact.name}@{artifact.version}')}")
         output.say(f"          [dim]{output.escape(artifact.location)}[/]")
     if job.type != "command":
         samples(client, job.id)

@@ -161,8 +161,14 @@ def _show(job: Job) -> None:
         _row("url", output.escape(job.url))
     elif job.type == "serve" and job.state == "running":
         _row("url", "[dim]not yet: it loads its model[/]")
+    for used in job.inputs:
+        exact = f"artifact:{used.name}@{used.version}" if used.version else f"artifact:{used.name}"
+        facts = (f"of job {used.job}" if used.job else "", (used.digest or "")[:19])
+        said = "  ".join(fact for fact in facts if fact)
+        _row("uses", f"{used.key}: {output.escape(exact)}  [dim]{output.escape(said)}[/]")
     for artifact in job.artifacts:
-        _row(artifact.kind, f"{output.escape(f'artifact:{artifact.name}')}  [dim]{output.escape(artifact.location)}[/]")
+        exact = output.escape(f"artifact:{artifact.name}@{artifact.version}")
+        _row(artifact.kind, f"{exact}  [dim]{output.escape(artifact.location)}[/]")
     for attempt in job.attempts:
         said = f"  {output.escape(attempt.message)}" if attempt.message else ""
         output.say(f"\n[bold]attempt {attempt.number}[/] {output.state(attempt.state)}{said}")

@@ -195,11 +195,15 @@ class Client:
         return list(self._pages(Artifact, "artifacts", {}, None))
 
     def artifact(self, ref: str) -> Artifact:
+        """NAME (the newest version), NAME@VERSION or an id."""
         return self._get(Artifact, f"artifacts/{_segment(ref)}")
 
-    def add_artifact(self, path: str, *, name: str | None = None, kind: str | None = None) -> Artifact:
+    def add_artifact(
+        self, path: str, *, name: str | None = None, kind: str | None = None, new_version: bool = False
+    ) -> Artifact:
         """Register a Hugging Face directory or a data set, or convert and register a GGUF file."""
-        body = {key: value for key, value in (("path", path), ("name", name), ("kind", kind)) if value is not None}
+        given = {"path": path, "name": name, "kind": kind, "new_version": new_version or None}
+        body = {key: value for key, value in given.items() if value is not None}
         return self._send(Artifact, "POST", "artifacts", json_body=body)
 
     def delete_artifact(self, ref: str) -> None:

@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from service.collector.log_file import StoredLine
 from service.store.database import Database
 from service.store.events import record_job
 from service.store.tables import Artifact, Job, Replica
+from service.versions import next_version
 
 PREFIX = "@navarch "
 _PROGRESS_EVERY_S = 0.5
@@ -124,10 +125,11 @@ class Lifter:
                 return
             row = session.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.run_path == run_path)).first()
             if row is None:
-                name = _free_name(session, f"{job.name}-{target.name}")
+                name = f"{job.name}-{target.name}"
                 row = Artifact(
-                    id=f"{job.id}-{target.name}",
+                    id=f"{job.id}-{run_path.replace('/', '-')}",
                     name=name,
+                    version=next_version(session, name),
                     kind=str(event.get("kind", "model")),
                     path=str(target),
                     source=f"job:{job.name}",
@@ -135,7 +137,7 @@ class Lifter:
                     run_path=run_path,
                 )
                 session.add(row)
-                record_job(session, job, "artifact.registered", f"{job.name} left {row.kind} {name}")
+                record_job(session, job, "artifact.registered", f"{job.name} left {row.kind} {name}@{row.version}")
             row.attempt, row.digest, row.size = self._attempt, None, None  # filled in when the job has ended
             row.metrics = metrics if isinstance(metrics, dict) else {}
             self._mark(session, offset)
@@ -168,12 +170,3 @@ class Lifter:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _free_name(session: Session, wanted: str) -> str:
-    taken = set(session.exec(select(Artifact.name).where(col(Artifact.name).startswith(wanted, autoescape=True))))
-    number, name = 1, wanted
-    while name in taken:
-        number += 1
-        name = f"{wanted}-{number}"
-    return name

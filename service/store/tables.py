@@ -237,11 +237,14 @@ class ImageBuild(SQLModel, table=True):
 
 
 class Artifact(SQLModel, table=True):
-    """A model, adapter, checkpoint or dataset with a path and where it came from."""
+    """One version of a model, adapter, checkpoint or dataset, with a path and where it came from."""
 
     __tablename__ = "artifact"
+    __table_args__ = (UniqueConstraint("name", "version", name="uq_artifact_name_version"),)
     id: str = Field(primary_key=True)
-    name: str = Field(unique=True)
+    name: str
+    version: int = 1
+    """Each run of a job, and each import, under one name makes the next version."""
     kind: str
     path: str
     digest: str | None = None
@@ -255,6 +258,36 @@ class Artifact(SQLModel, table=True):
     """Path within the job's run folder, for what a job left."""
     metrics: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     created_at: float = Field(default_factory=time.time)
+
+
+class JobInput(SQLModel, table=True):
+    """An artifact that a job's spec names, and the version that all its attempts use."""
+
+    __tablename__ = "job_input"
+    __table_args__ = (
+        Index("ix_job_input_artifact_id", "artifact_id"),
+        Index(
+            "ix_job_input_missing",
+            "job_id",
+            sqlite_where=text("version IS NULL"),
+            postgresql_where=text("version IS NULL"),
+        ),
+        _NO_ID_TWICE,
+    )
+    id: int | None = Field(default=None, primary_key=True)
+    job_id: str = Field(foreign_key="job.id", index=True)
+    key: str
+    """Where in the spec, such as `model` or `reward.model`."""
+    name: str
+    target: str
+    """Where the container sees it."""
+    version: int | None = None
+    artifact_id: str | None = None
+    digest: str | None = None
+    """None until it has been computed."""
+    maker_id: str | None = None
+    """The job that left it."""
+    maker_name: str | None = None
 
 
 class Idempotency(SQLModel, table=True):

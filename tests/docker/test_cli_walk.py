@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -235,9 +236,13 @@ def test_an_artifact_is_imported_used_by_its_name_and_removed(door: FrontDoor) -
     (model / "config.json").write_text("{}")
     done = door.navarch("artifact", "import", "shared/tiny-model", "--name", "tiny")
     assert done.returncode == 0 and "model: artifact:tiny" in done.stdout, done.stderr
-    assert "tiny  model" in door.navarch("artifact", "ls").stdout
+    assert re.search(r"tiny +1 +model", door.navarch("artifact", "ls").stdout)
     assert str(model) in door.navarch("artifact", "show", "tiny").stdout
     refused(door.navarch("artifact", "import", "shared/tiny-model", "--name", "tiny"), 1, "'tiny' exists")
+    again = door.navarch("artifact", "import", "shared/tiny-model", "--name", "tiny", "--new-version")
+    assert again.returncode == 0 and "tiny@2 model" in again.stdout, again.stderr
+    refused(door.navarch("artifact", "rm", "tiny"), 1, "versions 1, 2", "navarch artifact rm tiny@1")
+    assert door.navarch("artifact", "rm", "tiny@2").returncode == 0
     refused(door.navarch("artifact", "import", "shared/none.gguf"), 1, "no file or folder shared/none.gguf")
     (door.folder / "shared" / "broken.gguf").write_bytes(b"GGUF, but not really")
     refused(door.navarch("artifact", "import", "shared/broken.gguf"), 1, "broken.gguf could not be converted")

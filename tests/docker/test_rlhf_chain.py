@@ -56,7 +56,7 @@ def test_five_submits_from_a_base_model_to_a_chat(door: FrontDoor, cpu_image: st
     for step, kinds in left.items():
         done = door.navarch("submit", write(door, step, cpu_image), "--follow", timeout_s=120)
         assert done.returncode == 0, done.stdout + done.stderr
-        named = re.findall(r"^  (\w+) +artifact:(\S+)", done.stdout, re.MULTILINE)
+        named = re.findall(r"^  (\w+) +artifact:(\S+)@1$", done.stdout, re.MULTILINE)
         assert set(kinds) <= {kind for kind, _ in named}, done.stdout
         assert f"rlhf-{step[2:]}-model" in {name for _, name in named}, done.stdout
     with door.client() as client:
