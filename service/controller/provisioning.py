@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,4 +288,5 @@ def _open_barrier(context: Context, work: Work) -> None:
         work.attempt = row
     for replica in work.replicas:
         if replica.container_id is not None:
-            context.engines.engine(replica.host_id).put(replica.container_id, {Path(GO_FILE).name: b""})
+            with suppress(BadContainer):  # it was removed since it was ready: running finds that out
+                context.engines.engine(replica.host_id).put(replica.container_id, {Path(GO_FILE).name: b""})

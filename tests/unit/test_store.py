@@ -14,6 +14,7 @@ from service.errors import Problem
 from service.jobs import Submission, find
 from service.secrets import SecretBox
 from service.store.tables import Artifact, Attempt, GpuLease, Host, Job, PortLease
+from tests.unit.simulated_engine import Crash
 from tests.unit.simulation import World
 
 COMMAND: dict[str, Any] = {"type": "command", "image": "cpu", "command": "true"}
@@ -167,6 +168,30 @@ def test_one_bad_row_is_backed_off_with_its_error_and_the_others_go_on(world: Wo
     assert world.job(bad).failures == 3
     assert "tries again in 4 s" in (world.job(bad).message or "")
     assert world.job(good).state == "running"
+
+
+def test_a_gang_that_loses_a_container_just_before_its_start_ends(tmp_path: Path) -> None:
+    """The controller dies when all are ready; somebody removes one; the next controller must not try for ever."""
+    for effects in range(30, 60):
+        folder = tmp_path / str(effects)
+        folder.mkdir()
+        world = World(folder)
+        job_id = world.jobs.submit({**COMMAND, "resources": {"nodes": 2, "gpus": 1}}).job.id
+        first = world.controller("one")
+        first.schedule()
+        first.fuse.left = effects
+        with pytest.raises(Crash):
+            first.step(job_id)
+        (attempt,) = world.attempts(job_id)
+        if attempt.released_at is not None:
+            break
+    assert attempt.state == "provisioning"
+    world.now += world.settings.lease_s + 1
+    world.machines["h2"].containers.clear()
+    second = world.controller("two")
+    for _ in range(6):
+        second.step(job_id)
+    assert (world.job(job_id).state, world.job(job_id).reason) == ("failed", "container_removed")
 
 
 def test_kinds_of_jobs_take_turns_in_the_order_of_the_queue(world: World) -> None:
