@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from service.errors import Problem
+from service.jobs import awaited_by
 from service.paths import check_mount
 from service.settings import Settings
 from service.store.database import Database
@@ -89,9 +90,9 @@ class Artifacts:
             name = f"{row.name}@{row.version}"
             for job in session.exec(select(Job).where(col(Job.finished_at).is_(None))):
                 if any(mount["source"] == row.path for mount in job.resolved.get("mounts", ())):
-                    raise Problem(
-                        "artifact_in_use", f"Artifact {name} is used by job {job.name}.", f"Wait for {job.name} to end."
-                    )
+                    raise _in_use(name, job.name)
+            if row.job_id and (user := awaited_by(session, row.job_id, row.name)):
+                raise _in_use(name, user)
             session.delete(row)
             record(session, "artifact.deleted", f"artifact/{row.name}", f"{name} was deleted", actor=actor)
         own = self._settings.data_dir / "artifacts"
@@ -115,6 +116,10 @@ class Artifacts:
         target = converted.with_name(row.name if row.version == 1 else f"{row.name}@{row.version}")
         shutil.rmtree(target, ignore_errors=True)  # of an import that was cut off before its row was written
         return converted.replace(target)
+
+
+def _in_use(name: str, job: str) -> Problem:
+    return Problem("artifact_in_use", f"Artifact {name} is used by job {job}.", f"Wait for {job} to end.")
 
 
 def _check_free(session: Session, name: str, new_version: bool) -> None:

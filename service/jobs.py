@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from sqlalchemy import and_
 from sqlalchemy import delete as sql_delete
 from sqlmodel import Session, col, select
 
@@ -17,6 +18,7 @@ from jobs.spec import JobSpec, redacted
 from jobs.states import TERMINAL, Desired, JobState, Reason
 from service.admission import check_possible, demand_of, parse, resolve
 from service.errors import Problem
+from service.inputs import NOT_BEFORE_ITS_INPUTS
 from service.paths import Resolved
 from service.secrets import SecretBox
 from service.settings import Settings
@@ -177,7 +179,7 @@ class Jobs:
                     "See that its hosts answer (`navarch host ls`), then try again.",
                 )
             own = str(self._settings.job_dir(job.id))
-            if user := _user_of(session, [own], besides=job.id):
+            if user := _user_of(session, [own], besides=job.id) or awaited_by(session, job.id):
                 raise Problem(
                     "artifact_in_use",
                     f"What job {job.name} made is used by job {user}.",
@@ -291,7 +293,8 @@ class Jobs:
             gpus=demand.gpus,
             ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
             demand=demand.key,
-            why="has just been submitted",
+            not_before=NOT_BEFORE_ITS_INPUTS if item.resolved.why else 0.0,
+            why=item.resolved.why or "has just been submitted",
             message="waits for its turn",
         )
 
@@ -311,6 +314,17 @@ def _input_rows(job_id: str, resolved: Resolved) -> tuple[JobInput, ...]:
         )
         for key, (found, target) in resolved.inputs.items()
     )
+
+
+def awaited_by(session: Session, maker_id: str, artifact: str | None = None) -> str | None:
+    """The name of a job that is about to take what this one has left (an artifact of this name)."""
+    query = (
+        select(Job.name)
+        .join(JobInput, col(JobInput.job_id) == col(Job.id))
+        .join(Artifact, and_(col(Artifact.job_id) == col(JobInput.maker_id), col(Artifact.name) == col(JobInput.name)))
+        .where(JobInput.maker_id == maker_id, col(JobInput.version).is_(None), col(Job.finished_at).is_(None))
+    )
+    return session.exec(query.where(JobInput.name == artifact) if artifact else query).first()
 
 
 def _has_containers(session: Session, job_id: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from jobs.launch import RUN_TARGET
 from jobs.spec import JobSpec, Mount
 from service.errors import Problem
-from service.inputs import FindInput, Input
+from service.inputs import FindInput, Input, wait_sentence
 
 ARTIFACT_PREFIX = "artifact:"
 _NO_PATHS = frozenset({"run_dir", "resume", "prompts", "stop", "system", "template"})
@@ -23,6 +23,11 @@ class Resolved:
     mounts: dict[str, Mount] = field(default_factory=dict)
     inputs: dict[str, tuple[Input, str]] = field(default_factory=dict)
     """Key of the spec → the artifact there, and where the container sees it."""
+
+    @property
+    def why(self) -> str | None:
+        """What has to be made before the job can be placed."""
+        return wait_sentence(found.awaited for found, _ in self.inputs.values() if found.awaited)
 
 
 def check_mount(source: Path, roots: Iterable[Path], what: str) -> Path:
@@ -63,7 +68,8 @@ def resolve_paths(spec: JobSpec, roots: list[Path], find_input: FindInput) -> Re
             reference, _, rest = value.removeprefix(ARTIFACT_PREFIX).partition("/")
             found, target = find_input(reference, where), f"/workspace/artifacts/{reference}"
             resolved.inputs[where] = (found, target)
-            resolved.mounts[target] = Mount(source=found.path, target=target, read_only=True)
+            if found.path is not None:
+                resolved.mounts[target] = Mount(source=found.path, target=target, read_only=True)
             return f"{target}/{rest}" if rest else target
         if not value.startswith("/"):
             return value

@@ -36,9 +36,10 @@ class Plans:
         check_possible(spec, hosts)
         placement = place(demand_of(spec), hosts)
         images = _Images(self._engines, spec, builds)
-        if isinstance(placement, Waits):
+        why = resolved.why or (placement.why if isinstance(placement, Waits) else None)
+        if why is not None or isinstance(placement, Waits):
             images.look([host for host in hosts if not host.unusable])
-            return self._plan(spec, images, why=placement.why)
+            return self._plan(spec, images, why=why)
         placed = {replica.host_id for replica in placement.replicas}
         images.look([host for host in hosts if host.id in placed], everywhere=True)
         if images.silent:

@@ -103,9 +103,9 @@ class JobInput(Schema):
 
     key: str = Field(description="where in the spec, such as model or reward.model")
     name: str
-    version: int | None = None
+    version: int | None = Field(default=None, description="null while the job waits for it")
     digest: str | None = Field(default=None, description="null until it has been computed")
-    job: str | None = Field(default=None, description="the job that left it; null when it was imported")
+    job: str | None = Field(default=None, description="the job that left it, or will; null when it was imported")
 
 
 class Job(Schema):

@@ -12,6 +12,7 @@ from sqlmodel import Session, col, select
 from service import schemas
 from service.api.cursors import Cursor
 from service.collector.reader import LogLine
+from service.inputs import describe_wait, wait_sentence
 from service.store import tables
 
 MAX_PAGE = 200
@@ -86,6 +87,7 @@ def _jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
         .order_by(col(tables.JobInput.id))
     ):
         inputs[used.job_id].append(used)
+    awaited = _awaited(session, [row for row in rows if row.state == "queued"], inputs)
     if ids:
         for attempt in session.exec(
             select(tables.Attempt).where(col(tables.Attempt.job_id).in_(ids)).order_by(col(tables.Attempt.number))
@@ -102,7 +104,30 @@ def _jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
         ):
             artifacts[artifact.job_id or ""].append(artifact)
         hosts = {host.id: host for host in session.exec(select(tables.Host))}
-    return [_job(row, attempts[row.id], replicas, hosts, inputs[row.id], artifacts[row.id]) for row in rows]
+    return [
+        _job(row, attempts[row.id], replicas, hosts, inputs[row.id], artifacts[row.id], awaited.get(row.id))
+        for row in rows
+    ]
+
+
+def _awaited(
+    session: Session, queued: Sequence[tables.Job], inputs: dict[str, list[tables.JobInput]]
+) -> dict[str, str | None]:
+    """What jobs wait for that others are making, with how far those are now."""
+    missing = {row.id: [item for item in inputs[row.id] if item.version is None] for row in queued}
+    ids = {item.maker_id for items in missing.values() for item in items}
+    if not ids:
+        return {}
+    makers = {job.id: job for job in session.exec(select(tables.Job).where(col(tables.Job.id).in_(ids)))}
+    said = {
+        job_id: [
+            describe_wait(item.name, maker.name, maker.state, maker.progress)
+            for item in items
+            if (maker := makers.get(item.maker_id or "")) is not None
+        ]
+        for job_id, items in missing.items()
+    }
+    return {job_id: wait_sentence(parts) for job_id, parts in said.items()}
 
 
 def _job(
@@ -112,6 +137,7 @@ def _job(
     hosts: dict[str, tables.Host],
     inputs: Iterable[tables.JobInput],
     artifacts: Iterable[tables.Artifact],
+    why: str | None = None,
 ) -> schemas.Job:
     tries = [_attempt(attempt, replicas[attempt.id or 0], hosts) for attempt in attempts]
     return schemas.Job(
@@ -121,7 +147,7 @@ def _job(
         state=row.state,
         reason=row.reason,
         message=row.message,
-        why=row.why,
+        why=why or row.why,
         spec=row.document,
         priority=row.priority,
         created_at=row.created_at,

@@ -16,6 +16,8 @@ from jobs.placement import Demand, Placement, Queue, Waiting, Waits
 from jobs.states import Desired, JobState
 from jobs.units import parse_size
 from service.controller.context import Context
+from service.controller.waiting import admit
+from service.inputs import NOT_BEFORE_ITS_INPUTS
 from service.store.capacity import capacities
 from service.store.events import transition
 from service.store.tables import Attempt, GpuLease, Host, Job, PortLease, Replica
@@ -40,6 +42,7 @@ def schedule(context: Context) -> list[str]:
     When one job has to wait, all that need the same and are behind it wait too: a pass reads the first of each kind,
     and the next of a kind only when one was placed. Its cost grows with the kinds of jobs, not with their number.
     """
+    admit(context)
     now = context.clock()
     with context.database.read() as session:
         line = _heads(session, now)
@@ -71,7 +74,11 @@ def next_retry(context: Context) -> float | None:
     with context.database.read() as session:
         query = (
             select(col(Job.not_before))
-            .where(Job.state == JobState.QUEUED, Job.not_before > context.clock())
+            .where(
+                Job.state == JobState.QUEUED,
+                Job.not_before > context.clock(),
+                Job.not_before < NOT_BEFORE_ITS_INPUTS,
+            )
             .order_by(col(Job.not_before))
             .limit(1)
         )

@@ -71,7 +71,7 @@ class Job(SQLModel, table=True):
     started_at: float | None = None
     finished_at: float | None = None
     not_before: float = 0.0
-    """A retry waits until then."""
+    """A retry waits until then, and a job whose inputs are still to be made for ever, until they are."""
     unreachable_since: float | None = None
     failures: int = 0
     """Steps of the controller that failed one after the other, for backing off."""
@@ -282,11 +282,12 @@ class JobInput(SQLModel, table=True):
     target: str
     """Where the container sees it."""
     version: int | None = None
+    """None: it is waited for."""
     artifact_id: str | None = None
     digest: str | None = None
     """None until it has been computed."""
     maker_id: str | None = None
-    """The job that left it."""
+    """The job that left it; while `version` is None, the one that will."""
     maker_name: str | None = None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,23 +51,35 @@ def write(door: FrontDoor, step: str, image: str) -> str:
 
 
 def test_five_submits_from_a_base_model_to_a_chat(door: FrontDoor, cpu_image: str) -> None:
-    left = {"1-pt": ["model"], "2-sft": ["adapter", "model"], "3-rm": ["model"], "4-ppo": ["adapter", "model"]}
-    for step, kinds in left.items():
-        done = door.navarch("submit", write(door, step, cpu_image), "--follow", timeout_s=120)
-        assert done.returncode == 0, done.stdout + done.stderr
-        named = re.findall(r"^  (\w+) +artifact:(\S+)@1$", done.stdout, re.MULTILINE)
-        assert set(kinds) <= {kind for kind, _ in named}, done.stdout
-        assert f"rlhf-{step[2:]}-model" in {name for _, name in named}, done.stdout
+    """All at once: each step waits for what the ones before it leave."""
+    early = door.navarch("submit", write(door, "2-sft", cpu_image))
+    assert early.returncode == 1 and "There is no artifact 'rlhf-pt-model'" in early.stderr
+    for step in TINY:
+        submitted = door.navarch("submit", write(door, step, cpu_image))
+        assert submitted.returncode == 0, submitted.stderr
+        before = {"2-sft": "pt", "3-rm": "sft", "4-ppo": "sft", "5-serve": "ppo"}.get(step)
+        waits = f"it waits for artifact rlhf-{before}-model of job rlhf-{before} ("
+        assert (before is None) == (waits not in submitted.stdout), submitted.stdout
+    assert "waits for artifact rlhf-ppo-model of job rlhf-ppo (queued)" in door.navarch("ps").stdout
+    left = {"pt": {"model"}, "sft": {"adapter", "model"}, "rm": {"model"}, "ppo": {"adapter", "model"}}
     with door.client() as client:
+        for step, kinds in left.items():
+            job = client.wait(f"rlhf-{step}", timeout_s=120)
+            assert job.state == "succeeded", (step, job.message, *client.logs(job.id).items)
+            assert {(f"rlhf-{step}-{kind}", 1) for kind in kinds} <= {(a.name, a.version) for a in job.artifacts}
+        used = {item.key: (item.name, item.version, item.job) for item in client.job("rlhf-ppo").inputs}
+        assert used == {
+            "model": ("rlhf-sft-model", 1, "rlhf-sft"),
+            "reward.model": ("rlhf-rm-model", 1, "rlhf-rm"),
+        }
+        assert "reward.model: artifact:rlhf-rm-model@1" in door.navarch("show", "rlhf-ppo").stdout
         reward = client.metrics("rlhf-ppo").values
         assert any(name.startswith("reward") for name in reward), sorted(reward)
-        chat(door, client, cpu_image)
+        chat(door, client)
 
 
-def chat(door: FrontDoor, client: Client, image: str) -> None:
-    """The last submit serves until it is stopped; its URL is shown once it has answered by itself."""
-    submitted = door.navarch("submit", write(door, "5-serve", image))
-    assert submitted.returncode == 0, submitted.stderr
+def chat(door: FrontDoor, client: Client) -> None:
+    """The last one serves until it is stopped; its URL is shown once it has answered by itself."""
     until(lambda: client.job("rlhf-chat").url is not None or client.job("rlhf-chat").finished, "a URL", 90)
     job = client.job("rlhf-chat")
     url = job.url

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from jobs.states import PLACED, TERMINAL, JobState, Reason, check_move
 from service.errors import Problem
-from service.store.tables import Attempt, Event, GpuLease, Host, Job, PortLease, Replica
-from tests.unit.simulated_engine import Crash
+from service.store.tables import Artifact, Attempt, Event, GpuLease, Host, Job, JobInput, PortLease, Replica
+from tests.unit.simulated_engine import Container, Crash, LogRecord
 from tests.unit.simulation import SimulatedController, World
 
 CRASH = st.one_of(st.none(), st.none(), st.integers(1, 40))
@@ -27,6 +27,7 @@ class Life(RuleBasedStateMachine):
         self.world = World(self.folder)
         self.controllers: list[SimulatedController] = []
         self.harvested: dict[int, float] = {}
+        self.taken: dict[int, tuple[int, str]] = {}
         self.lost_hosts: set[str] = set()
 
     @initialize()
@@ -80,6 +81,34 @@ class Life(RuleBasedStateMachine):
         except Problem as problem:
             assert problem.code == "not_enough_gpus"
 
+    @rule(pick=PICK, first=st.booleans())
+    def submit_a_step_of_a_chain(self, pick: int, first: bool) -> None:
+        """A training that starts from the hub, or from what another one leaves or will leave."""
+        makers = [job.name for job in self.world.rows(Job) if job.type == "sft"]
+        model = f"artifact:{makers[pick % len(makers)]}-model" if makers and not first else "hf:org/base"
+        rows = self.folder / "rows.jsonl"
+        rows.touch()
+        document = {"type": "sft", "image": "cpu", "model": model, "data": [{"path": str(rows)}], "grace": 5}
+        try:
+            self.world.jobs.submit(document)
+        except Problem as problem:
+            assert problem.code == "artifact_not_found" and model != "hf:org/base"
+
+    @precondition(lambda self: self._trainings())
+    @rule(pick=PICK, code=st.sampled_from([0, 0, 0, 1]))
+    def a_training_leaves_its_model_and_ends(self, pick: int, code: int) -> None:
+        trainings = self._trainings()
+        chosen = trainings[pick % len(trainings)]
+        event = '@navarch {"event": "artifact", "path": "model", "kind": "model"}'
+        chosen.log.append(LogRecord(f"2026-01-01T00:{len(chosen.log):02d}:00.000000000Z", event))
+        for machine in self.world.machines.values():
+            if machine.containers.get(chosen.id) is chosen:
+                machine.end(chosen, code)
+
+    def _trainings(self) -> list[Container]:
+        running = [container for container in self.world.containers() if container.running]
+        return [container for container in running if container.plan.environment["NAVARCH_JOB"].startswith("sft-")]
+
     @rule(pick=PICK)
     def stop(self, pick: int) -> None:
         jobs = self.world.rows(Job)
@@ -94,7 +123,7 @@ class Life(RuleBasedStateMachine):
             try:
                 self.world.jobs.delete(job.id)
             except Problem as problem:
-                assert problem.code == "job_active"
+                assert problem.code in ("job_active", "artifact_in_use")
             else:
                 assert job.state in TERMINAL
 
@@ -113,6 +142,19 @@ class Life(RuleBasedStateMachine):
             controller = self._acting(which, crash)
             for _ in range(steps):
                 controller.step(jobs[pick % len(jobs)].id)
+        except Crash:
+            pass
+        self._survived(which)
+
+    @rule(which=st.integers(0, 1), crash=CRASH, rounds=st.integers(1, 3))
+    def everybody_takes_a_step(self, which: int, crash: int | None, rounds: int) -> None:
+        """What a controller does by itself, so that lives get further than a few single steps."""
+        try:
+            controller = self._acting(which, crash)
+            for _ in range(rounds):
+                controller.schedule()
+                for job in self.world.live_jobs():
+                    controller.step(job.id)
         except Crash:
             pass
         self._survived(which)
@@ -180,8 +222,9 @@ class Life(RuleBasedStateMachine):
         for job in jobs.values():
             open_attempts = [a for a in attempts.values() if a.job_id == job.id and a.finished_at is None]
             assert len(open_attempts) == (1 if JobState(job.state) in PLACED else 0), (job.state, open_attempts)
-            assert job.user_retries <= job.document["retries"]
+            assert job.user_retries <= job.document.get("retries", 0)
             assert (job.finished_at is not None) == (JobState(job.state) in TERMINAL)
+        self._inputs_are_fixed(jobs)
         self._gpus_match(attempts, live)
         self._containers_have_attempts(attempts, live)
         self._events_tell_the_story(jobs)
@@ -189,6 +232,23 @@ class Life(RuleBasedStateMachine):
             if replica.harvested_at is not None:
                 first = self.harvested.setdefault(replica.id, replica.harvested_at)
                 assert first == replica.harvested_at, "harvested twice"
+
+    def _inputs_are_fixed(self, jobs: dict[str, Job]) -> None:
+        """Nothing starts without its inputs, all attempts get the same, and what a live job uses isn't removed."""
+        there = {artifact.id for artifact in self.world.rows(Artifact)}
+        for wanted in self.world.rows(JobInput):
+            job = jobs[wanted.job_id]
+            if wanted.version is None:
+                assert job.attempts == 0, f"{job.name} started without {wanted.name}"
+                assert job.state in TERMINAL or wanted.maker_id, f"{job.name} waits for nobody"
+                continue
+            assert self.taken.setdefault(wanted.id, (wanted.version, wanted.artifact_id)) == (
+                wanted.version,
+                wanted.artifact_id,
+            ), "another version than before"
+            sources = [mount["source"] for mount in job.resolved["mounts"] if mount["target"] == wanted.target]
+            assert len(sources) == 1
+            assert job.state in TERMINAL or wanted.artifact_id in there, f"{job.name} lost {wanted.name}"
 
     def _gpus_match(self, attempts: dict[int | None, Attempt], live: set[int | None]) -> None:
         leased = {lease.gpu: lease.attempt_id for lease in self.world.rows(GpuLease)}
