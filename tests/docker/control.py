@@ -7,17 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import docker
+from docker.errors import NotFound
 from sqlmodel import col, select
 
 from service.controller.controller import Controller
 from service.runtime import Runtime
 from service.settings import Settings
 from service.store.database import Database
-from service.store.tables import Attempt, Event, GpuLease, ImageBuild, Job, PortLease, Replica
+from service.store.tables import Attempt, Event, GpuLease, Host, ImageBuild, Job, Meta, PortLease, Replica
 
 REPOSITORY = Path(__file__).parents[2]
 TERMINAL = ("succeeded", "failed", "stopped")
@@ -145,6 +147,7 @@ class PlaneProcess(Store):
             "r=Runtime(Settings(**json.loads(sys.argv[1]))); r.start(); print('up', flush=True); time.sleep(600)"
         )
         given = self.settings.model_dump(mode="json")
+        self.started_at = time.time()
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code, json.dumps(given)], stdout=subprocess.PIPE, env=environment, cwd=REPOSITORY
@@ -165,6 +168,14 @@ class PlaneProcess(Store):
         return self.rows(ImageBuild)
 
     def close(self) -> None:
+        """Ends it once it isn't looking for GPUs any more, and removes every container that it has made."""
         if self.process is not None:
+            until("connection", lambda: (self.rows(Host)[0].seen_at or 0.0) > self.started_at)
             self.kill()
+        label = f"navarch.deployment={self.rows(Meta, key='deployment')[0].value}"
+        client = docker.DockerClient(base_url=self.settings.engine_url)
+        for container in client.containers.list(all=True, filters={"label": label}, ignore_removed=True):
+            with suppress(NotFound):
+                container.remove(force=True, v=True)
+        client.close()
         self.database.close()

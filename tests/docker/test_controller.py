@@ -12,20 +12,15 @@ import pytest
 
 from service.engine.ssh_ready import handshake
 from service.jobs import Jobs
-from service.store.tables import Event, ImageBuild, Replica
+from service.store.tables import Event, ImageBuild
 from tests.docker.control import PlaneProcess, test_settings, until
 
 
 @pytest.fixture
-def plane(docker_client: docker.DockerClient, tmp_path: Path) -> Iterator[PlaneProcess]:
+def plane(tmp_path: Path) -> Iterator[PlaneProcess]:
     plane = PlaneProcess(test_settings(tmp_path))
     yield plane
-    names = [replica.container_name for replica in plane.rows(Replica)]
     plane.close()
-    for container in docker_client.containers.list(all=True, ignore_removed=True):
-        if container.name in names:
-            with contextlib.suppress(docker.errors.APIError):  # being removed already
-                container.remove(force=True)
 
 
 def submit(plane: PlaneProcess, image: str, command: str, **spec: object) -> str:
