@@ -38,7 +38,14 @@ def create_app(runtime: Runtime) -> FastAPI:
     tokens = Tokens(settings.data_dir, settings.token)
     shutdown = Shutdown()
     meter = Meter()
-    app = FastAPIOffline(title="Navarch", version="1", description=DESCRIPTION, redirect_slashes=False)
+    app = FastAPIOffline(
+        title="Navarch",
+        version="1",
+        description=DESCRIPTION,
+        redirect_slashes=False,
+        redoc_url=None,  # it asks its maker's host for a logo
+        swagger_ui_parameters={"validatorUrl": None},  # and this would ask swagger.io, away from loopback
+    )
     app.state.navarch = ApiState(runtime, settings, KeyRing(settings.data_dir), tokens, shutdown)
     app.state.submits = Batcher(lambda items: _submit(runtime, items))
     app.state.shutdown = shutdown

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from service.locations import Endpoint
@@ -19,9 +21,10 @@ expected-statuses = ["2xx", "4xx", 503]
 """
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A control plane whose Docker Engine never answers: the API must keep its promises then, too."""
+    tmp_path = tmp_path_factory.mktemp("plane")
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
@@ -49,6 +52,22 @@ def url(tmp_path: Path) -> Iterator[str]:
             process.kill()
             process.wait()
     assert "Traceback" not in (tmp_path / "up.log").read_text()
+
+
+def test_the_documentation_needs_no_other_host(url: str) -> None:
+    """What the page names is served from here; what its scripts could ask of elsewhere is switched off."""
+    page = httpx.get(f"{url}/docs").text
+    named = re.findall(r"""(?:src|href|url)\s*[=:(]\s*["']([^"']+)["']""", page)
+    assert any(reference.endswith(".js") for reference in named) and any(r.endswith(".css") for r in named)
+    assert not re.findall(r"""(?:https?:)?//[\w.-]+\.\w+""", page)
+    for reference in named:
+        assert reference.startswith("/"), reference
+        answer = httpx.get(url + reference)
+        assert answer.status_code == 200 and len(answer.content) > 500, reference
+    style = next(reference for reference in named if reference.endswith(".css"))
+    assert not re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""", httpx.get(url + style).text)
+    assert re.search(r"""["']?validatorUrl["']?: null""", page)
+    assert httpx.get(f"{url}/redoc").status_code == 404
 
 
 def test_every_operation_answers_as_documented(url: str, tmp_path: Path) -> None:
