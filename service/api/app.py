@@ -19,9 +19,9 @@ from service.api.security import Gate
 from service.api.sse import Shutdown
 from service.api.state import ApiState, state_of
 from service.errors import Problem
-from service.jobs import Submitted
 from service.runtime import Runtime
 from service.ssh import KeyRing
+from service.submission import Submitted
 from service.tokens import Tokens
 
 PREFIX = "/api/v1"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_
 from sqlmodel import Session, col, select
 
 from service import schemas
 from service.api.cursors import Cursor
+from service.api.pages import newest
 from service.collector.reader import LogLine
 from service.inputs import describe_wait, wait_sentence
 from service.store import tables
@@ -52,26 +51,11 @@ def job_page(
     session: Session, states: Sequence[str], types: Sequence[str], limit: int, cursor: str | None
 ) -> schemas.Page[schemas.Job]:
     """Jobs, newest first."""
-    created, identifier = col(tables.Job.created_at), col(tables.Job.id)
-    order = (created.desc(), identifier.desc())
-    query = select(tables.Job.id)
-    if states:
-        query = query.where(col(tables.Job.state).in_(states))
+    wanted = [col(tables.Job.state).in_(states)] if states else []
     if types:
-        query = query.where(col(tables.Job.type).in_(types))
-    if cursor is not None:
-        after = Cursor.parse(cursor)
-        query = query.where(before(created, after.time, identifier, after.id))
-    wanted = query.order_by(*order).limit(limit + 1).subquery()  # sorts ids, not whole rows with their documents
-    chosen = select(tables.Job).join(wanted, identifier == wanted.c.id)
-    rows = session.exec(chosen.order_by(*order)).all()
-    shown = rows[:limit]
-    following = str(Cursor(shown[-1].created_at, shown[-1].id)) if len(rows) > limit else None
-    return schemas.Page[schemas.Job](items=_jobs(session, shown), next_cursor=following)
-
-
-def before(created: Any, time: float, identifier: Any, last: str) -> ColumnElement[bool]:
-    return or_(created < time, and_(created == time, identifier < last))
+        wanted.append(col(tables.Job.type).in_(types))
+    rows, following = newest(session, tables.Job, limit, cursor, *wanted)
+    return schemas.Page[schemas.Job](items=_jobs(session, rows), next_cursor=following)
 
 
 def _jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:

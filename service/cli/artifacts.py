@@ -85,8 +85,7 @@ def show(artifact: Name, as_json: Json = False) -> None:
     digest = found.digest or ("" if found.message else "not computed yet")
     rows = (("path", found.path), ("size", output.size(found.size)), ("digest", digest), ("from", found.source))
     for name, value in (*rows, ("made", output.date(found.created_at)), ("message", found.message)):
-        if value:
-            output.say(f"  [dim]{name:<8}[/] {output.escape(value)}")
+        output.fact(name, output.escape(value or ""))
 
 
 @app.command("rm")

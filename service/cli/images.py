@@ -144,10 +144,10 @@ def show(image: str, as_json: Json = False) -> None:
         return
     output.say(f"[bold]{output.escape(', '.join(found.tags) or found.id)}[/]")
     for name, value in (("digest", found.id), ("recipe", found.recipe), ("size", output.size(found.size))):
-        output.say(f"  [dim]{name:<8}[/] {output.escape(value or '')}")
-    output.say(f"  [dim]made    [/] {output.date(found.created_at)}")
+        output.fact(name, output.escape(value or ""))
+    output.fact("made", output.date(found.created_at))
     for name, value in sorted(found.labels.items()):
-        output.say(f"  [dim]label   [/] {output.escape(name)}={output.escape(value)}")
+        output.fact("label", output.escape(f"{name}={value}"))
 
 
 @app.command("rm")

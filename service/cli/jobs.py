@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -145,30 +145,30 @@ def _show(job: Job) -> None:
 
     output.say(f"[bold]{output.escape(job.name)}[/]  {output.state(job.state)}  [dim]{job.type} · {job.id}[/]")
     if job.message:
-        _row("message", output.escape(job.message) + (f" [dim]({job.reason})[/]" if job.reason else ""))
+        output.fact("message", output.escape(job.message) + (f" [dim]({job.reason})[/]" if job.reason else ""))
     if job.why and job.state == "queued":
-        _row("waits", output.escape(job.why))
+        output.fact("waits", output.escape(job.why))
     if job.unreachable_since is not None:
-        _row("host", f"[red]unreachable since {output.date(job.unreachable_since)}[/]")
-    _row("submitted", f"{output.date(job.created_at)} [dim]({output.ago(job.created_at)})[/]")
+        output.fact("host", f"[red]unreachable since {output.date(job.unreachable_since)}[/]")
+    output.fact("submitted", f"{output.date(job.created_at)} [dim]({output.ago(job.created_at)})[/]")
     if job.started_at is not None:
-        _row("ran", _ran(job))
+        output.fact("ran", _ran(job))
     if figures(job):
-        _row("progress", figures(job))
+        output.fact("progress", figures(job))
     if job.ssh is not None:
-        _row("ssh", f"{_ssh_line(job.ssh)}   [dim]or: navarch ssh {job.name}[/]")
+        output.fact("ssh", f"{_ssh_line(job.ssh)}   [dim]or: navarch ssh {job.name}[/]")
     if job.url is not None:
-        _row("url", output.escape(job.url))
+        output.fact("url", output.escape(job.url))
     elif job.type == "serve" and job.state == "running":
-        _row("url", "[dim]not yet: it loads its model[/]")
+        output.fact("url", "[dim]not yet: it loads its model[/]")
     for used in job.inputs:
         exact = f"artifact:{used.name}@{used.version}" if used.version else f"artifact:{used.name}"
         facts = (f"of job {used.job}" if used.job else "", (used.digest or "")[:19])
         said = "  ".join(fact for fact in facts if fact)
-        _row("uses", f"{used.key}: {output.escape(exact)}  [dim]{output.escape(said)}[/]")
+        output.fact("uses", f"{used.key}: {output.escape(exact)}  [dim]{output.escape(said)}[/]")
     for artifact in job.artifacts:
         exact = output.escape(f"artifact:{artifact.name}@{artifact.version}")
-        _row(artifact.kind, f"{exact}  [dim]{output.escape(artifact.location)}[/]")
+        output.fact(artifact.kind, f"{exact}  [dim]{output.escape(artifact.location)}[/]")
     for attempt in job.attempts:
         said = f"  {output.escape(attempt.message)}" if attempt.message else ""
         output.say(f"\n[bold]attempt {attempt.number}[/] {output.state(attempt.state)}{said}")
@@ -197,10 +197,6 @@ def _ssh_line(access: SshAccess) -> str:
     key = find_key(config_dir())
     identity = f" -i {key.private}" if key is not None and key.private.parent != Path.home() / ".ssh" else ""
     return output.escape(f"ssh{identity} -p {access.port} {access.user}@{access.host}")
-
-
-def _row(name: str, value: Any) -> None:
-    output.say(f"  [dim]{name:<10}[/] {value}")
 
 
 def stop(

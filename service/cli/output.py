@@ -104,6 +104,12 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     return made
 
 
+def fact(name: str, value: object) -> None:
+    """One line of what is known of a thing: a name and its value (rich markup); nothing when there is none."""
+    if value:
+        say(f"  [dim]{name:<10}[/] {value}")
+
+
 def state(name: str) -> str:
     return f"[{STATE_STYLES.get(name, 'default')}]{name}[/]"
 

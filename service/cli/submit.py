@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -85,22 +85,18 @@ def _show_plan(plan: Plan) -> None:
         output.say(output.escape(note))
     for replica in plan.replicas:
         output.say(f"\n[bold]replica {replica.node_rank}[/] on {output.escape(replica.host or 'no host yet')}")
-        _row("image", replica.image)
-        _row("command", _shell(replica.command))
-        _row("gpus", ", ".join(replica.gpus) or "none")
-        _row("ports", ", ".join(f"{outside or 'automatic'}→{inside}" for inside, outside in replica.ports.items()))
+        output.fact("image", output.escape(replica.image))
+        output.fact("command", output.escape(_shell(replica.command)))
+        output.fact("gpus", output.escape(", ".join(replica.gpus) or "none"))
+        ports = (f"{outside or 'automatic'}→{inside}" for inside, outside in replica.ports.items())
+        output.fact("ports", output.escape(", ".join(ports)))
         for index, mount in enumerate(replica.mounts):
-            _row("mounts" if index == 0 else "", mount)
+            output.fact("mounts" if index == 0 else "", output.escape(mount))
         environment = [f"{name}={value}" for name, value in sorted(replica.environment.items())]
         for index, line in enumerate(environment):
-            _row("env" if index == 0 else "", line)
+            output.fact("env" if index == 0 else "", output.escape(line))
     output.say("\n[bold]spec[/]")
     output.plain(dump(plan.spec))
-
-
-def _row(name: str, value: Any) -> None:
-    if value:
-        output.say(f"  [dim]{name:<8}[/] {output.escape(value)}")
 
 
 def _shell(command: list[str]) -> str:

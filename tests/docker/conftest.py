@@ -16,6 +16,8 @@ from docker.errors import NotFound
 from docker.models.containers import Container
 
 from images.build import BuildOptions, build, finish
+from service.client import Client
+from tests.docker.front_door import FrontDoor, front_door
 
 TEST_LABEL = "navarch.test"
 REPOSITORY = Path(__file__).parents[2]
@@ -43,6 +45,21 @@ def system_image(docker_client: docker.DockerClient) -> str:
 def cpu_image(docker_client: docker.DockerClient) -> str:
     """The full `cpu` image with the training package of this tree; minutes the first time, seconds after a change."""
     return finish(build(docker_client, "cpu", BuildOptions(wheelhouse=local_wheelhouse()))).tag
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory, system_image: str) -> Iterator[FrontDoor]:
+    """A control plane whose jobs may mount what lies in `folder / "shared"`; files that need more make their own."""
+    folder = tmp_path_factory.mktemp("navarch")
+    (folder / "shared").mkdir()
+    with front_door(folder, "--mount-root", str(folder / "shared")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(door: FrontDoor) -> Iterator[Client]:
+    with door.client() as made:
+        yield made
 
 
 def local_wheelhouse() -> Path | None:

@@ -18,20 +18,6 @@ from tests.docker.front_door import FrontDoor, front_door, until
 COUNT = "for i in $(seq 1 {n}); do echo line $i; sleep {pause}; done"
 
 
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory, system_image: str) -> Iterator[FrontDoor]:
-    folder = tmp_path_factory.mktemp("navarch")
-    (folder / "shared").mkdir()
-    with front_door(folder, "--mount-root", str(folder / "shared")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def client(door: FrontDoor) -> Iterator[Client]:
-    with door.client() as made:
-        yield made
-
-
 @pytest.fixture
 def http(door: FrontDoor) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=door.url + "/api/v1", timeout=30) as made:

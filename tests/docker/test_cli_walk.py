@@ -10,12 +10,11 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.docker.front_door import FrontDoor, front_door, until
+from tests.docker.front_door import FrontDoor, until
 
 SPEC = """\
 type: command
@@ -25,14 +24,6 @@ command: |
 {script}
 grace: 2s
 """
-
-
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory, system_image: str) -> Iterator[FrontDoor]:
-    folder = tmp_path_factory.mktemp("navarch")
-    (folder / "shared").mkdir()
-    with front_door(folder, "--mount-root", str(folder / "shared")) as opened:
-        yield opened
 
 
 @pytest.fixture

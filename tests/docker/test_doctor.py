@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import docker
-import pytest
 from docker.models.containers import Container
 
-from tests.docker.front_door import FrontDoor, front_door, until
-
-
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontDoor]:
-    with front_door(tmp_path_factory.mktemp("navarch")) as opened:
-        yield opened
+from tests.docker.front_door import FrontDoor, until
 
 
 def checks(door: FrontDoor) -> tuple[int, dict[str, dict[str, Any]]]:

@@ -8,14 +8,13 @@ import shlex
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from service.schemas import Job
-from tests.docker.front_door import FrontDoor, front_door, until
+from tests.docker.front_door import FrontDoor, until
 from tests.docker.ssh_client import SshClient, free_port
 
 WORKSPACE = """\
@@ -26,12 +25,6 @@ command: cd /srv && echo inside > hello && exec python3 -m http.server 8123 --bi
 env: {{FROM_SPEC: seen}}
 grace: 1s
 """
-
-
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory, system_image: str) -> Iterator[FrontDoor]:
-    with front_door(tmp_path_factory.mktemp("navarch")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

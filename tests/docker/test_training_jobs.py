@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.client import Client
-from tests.docker.front_door import FrontDoor, front_door
+from tests.docker.front_door import FrontDoor
 from tests.training.making import make_model, make_rows
 
 TRAIN = {"max_steps": 4, "lr": 1e-2, "max_length": 64, "tokens_per_batch": 128}
 
 
-@pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory, cpu_image: str) -> Iterator[FrontDoor]:
-    folder = tmp_path_factory.mktemp("navarch")
-    (folder / "shared").mkdir()
-    make_model(folder / "shared" / "model")
-    with front_door(folder, "--mount-root", str(folder / "shared")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def client(door: FrontDoor) -> Iterator[Client]:
-    with door.client() as made:
-        yield made
-
-
 def spec(door: FrontDoor, stage: str, image: str, **more: Any) -> dict[str, Any]:
     shared = door.folder / "shared"
+    if not (shared / "model").is_dir():
+        make_model(shared / "model")
     rows = make_rows(shared / f"{stage}.jsonl", stage)
     return {
         "type": stage,

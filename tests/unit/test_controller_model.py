@@ -99,6 +99,8 @@ class Life(RuleBasedStateMachine):
     def a_training_leaves_its_model_and_ends(self, pick: int, code: int) -> None:
         trainings = self._trainings()
         chosen = trainings[pick % len(trainings)]
+        left = self.world.settings.job_dir(chosen.plan.labels["navarch.job"]) / "run" / "model"
+        left.mkdir(parents=True, exist_ok=True)
         event = '@navarch {"event": "artifact", "path": "model", "kind": "model"}'
         chosen.log.append(LogRecord(f"2026-01-01T00:{len(chosen.log):02d}:00.000000000Z", event))
         for machine in self.world.machines.values():

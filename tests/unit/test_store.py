@@ -11,9 +11,10 @@ from jobs.spec import REDACTED
 from service.controller.context import LeaseLost
 from service.controller.scheduling import schedule
 from service.errors import Problem
-from service.jobs import Submission, find
+from service.jobs import find
 from service.secrets import SecretBox
 from service.store.tables import Artifact, Attempt, GpuLease, Host, Job, PortLease
+from service.submission import Submission
 from tests.unit.simulated_engine import Crash
 from tests.unit.simulation import World
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
-from sqlmodel import col, select
 
 from service import schemas
 from service.api import views
-from service.api.cursors import Cursor
+from service.api.pages import newest
 from service.api.parameters import Limit, PageCursor
 from service.api.problems import RESPONSES
 from service.api.state import actor_of, state_of
@@ -25,16 +24,8 @@ ArtifactName = Annotated[str, Path(description="NAME (the newest version), NAME@
 def artifacts(request: Request, limit: Limit = 50, cursor: PageCursor = None) -> Response:
     """Every version of every artifact, the newest first."""
     with state_of(request).database.read() as session:
-        query = select(tables.Artifact)
-        if cursor is not None:
-            after = Cursor.parse(cursor)
-            created, identifier = col(tables.Artifact.created_at), col(tables.Artifact.id)
-            query = query.where(views.before(created, after.time, identifier, after.id))
-        order = (col(tables.Artifact.created_at).desc(), col(tables.Artifact.id).desc())
-        rows = session.exec(query.order_by(*order).limit(limit + 1)).all()
-        items = [views.artifact(row) for row in rows[:limit]]
-    following = str(Cursor(items[-1].created_at, items[-1].id)) if len(rows) > limit else None
-    page = schemas.Page[schemas.Artifact](items=items, next_cursor=following)
+        rows, following = newest(session, tables.Artifact, limit, cursor)
+    page = schemas.Page[schemas.Artifact](items=[views.artifact(row) for row in rows], next_cursor=following)
     return Response(page.model_dump_json(), media_type="application/json")
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import docker
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
-from sqlmodel import col, select
 from starlette.concurrency import run_in_threadpool
 
 from images.catalog import ImageInfo, list_images, remove, resolve
@@ -18,7 +17,7 @@ from images.recipes import builtin_recipes, load_recipe
 from service import schemas
 from service.api import views
 from service.api.build_log import read_build_log
-from service.api.cursors import Cursor
+from service.api.pages import newest
 from service.api.parameters import Limit, PageCursor
 from service.api.problems import RESPONSES, from_image_error
 from service.api.sse import Follower, stream
@@ -69,16 +68,8 @@ def build(request: Request, body: schemas.BuildRequest) -> Response:
 def builds(request: Request, limit: Limit = 50, cursor: PageCursor = None) -> Response:
     """Builds, the newest first."""
     with state_of(request).database.read() as session:
-        query = select(tables.ImageBuild)
-        if cursor is not None:
-            after = Cursor.parse(cursor)
-            created, identifier = col(tables.ImageBuild.created_at), col(tables.ImageBuild.id)
-            query = query.where(views.before(created, after.time, identifier, after.id))
-        order = (col(tables.ImageBuild.created_at).desc(), col(tables.ImageBuild.id).desc())
-        rows = session.exec(query.order_by(*order).limit(limit + 1)).all()
-        items = [views.build(row) for row in rows[:limit]]
-    following = str(Cursor(items[-1].created_at, items[-1].id)) if len(rows) > limit else None
-    page = schemas.Page[schemas.Build](items=items, next_cursor=following)
+        rows, following = newest(session, tables.ImageBuild, limit, cursor)
+    page = schemas.Page[schemas.Build](items=[views.build(row) for row in rows], next_cursor=following)
     return Response(page.model_dump_json(), media_type="application/json")
 
 

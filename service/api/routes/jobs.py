@@ -15,7 +15,8 @@ from service.api.parameters import JobRef, Limit, PageCursor, States, Types
 from service.api.problems import RESPONSES
 from service.api.state import actor_of, state_of
 from service.errors import Problem
-from service.jobs import Submission, find
+from service.jobs import find
+from service.submission import Submission
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 
