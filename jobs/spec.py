@@ -132,6 +132,11 @@ def _parse_command(value: object) -> object:
     raise ValueError(f"must be text or a list of texts, not {shown(value)}")
 
 
+def _parse_after(value: object) -> object:
+    """One job's name, or a list of them."""
+    return [value] if isinstance(value, str) else value
+
+
 def _parse_name(value: object) -> object:
     if not isinstance(value, str) or not _NAME.match(value):
         raise ValueError(f"must be 1 to 40 of a-z, 0-9 and - (not first or last), not {value!r}")
@@ -189,6 +194,10 @@ class JobSpec(Section):
     env: Environment = Field(default_factory=dict)
     secrets: Environment = Field(default_factory=dict)
     retries: Annotated[StrictInt, Field(ge=0, le=100)] = 0
+    after: Annotated[list[StrictStr], BeforeValidator(_parse_after, json_schema_input_type=str | list[str])] = Field(
+        default_factory=list
+    )
+    """Jobs that must have succeeded before this one starts, by name or id."""
     max_duration: Duration | None = None
     grace: Duration = DEFAULT_GRACE_S
     """Seconds between SIGTERM and SIGKILL when the job is stopped."""

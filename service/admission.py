@@ -10,7 +10,7 @@ from jobs.placement import Demand, HostCapacity, impossible
 from jobs.problems import SpecError
 from jobs.spec import JobSpec, parse_spec
 from service.errors import Problem
-from service.inputs import find_inputs
+from service.inputs import find_inputs, find_predecessors
 from service.paths import Resolved, resolve_paths
 from service.settings import Settings
 
@@ -34,8 +34,10 @@ def demand_of(spec: JobSpec) -> Demand:
 
 
 def resolve(session: Session, spec: JobSpec, settings: Settings) -> Resolved:
-    """The mounts and training sections that the spec's paths come to. Raises Problem."""
-    return resolve_paths(spec, [settings.data_dir, *settings.mount_roots], find_inputs(session))
+    """The mounts and training sections that the spec's paths come to, and what it waits for. Raises Problem."""
+    resolved = resolve_paths(spec, [settings.data_dir, *settings.mount_roots], find_inputs(session))
+    resolved.inputs.update({wait.key: (wait, "") for wait in find_predecessors(session, spec.after)})
+    return resolved
 
 
 def check_possible(spec: JobSpec, hosts: Sequence[HostCapacity]) -> None:

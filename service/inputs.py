@@ -9,8 +9,9 @@ from sqlmodel import Session, col, select
 
 from jobs.outputs import leaves, maker_of
 from jobs.spec import parse_spec
-from jobs.states import Desired, JobState
+from jobs.states import TERMINAL, Desired, JobState
 from service.errors import Problem
+from service.store.rows import find_job
 from service.store.tables import Artifact, Job
 from service.versions import Reference, find_artifact, newest
 
@@ -23,7 +24,10 @@ _WORDS = {JobState.PROVISIONING: "starting", JobState.STOPPING: "ending"}
 
 @dataclass(frozen=True)
 class Input:
-    """One artifact that a spec names; without a version it is still to be made."""
+    """One artifact that a spec names; without a version it is still to be made.
+
+    Without a name it is no artifact, but the end of a job that `after` names.
+    """
 
     key: str
     """Where in the spec."""
@@ -75,13 +79,33 @@ def find_inputs(session: Session) -> FindInput:
     return find
 
 
+def find_predecessors(session: Session, names: Iterable[str]) -> list[Input]:
+    """The jobs under `after` that haven't ended yet. Raises Problem for one that is unknown or has not succeeded."""
+    waits = []
+    for index, name in enumerate(names):
+        job = find_job(session, name)
+        state = JobState(job.state)
+        if state is JobState.SUCCEEDED:
+            continue
+        if state in TERMINAL or job.desired == Desired.STOP:
+            said = state if state in TERMINAL else "being stopped"
+            raise Problem(
+                "invalid_spec",
+                f"`after` names job {name}, which is {said}: this job would never start.",
+                f"Submit {job.name} again first, or leave it out of `after`.",
+            )
+        awaited = describe_wait("", job.name, job.state, job.progress)
+        waits.append(Input(key=f"after[{index}]", name="", maker_id=job.id, maker_name=job.name, awaited=awaited))
+    return waits
+
+
 def describe_wait(artifact: str, maker: str, state: str, progress: Mapping[str, Any]) -> str:
-    """ "artifact sft-model of job sft (running, step 12 of 40)"."""
+    """ "artifact sft-model of job sft (running, step 12 of 40)", or without an artifact "job sft (running)"."""
     said = _WORDS.get(JobState(state), state)
     step, total = progress.get("step"), progress.get("total_steps")
     if state == JobState.RUNNING and step is not None:
         said += f", step {step}" + (f" of {total}" if total else "")
-    return f"artifact {artifact} of job {maker} ({said})"
+    return f"artifact {artifact} of job {maker} ({said})" if artifact else f"job {maker} ({said})"
 
 
 def wait_sentence(awaited: Iterable[str]) -> str | None:

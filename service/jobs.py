@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_
 from sqlalchemy import delete as sql_delete
 from sqlmodel import Session, col, select
 
@@ -14,22 +13,12 @@ from service.errors import Problem
 from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record_job, transition
+from service.store.rows import find_job
 from service.store.tables import Artifact, Attempt, Idempotency, Job, JobInput, Replica
 from service.submission import Submission, Submissions, Submitted
 
 Wake = Callable[[str], None]
 _REMOVAL_POLL_S = 0.05
-
-
-def find(session: Session, id_or_name: str) -> Job:
-    """The job with this id, else the newest with this name. Raises Problem `job_not_found`."""
-    job = session.get(Job, id_or_name)
-    if job is None:
-        newest = select(Job).where(Job.name == id_or_name).order_by(col(Job.created_at).desc()).limit(1)
-        job = session.exec(newest).first()
-    if job is None:
-        raise Problem("job_not_found", f"There is no job {id_or_name!r}.", "`navarch ps -a` lists all jobs.")
-    return job
 
 
 class Jobs:
@@ -67,7 +56,7 @@ class Jobs:
     def stop(self, id_or_name: str, *, actor: str = "") -> Job:
         """Asks a job to stop. Stopping one that has ended is no mistake: it stays as it is."""
         with self._database.write() as session:
-            job = find(session, id_or_name)
+            job = find_job(session, id_or_name)
             if JobState(job.state) not in TERMINAL and job.desired != Desired.STOP:
                 job.desired = Desired.STOP
                 record_job(
@@ -93,7 +82,7 @@ class Jobs:
         """
         job_id = self._without_containers(id_or_name)
         with self._database.write() as session:
-            job = find(session, job_id)
+            job = find_job(session, job_id)
             if JobState(job.state) not in TERMINAL:
                 raise Problem(
                     "job_active",
@@ -124,11 +113,11 @@ class Jobs:
         """The job's id, once the containers of an ended one are gone or patience is over. Holds no transaction."""
         deadline = time.monotonic() + self._patience_s
         with self._database.read() as session:
-            job_id = find(session, id_or_name).id
+            job_id = find_job(session, id_or_name).id
         waited = False
         while True:
             with self._database.read() as session:
-                wait = JobState(find(session, job_id).state) in TERMINAL and _has_containers(session, job_id)
+                wait = JobState(find_job(session, job_id).state) in TERMINAL and _has_containers(session, job_id)
             if not wait or time.monotonic() >= deadline:
                 return job_id
             if not waited:
@@ -139,13 +128,18 @@ class Jobs:
 
 def awaited_by(session: Session, maker_id: str, artifact: str | None = None) -> str | None:
     """The name of a job that is about to take what this one has left (an artifact of this name)."""
-    query = (
-        select(Job.name)
+    maker = session.get(Job, maker_id)
+    left = set(session.exec(select(Artifact.name).where(Artifact.job_id == maker_id)))
+    waiting = (
+        select(Job.name, JobInput.name)
         .join(JobInput, col(JobInput.job_id) == col(Job.id))
-        .join(Artifact, and_(col(Artifact.job_id) == col(JobInput.maker_id), col(Artifact.name) == col(JobInput.name)))
         .where(JobInput.maker_id == maker_id, col(JobInput.version).is_(None), col(Job.finished_at).is_(None))
     )
-    return session.exec(query.where(JobInput.name == artifact) if artifact else query).first()
+    for user, name in session.exec(waiting):
+        there = name in left if name else maker is not None and maker.state == JobState.SUCCEEDED
+        if there and artifact in (None, name):
+            return user
+    return None
 
 
 def _has_containers(session: Session, job_id: str) -> bool:

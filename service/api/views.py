@@ -145,6 +145,7 @@ def _job(
         inputs=[
             schemas.JobInput(key=i.key, name=i.name, version=i.version, digest=i.digest, job=i.maker_name)
             for i in inputs
+            if i.name
         ],
         artifacts=[_artifact_ref(artifact) for artifact in artifacts],
     )

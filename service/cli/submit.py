@@ -48,7 +48,7 @@ def submit(
             return
         if not as_json:
             output.say(f"[bold]{output.escape(job.name)}[/] submitted [dim]({job.type}, id {job.id})[/]")
-            if any(used.version is None for used in job.inputs):
+            if (job.why or "").startswith("waits for "):
                 output.say(f"[dim]it {output.escape(job.why)}[/]")
         if follow:
             from service.cli.follow import follow_job

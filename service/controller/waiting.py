@@ -18,7 +18,8 @@ from service.store.tables import Artifact, Job, JobInput
 class _Outlook:
     """How it stands with the missing inputs of one job."""
 
-    there: list[tuple[JobInput, Artifact]] = field(default_factory=list)
+    there: list[tuple[JobInput, Artifact | None]] = field(default_factory=list)
+    """With the artifact; None where only a job's success was waited for."""
     awaited: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
@@ -59,6 +60,9 @@ def _take(session: Session, job: Job, outlook: _Outlook) -> None:
     """Fixes the versions that are there now, for all attempts; with the last of them the job joins the queue."""
     mounts = {mount["target"]: mount for mount in job.resolved.get("mounts", ())}
     for wanted, artifact in outlook.there:
+        if artifact is None:
+            wanted.version = 0
+            continue
         wanted.version, wanted.artifact_id, wanted.digest = artifact.version, artifact.id, artifact.digest
         mounts[wanted.target] = Mount(source=artifact.path, target=wanted.target, read_only=True).model_dump()
         record_job(session, job, "job.input", f"{job.name} uses {artifact.name}@{artifact.version} as {wanted.key}")
@@ -81,9 +85,14 @@ def _outlook(session: Session, job_id: str) -> _Outlook:
     made: dict[str, list[Artifact]] = defaultdict(list)
     for wanted, job in list(session.exec(missing)):
         if job is None:
-            outlook.lost.append(f"artifact {wanted.name} won't come: job {wanted.maker_name} was deleted")
+            outlook.lost.append(_lost(wanted, wanted.maker_name, "was deleted"))
         elif JobState(job.state) not in TERMINAL:
             outlook.awaited.append(describe_wait(wanted.name, job.name, job.state, job.progress))
+        elif not wanted.name:
+            if job.state == JobState.SUCCEEDED:
+                outlook.there.append((wanted, None))
+            else:
+                outlook.lost.append(_lost(wanted, job.name, _ended(job)))
         else:
             if job.id not in made:
                 made[job.id] = list(session.exec(select(Artifact).where(Artifact.job_id == job.id)))
@@ -91,13 +100,21 @@ def _outlook(session: Session, job_id: str) -> _Outlook:
             if found:
                 outlook.there.append((wanted, found[0]))
             else:
-                outlook.lost.append(f"artifact {wanted.name} won't come: job {job.name} {_ended(job)}")
+                outlook.lost.append(_lost(wanted, job.name, _ended(job)))
     return outlook
+
+
+def _lost(wanted: JobInput, maker: str | None, ended: str) -> str:
+    if wanted.name:
+        return f"artifact {wanted.name} won't come: job {maker} {ended}"
+    return f"it was to follow job {maker}, which {ended}"
 
 
 def _ended(job: Job) -> str:
     if job.state == JobState.STOPPED:
         return "was stopped"
+    if job.state == JobState.SUCCEEDED:
+        return "succeeded without it"
     if job.attempts == 0:  # it waited itself, and says for whom
-        return f"{job.state} before it started"
-    return f"{job.state} without it" + (f": {job.message}" if job.state == JobState.FAILED else "")
+        return "failed before it started"
+    return f"failed: {job.message}"

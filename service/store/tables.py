@@ -261,7 +261,7 @@ class Artifact(SQLModel, table=True):
 
 
 class JobInput(SQLModel, table=True):
-    """An artifact that a job's spec names, and the version that all its attempts use."""
+    """An artifact that a job's spec names, and the version that all its attempts use; or a job that it comes after."""
 
     __tablename__ = "job_input"
     __table_args__ = (
@@ -279,6 +279,7 @@ class JobInput(SQLModel, table=True):
     key: str
     """Where in the spec, such as `model` or `reward.model`."""
     name: str
+    """Empty: no artifact, but the success of the job `maker_id`."""
     target: str
     """Where the container sees it."""
     version: int | None = None

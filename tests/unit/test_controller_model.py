@@ -64,9 +64,14 @@ class Life(RuleBasedStateMachine):
             self.controllers[which].fuse.left = None
 
     @rule(
-        gpus=st.integers(0, 3), nodes=st.integers(1, 2), retries=st.integers(0, 1), port=st.sampled_from([None, 7000])
+        gpus=st.integers(0, 3),
+        nodes=st.integers(1, 2),
+        retries=st.integers(0, 1),
+        port=st.sampled_from([None, 7000]),
+        after=st.one_of(st.none(), PICK),
     )
-    def submit(self, gpus: int, nodes: int, retries: int, port: int | None) -> None:
+    def submit(self, gpus: int, nodes: int, retries: int, port: int | None, after: int | None) -> None:
+        jobs = self.world.rows(Job) if after is not None else []
         document: dict[str, Any] = {
             "type": "command",
             "image": "cpu",
@@ -75,11 +80,12 @@ class Life(RuleBasedStateMachine):
             "retries": retries,
             "grace": 5,
             "ports": [port] if port else [],
+            "after": [jobs[(after or 0) % len(jobs)].id] if jobs else [],
         }
         try:
             self.world.jobs.submit(document)
         except Problem as problem:
-            assert problem.code == "not_enough_gpus"
+            assert problem.code == "not_enough_gpus" or (jobs and problem.code == "invalid_spec")
 
     @rule(pick=PICK, first=st.booleans())
     def submit_a_step_of_a_chain(self, pick: int, first: bool) -> None:
@@ -241,8 +247,11 @@ class Life(RuleBasedStateMachine):
         for wanted in self.world.rows(JobInput):
             job = jobs[wanted.job_id]
             if wanted.version is None:
-                assert job.attempts == 0, f"{job.name} started without {wanted.name}"
-                assert job.state in TERMINAL or wanted.maker_id, f"{job.name} waits for nobody"
+                assert job.attempts == 0, f"{job.name} started without {wanted.name or wanted.maker_name}"
+                continue
+            if not wanted.name:
+                maker = jobs.get(wanted.maker_id or "")
+                assert maker is None or maker.state == JobState.SUCCEEDED
                 continue
             assert self.taken.setdefault(wanted.id, (wanted.version, wanted.artifact_id)) == (
                 wanted.version,

@@ -11,8 +11,8 @@ from jobs.spec import REDACTED
 from service.controller.context import LeaseLost
 from service.controller.scheduling import schedule
 from service.errors import Problem
-from service.jobs import find
 from service.secrets import SecretBox
+from service.store.rows import find_job
 from service.store.tables import Artifact, Attempt, GpuLease, Host, Job, PortLease
 from service.submission import Submission
 from tests.unit.simulated_engine import Crash
@@ -52,10 +52,10 @@ def test_an_active_name_is_taken_and_free_again_afterwards(world: World) -> None
     world.jobs.stop("demo")
     second = world.jobs.submit({**COMMAND, "name": "demo"}).job
     with world.database.read() as session:
-        assert find(session, "demo").id == second.id
-        assert find(session, first.id).id == first.id
+        assert find_job(session, "demo").id == second.id
+        assert find_job(session, first.id).id == first.id
         with pytest.raises(Problem):
-            find(session, "nothing")
+            find_job(session, "nothing")
 
 
 def test_an_idempotency_key_makes_one_job(world: World) -> None:

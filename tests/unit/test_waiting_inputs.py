@@ -91,7 +91,7 @@ def test_a_job_whose_input_will_not_come_fails_and_so_do_those_behind_it(
     controller.schedule()
     failed = world.job(rm.id)
     assert (failed.state, failed.reason) == ("failed", "missing_input")
-    assert failed.message == f"artifact sft-model won't come: job sft failed without it: {world.job(sft.id).message}"
+    assert failed.message == f"artifact sft-model won't come: job sft failed: {world.job(sft.id).message}"
     behind = world.job(ppo.id)
     assert behind.state == "failed"
     assert (behind.message or "").endswith("; artifact rm-model won't come: job rm failed before it started")
@@ -178,6 +178,32 @@ def test_what_is_about_to_be_taken_is_not_removed(world: World, controller: Simu
     for _ in range(4):
         controller.step(rm.id)
     world.jobs.delete(sft.id)
+
+
+def test_after_waits_for_the_success_of_any_job(world: World, controller: SimulatedController) -> None:
+    def command(name: str, **more: Any) -> Job:
+        return world.jobs.submit({"type": "command", "name": name, "image": "cpu", "command": "x", **more}).job
+
+    first = command("prepare")
+    second, third = command("train", after="prepare"), command("report", after=["prepare", "train"])
+    assert second.why == "waits for job prepare (queued)"
+    start(world, controller, first)
+    end(world, controller, first, leaves="")
+    with pytest.raises(Problem) as refused:
+        world.jobs.delete(first.id)
+    assert refused.value.code == "artifact_in_use"
+    start(world, controller, second)
+    assert world.job(third.id).why == "waits for job train (queued)"
+    end(world, controller, second, code=1, leaves="")
+    controller.schedule()
+    failed = world.job(third.id)
+    assert (failed.state, failed.reason) == ("failed", "missing_input")
+    assert (failed.message or "").startswith("it was to follow job train, which failed: ")
+    assert command("again", after="prepare").not_before == 0.0
+    for name, code in (("train", "invalid_spec"), ("nobody", "job_not_found")):
+        with pytest.raises(Problem) as refused:
+            command("never", after=name)
+        assert refused.value.code == code
 
 
 def test_a_dry_run_says_what_would_be_waited_for(world: World) -> None:

@@ -14,8 +14,8 @@ from service.api.problems import RESPONSES
 from service.api.series import read_samples, read_series
 from service.api.sse import Follower, stream
 from service.api.state import ApiState, state_of
-from service.jobs import find
 from service.store import tables
+from service.store.rows import find_job
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 
@@ -35,7 +35,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 
 def _find(state: ApiState, ref: str) -> tables.Job:
     with state.database.read() as session:
-        return find(session, ref)
+        return find_job(session, ref)
 
 
 def _status(state: ApiState, job_id: str) -> schemas.JobStatus | None:

@@ -15,7 +15,7 @@ from service.api.parameters import JobRef, Limit, PageCursor, States, Types
 from service.api.problems import RESPONSES
 from service.api.state import actor_of, state_of
 from service.errors import Problem
-from service.jobs import find
+from service.store.rows import find_job
 from service.submission import Submission
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
@@ -105,7 +105,7 @@ def list_jobs(
 @router.get("/jobs/{ref}", response_model=schemas.Job, summary="Look at a job")
 def get_job(request: Request, ref: JobRef) -> Response:
     with state_of(request).database.read() as session:
-        return _json(views.job(session, find(session, ref)))
+        return _json(views.job(session, find_job(session, ref)))
 
 
 @router.post("/jobs/{ref}/stop", response_model=schemas.Job, status_code=202, summary="Stop a job")
@@ -114,7 +114,7 @@ def stop_job(request: Request, ref: JobRef) -> Response:
     state = state_of(request)
     row = state.jobs.stop(ref, actor=actor_of(request))
     with state.database.read() as session:
-        return _json(views.job(session, find(session, row.id)), 202)
+        return _json(views.job(session, find_job(session, row.id)), 202)
 
 
 @router.delete("/jobs/{ref}", status_code=204, response_class=Response, summary="Delete a finished job")
@@ -127,7 +127,7 @@ def delete_job(request: Request, ref: JobRef) -> Response:
 @router.get("/jobs/{ref}/events", response_model=schemas.Page[schemas.Event], summary="What happened to a job")
 def job_events(request: Request, ref: JobRef, limit: Limit = 50, cursor: PageCursor = None) -> Response:
     with state_of(request).database.read() as session:
-        row = find(session, ref)
+        row = find_job(session, ref)
         return _json(views.event_page(session, row.id, limit, cursor))
 
 
