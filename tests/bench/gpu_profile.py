@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 KINDS = (
-    ("attention forward", r"flash_fwd|fmha.*fwd|varlen_fwd"),
-    ("attention backward", r"flash_bwd|fmha.*bwd|dot_do_o|convert_d[qk]"),
+    ("attention forward", r"flash_fwd|fmha.*fwd|varlen_fwd|_attention_forward"),
+    ("attention backward", r"flash_bwd|fmha.*bwd|dot_do_o|convert_d[qk]|_attention_\w+_gradient"),
     ("products", r"gemm|nvjet|xmma|cutlass|splitKreduce|aten::(add)?mm"),
     ("optimizer", r"_adamw|_square_sums|multi_tensor|FusedAdam|lpnorm"),
     ("head", r"triton.*(logsumexp|log_softmax|exp_|online_softmax)"),

@@ -41,7 +41,7 @@ WINDOW = 16384
 """Documents that are packed together, as many as in the stages by default."""
 DEFAULTS: dict[str, Any] = {
     "tokens": 32768, "steps": 24, "warmup": 8, "compile": "auto", "checkpointing": "off", "lora": 0,
-    "precision": "auto", "accumulate": 1, "chunk": 8192,
+    "precision": "auto", "accumulate": 1, "chunk": 8192, "attention": "own",
 }  # fmt: skip
 
 
@@ -106,6 +106,7 @@ def measure(case: str) -> dict[str, Any]:
     import torch
 
     from training.config import load_config
+    from training.models import attention_kernels
     from training.models.export import trunk_of
     from training.models.heads import HeadOptions, LanguageModelLoss, PreferenceLoss, RewardLoss, RewardModel
     from training.models.load import from_config
@@ -113,6 +114,7 @@ def measure(case: str) -> dict[str, Any]:
     from training.run import open_run
     from training.trainer import LAG, Trainer
 
+    attention_kernels.AVAILABLE &= options["attention"] == "own"  # else torch's variable-length attention
     torch.manual_seed(0)
     tree: dict[str, Any] = {
         "model": "random", "data": ["synthetic"], "strategy": strategy, "run_dir": tempfile.mkdtemp(),
@@ -182,7 +184,7 @@ def self_test() -> list[dict[str, Any]]:
     from torch.nn import functional as F
     from transformers import LlamaConfig
 
-    from training.models import attention, chunked_head
+    from training.models import attention_kernels, chunked_head
     from training.models.compile import speed_up_blocks
     from training.models.heads import HeadOptions, LanguageModelLoss
     from training.models.load import from_config
@@ -196,21 +198,7 @@ def self_test() -> list[dict[str, Any]]:
 
     torch.manual_seed(0)
     row = next(synthetic_loader("sft", 512, 4096, 1, 1).steps(1)).micro_batches[0].to(device)
-    shape = (1, 4096, 64)
-    q = torch.randn(shape[0], 6, *shape[1:], device=device, dtype=torch.bfloat16, requires_grad=True)
-    k, v = (torch.randn(1, 2, *shape[1:], device=device, dtype=torch.bfloat16, requires_grad=True) for _ in "kv")
-    grads = []
-    for dtype in (torch.bfloat16, torch.float32):  # fp32 takes the per-document path
-        qkv = [x.detach().to(dtype).requires_grad_() for x in (q, k, v)]
-        out, _ = attention.packed_attention(
-            torch.nn.Module(), *qkv, None, scaling=0.125, cu_seq_lens_q=row.cu_seqlens, max_length_q=row.max_seqlen
-        )
-        weight = torch.linspace(-1, 1, out.numel(), device=device).view_as(out).to(dtype)
-        grads.append([out, *torch.autograd.grad((out * weight).sum(), qkv)])
-    for name, fast, plain in zip(("out", "dq", "dk", "dv"), *grads, strict=True):
-        report(
-            f"attention {name}", float((fast.float() - plain).detach().abs().max() / plain.detach().abs().max()), 0.02
-        )
+    attention_self_test(row, device, report)
     hidden = torch.randn(4096, 128, device=device, dtype=torch.bfloat16, requires_grad=True)
     weight = (torch.randn(1024, 128, device=device) * 0.1).to(torch.bfloat16).requires_grad_()
     compiled = device == "cuda"
@@ -223,20 +211,63 @@ def self_test() -> list[dict[str, Any]]:
     report("head loss", float((loss - wanted).detach().abs() / wanted.detach()), 1e-3)
     for name, one, two in zip(("dhidden", "dweight"), got, expected, strict=True):
         report(f"head {name}", float((one.float() - two).norm() / two.norm()), 0.02)
-    losses, gradients = [], []
-    for fast in (False, True):
-        torch.manual_seed(1)
-        model = from_config(LlamaConfig(**SHAPES["tiny"])).to(device, torch.bfloat16)
-        if fast:
-            speed_up_blocks(model, compiled=device == "cuda")
-        module = LanguageModelLoss(model, HeadOptions(chunk=1024, compiled=fast and device == "cuda"))
-        total = module(row)
-        total.backward()
-        losses.append(float(total))
-        gradients.append(torch.cat([p.grad.float().flatten() for p in model.parameters()]))
-    report("compiled model: loss", abs(losses[1] - losses[0]) / losses[0], 1e-3)
-    report("compiled model: gradients", float((gradients[1] - gradients[0]).norm() / gradients[0].norm()), 0.03)
+    for size in (16, 64):  # 64: by our own kernels
+        losses, gradients = [], []
+        for fast in (False, True):
+            torch.manual_seed(1)
+            model = from_config(LlamaConfig(**SHAPES["tiny"], head_dim=size)).to(device, torch.bfloat16)
+            if fast:
+                speed_up_blocks(model, compiled=device == "cuda")
+            available = attention_kernels.AVAILABLE
+            attention_kernels.AVAILABLE &= fast
+            module = LanguageModelLoss(model, HeadOptions(chunk=1024, compiled=fast and device == "cuda"))
+            total = module(row)
+            total.backward()
+            attention_kernels.AVAILABLE = available
+            losses.append(float(total))
+            gradients.append(torch.cat([p.grad.float().flatten() for p in model.parameters()]))
+        report(f"compiled model, heads of {size}: loss", abs(losses[1] - losses[0]) / losses[0], 1e-3)
+        apart = float((gradients[1] - gradients[0]).norm() / gradients[0].norm())
+        report(f"compiled model, heads of {size}: gradients", apart, 0.03)
     return results
+
+
+def attention_self_test(row: Any, device: str, report: Any) -> None:
+    """Ways of attention within documents against each document by itself in fp32; the same twice, where it is ours."""
+    import torch
+    from transformers import LlamaConfig
+
+    from training.models import attention
+
+    kinds = ((torch.bfloat16, 64), (torch.bfloat16, 128), (torch.float16, 64), (torch.bfloat16, 96))
+    for dtype, size in kinds if device == "cuda" else kinds[:1]:
+        config = LlamaConfig(hidden_size=6 * size, num_attention_heads=6, num_key_value_heads=2)
+        shape = row.tokens.shape[0], size
+        made = [torch.randn(1, heads, *shape, device=device).to(dtype) for heads in (6, 2, 2)]
+        work = attention.document_work(config, row.cu_seqlens, row.tokens.shape[0])
+        ways = {"own": work} if work is not None else {}
+        found = {}
+        for name, given in {
+            "reference": None,
+            "torch's": None,
+            **ways,
+            **{f"{way} again": work for way in ways},
+        }.items():
+            wide = torch.float32 if name == "reference" else dtype  # fp32 takes the per-document path
+            qkv = [x.to(wide).requires_grad_() for x in made]
+            out, _ = attention.packed_attention(
+                torch.nn.Module(), *qkv, None, scaling=0.125, cu_seq_lens_q=row.cu_seqlens,
+                max_length_q=row.max_seqlen, document_work=given,
+            )  # fmt: skip
+            weight = torch.linspace(-1, 1, out.numel(), device=device).view_as(out).to(wide)
+            found[name] = [out.detach(), *torch.autograd.grad((out * weight).sum(), qkv)]
+        for name in ("torch's", *ways):
+            for part, fast, plain in zip(("out", "dq", "dk", "dv"), found[name], found["reference"], strict=True):
+                error = float((fast.float() - plain).abs().max() / plain.abs().max())
+                report(f"attention {name} {str(dtype)[6:]} {size} {part}", error, 0.02)
+        for name in ways:
+            apart = [float((x - y).abs().max()) for x, y in zip(found[name], found[f"{name} again"], strict=True)]
+            report(f"attention {name} {str(dtype)[6:]} {size}: twice the same", max(apart), 0)
 
 
 def kernel_self_test(device: str, report: Any) -> None:

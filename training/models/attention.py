@@ -1,6 +1,7 @@
 """Attention within the documents of a packed row, registered in transformers as the implementation "navarch_packed".
 
-On CUDA (bf16, fp16) it is torch's variable-length flash attention; elsewhere each document goes through SDPA by itself.
+On CUDA (bf16, fp16) it is our own kernels (attention_kernels.py) for the head dimensions that they know, and torch's
+variable-length flash attention for others and for windows; elsewhere each document goes through SDPA by itself.
 Architectures of transformers 4.51.3 that route attention through its registry and pass keyword arguments down to it
 (LLaMA, Qwen2, Mistral, …) run packed; the others (BLOOM with its ALiBi, GPT-2, OPT, Falcon, …) get padded rows and
 their own attention, through the same function `packed_hidden`, with the same result.
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from training.data.batch import PackedBatch
+from training.models import attention_kernels
 
 PACKED = "navarch_packed"
 _PACKED = "cohere glm gpt_neox granite helium llama mistral olmo olmo2 phi phi3 qwen2 qwen3 starcoder2"
@@ -54,6 +56,7 @@ def packed_hidden(model: PreTrainedModel, batch: PackedBatch, *, pad_id: int = 0
             use_cache=False,
             cu_seq_lens_q=bounds,
             max_length_q=batch.max_seqlen,
+            document_work=document_work(base.config, bounds, tokens.shape[0]),
         )[0][0]
     else:
         if not batch.lengths:  # a batch of nothing, that keeps ranks in step: one pad token, read by nobody
@@ -74,6 +77,24 @@ def _real_positions(lengths: tuple[int, ...], width: int, device: torch.device) 
     return torch.cat(spans).to(device, non_blocking=True)
 
 
+Work = tuple[Tensor, Tensor, Tensor]
+
+
+def document_work(config: Any, bounds: Tensor, tokens: int) -> Work | None:
+    """The lists our kernels run over, made once for all layers; None where they don't run."""
+    if not bounds.is_cuda or not attention_kernels.AVAILABLE or not _is_able(bounds.device):
+        return None
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if size not in attention_kernels.PLANS or tokens * config.num_attention_heads * size >= 2**31:  # 32-bit offsets
+        return None
+    return attention_kernels.list_work(bounds, tokens, size)
+
+
+@cache
+def _is_able(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= attention_kernels.CAPABILITY
+
+
 @cache
 def _no_mask(device: torch.device) -> Tensor:
     """A 4-d mask passes through transformers untouched, so that it builds no dense [t, t] mask; it is never read."""
@@ -91,6 +112,7 @@ def packed_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    document_work: Work | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: q [1, h, t, e], k and v [1, h_kv, t, e] → ([1, t, h, e], None).
@@ -104,7 +126,13 @@ def packed_attention(
         )
         return result
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [t, h, e]
-    if _varlen is not None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
+    flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0
+    if flash and document_work is not None and not (sliding_window and sliding_window < (max_length_q or 0)):
+        scale = q.shape[2] ** -0.5 if scaling is None else scaling
+        out = attention_kernels.document_attention(
+            q.contiguous(), k.contiguous(), v.contiguous(), *document_work, scale
+        )[0]
+    elif flash and _varlen is not None:
         window = (sliding_window - 1, 0) if sliding_window else (-1, 0)
         out = _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)
     else:

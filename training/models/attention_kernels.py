@@ -26,6 +26,8 @@ try:
 except ImportError:  # a host without a GPU stack
     AVAILABLE = False
 
+CAPABILITY = (8, 0)
+"""The least that the kernels compile for: bf16 products and asynchronous loads."""
 LOG2_E = 1.4426950408889634
 
 
@@ -49,10 +51,11 @@ class Plan:
 
 
 PLANS = {
-    64: Plan(Tiles(128, 64, 4, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 2)),
-    128: Plan(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 2), Tiles(64, 128, 8, 2)),
+    64: Plan(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 3)),
+    128: Plan(Tiles(64, 64, 4, 3), Tiles(64, 32, 4, 3), Tiles(32, 64, 4, 3)),
 }
-"""By head dimension, as measured on an H100 by tests/bench/gpu_attention.py."""
+"""By head dimension, as measured on an H100 by tests/bench/gpu_attention.py. Shared memory, as compiled: at most 90,112
+bytes on Ampere, Ada and sm_120 (which have 101,376 or more), 115,712 on Hopper and sm_100 (232,448)."""
 
 if AVAILABLE:
 
@@ -88,7 +91,7 @@ if AVAILABLE:
         return acc, total, best
 
     @triton.jit
-    def _forward(  # type: ignore[no-untyped-def]
+    def _attention_forward(  # type: ignore[no-untyped-def]
         q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, work, tokens, scale,
         heads: tl.constexpr, group: tl.constexpr, size: tl.constexpr, queries: tl.constexpr, keys: tl.constexpr,
     ):  # fmt: skip
@@ -132,7 +135,7 @@ if AVAILABLE:
         return dq
 
     @triton.jit
-    def _query_gradient(  # type: ignore[no-untyped-def]
+    def _attention_query_gradient(  # type: ignore[no-untyped-def]
         q_ptr, k_ptr, v_ptr, out_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr, work, tokens, scale, natural,
         heads: tl.constexpr, group: tl.constexpr, size: tl.constexpr, queries: tl.constexpr, keys: tl.constexpr,
     ):  # fmt: skip
@@ -184,7 +187,7 @@ if AVAILABLE:
         return dk, dv
 
     @triton.jit
-    def _key_gradient(  # type: ignore[no-untyped-def]
+    def _attention_key_gradient(  # type: ignore[no-untyped-def]
         q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, work, tokens, scale, natural,
         heads: tl.constexpr, group: tl.constexpr, size: tl.constexpr, queries: tl.constexpr, keys: tl.constexpr,
     ):  # fmt: skip
@@ -239,7 +242,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, work: Tensor, scale: float, til
     """out [t, h, e], and log-sum-exp of the scores to the base of 2, fp32 [h, t]."""
     (tokens, heads, size), kv_heads = q.shape, k.shape[1]
     out, lse = torch.empty_like(q), torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
-    _forward[(len(work) * heads,)](
+    _attention_forward[(len(work) * heads,)](
         q, k, v, out, lse, work, tokens, scale * LOG2_E, heads=heads, group=heads // kv_heads, size=size,
         queries=tiles.queries, keys=tiles.keys, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -252,7 +255,7 @@ def run_query_gradient(
     """dq [t, h, e], and delta = Σ_e out · dout, fp32 [h, t]."""
     (tokens, heads, size), kv_heads = q.shape, k.shape[1]
     dq, delta = torch.empty_like(q), torch.empty_like(lse)
-    _query_gradient[(len(work) * heads,)](
+    _attention_query_gradient[(len(work) * heads,)](
         q, k, v, out, dout, lse, delta, dq, work, tokens, scale * LOG2_E, scale, heads=heads, group=heads // kv_heads,
         size=size, queries=tiles.queries, keys=tiles.keys, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -265,7 +268,7 @@ def run_key_gradient(
     """dk, dv [t, h_kv, e]. `tiles.keys` is a multiple of `tiles.queries`."""
     (tokens, heads, size), kv_heads = q.shape, k.shape[1]
     dk, dv = torch.empty_like(k), torch.empty_like(v)
-    _key_gradient[(len(work) * kv_heads,)](
+    _attention_key_gradient[(len(work) * kv_heads,)](
         q, k, v, dout, lse, delta, dk, dv, work, tokens, scale * LOG2_E, scale, heads=heads, group=heads // kv_heads,
         size=size, queries=tiles.queries, keys=tiles.keys, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
