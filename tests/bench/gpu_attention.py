@@ -239,7 +239,7 @@ class CuDNN(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, bounds, seed, offset = ctx.saved_tensors
         gradients = torch.ops.aten._cudnn_attention_backward(
             dout.contiguous(), q, k, v, out, lse, seed, offset, None, bounds, bounds, ctx.longest, ctx.longest,

@@ -289,7 +289,8 @@ def document_attention(
     q: Tensor, k: Tensor, v: Tensor, forward_work: Tensor, query_work: Tensor, key_work: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """q [t, h, e], k and v [t, h_kv, e], contiguous; lists of `list_work` → out [t, h, e], lse [h, t]. scale > 0."""
-    return run_forward(q, k, v, forward_work, scale, PLANS[q.shape[2]].forward)
+    with torch.cuda.device_of(q):
+        return run_forward(q, k, v, forward_work, scale, PLANS[q.shape[2]].forward)
 
 
 @document_attention.register_fake
@@ -305,8 +306,9 @@ def document_attention_backward(
     query_work: Tensor, key_work: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     plan, dout = PLANS[q.shape[2]], dout.contiguous()
-    dq, delta = run_query_gradient(q, k, v, out, dout, lse, query_work, scale, plan.query_gradient)
-    return dq, *run_key_gradient(q, k, v, dout, lse, delta, key_work, scale, plan.key_gradient)
+    with torch.cuda.device_of(q):
+        dq, delta = run_query_gradient(q, k, v, out, dout, lse, query_work, scale, plan.query_gradient)
+        return dq, *run_key_gradient(q, k, v, dout, lse, delta, key_work, scale, plan.key_gradient)
 
 
 @document_attention_backward.register_fake
