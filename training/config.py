@@ -62,14 +62,15 @@ class TrainConfig:
     """Recompute instead of keeping: nothing, all but matrix products and attention, or all but block inputs."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block and of the loss; auto: on a GPU."""
-    head_chunk: int = 8192
-    """Tokens whose logits exist at one time in the loss."""
+    head_chunk: int | None = None
+    """Tokens whose logits exist at one time in the loss; null: 8192, with full activation checkpointing 4096."""
     neftune: float = 0.0
     """NEFTune's alpha: uniform noise of ±alpha/√(length × width) on embeddings while training (usually 5); 0: off."""
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "batch_size", "accumulate", "head_chunk"):
+        for name in ("max_length", "batch_size", "accumulate"):
             _require(getattr(self, name) >= 1, f"train.{name} must be at least 1, is {getattr(self, name)}")
+        _require(self.loss_chunk >= 1, f"train.head_chunk must be at least 1, is {self.head_chunk}")
         _require(self.epochs > 0, f"train.epochs must be above 0, is {self.epochs}")
         _require(
             self.max_steps is None or self.max_steps >= 1, f"train.max_steps must be at least 1, is {self.max_steps}"
@@ -88,6 +89,13 @@ class TrainConfig:
     def packed_length(self) -> int:
         """Tokens of one packed micro-batch."""
         return self.tokens_per_batch or self.batch_size * self.max_length
+
+    @property
+    def loss_chunk(self) -> int:
+        """Tokens of one chunk of the loss."""
+        if self.head_chunk is not None:
+            return self.head_chunk
+        return 4096 if self.activation_checkpointing == "full" else 8192
 
 
 @dataclass(frozen=True)

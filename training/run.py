@@ -67,7 +67,7 @@ class Run:
     def head_options(self, codec: TextCodec) -> HeadOptions:
         can = self.strategy.capabilities
         return HeadOptions(
-            chunk=self.config.train.head_chunk,
+            chunk=self.config.train.loss_chunk,
             compiled=self.config.train.compile != "off" and self.on_gpu,
             pad_id=codec.pad_id,
             own_forward=not can.packed,

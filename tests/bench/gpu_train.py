@@ -41,7 +41,7 @@ WINDOW = 16384
 """Documents that are packed together, as many as in the stages by default."""
 DEFAULTS: dict[str, Any] = {
     "tokens": 32768, "steps": 24, "warmup": 8, "compile": "auto", "checkpointing": "off", "lora": 0,
-    "precision": "auto", "accumulate": 1, "chunk": 8192, "attention": "own",
+    "precision": "auto", "accumulate": 1, "chunk": 0, "attention": "own",
 }  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def measure(case: str) -> dict[str, Any]:
             "max_steps": options["steps"], "lr": 1e-5, "tokens_per_batch": options["tokens"],
             "compile": options["compile"],
             "activation_checkpointing": options["checkpointing"],
-            "precision": options["precision"], "accumulate": options["accumulate"], "head_chunk": options["chunk"],
+            "precision": options["precision"], "accumulate": options["accumulate"], "head_chunk": options["chunk"] or None,
         },
     }  # fmt: skip
     if options["lora"]:
@@ -141,7 +141,7 @@ def measure(case: str) -> dict[str, Any]:
             convert_to_lora(model, run.config.lora)
         run.speed_up(model)
         head = HeadOptions(
-            chunk=options["chunk"], compiled=run.on_gpu and options["compile"] != "off",
+            chunk=run.config.train.loss_chunk, compiled=run.on_gpu and options["compile"] != "off",
             own_forward=not run.strategy.capabilities.packed,
         )  # fmt: skip
         loader = synthetic_loader(stage, llama.vocab_size, options["tokens"], options["accumulate"], options["steps"])
@@ -327,7 +327,7 @@ def main() -> None:
     if arguments.profile:
         from tests.bench.gpu_profile import run
 
-        options = {"tokens": arguments.tokens, "chunk": DEFAULTS["chunk"], "steps": arguments.profile_steps,
+        options = {"tokens": arguments.tokens, "chunk": 8192, "steps": arguments.profile_steps,
                    "variants": [name for name in arguments.variants.split(",") if name]}  # fmt: skip
         run(arguments.profile, options, SHAPES, synthetic_loader, arguments.limit)
     started = time.monotonic()

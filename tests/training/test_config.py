@@ -58,6 +58,7 @@ def test_overrides_win_reach_into_lists_and_set_whole_sections() -> None:
         ({"train": {"packing": "maybe"}}, "train.packing must be true or false"),
         ({"train": {"precision": "bf61"}}, "Did you mean bf16?"),
         ({"train": {"lr": -1}}, "train.lr must not be negative"),
+        ({"train": {"head_chunk": 0}}, "train.head_chunk must be at least 1, is 0"),
         ({"train": {"tokens_per_batch": 100}}, "a document is never split over micro-batches"),
         ({"train": []}, "train must be a mapping"),
         ({"strategy": {"name": "ddp", "tpp": 2}}, "Unknown key strategy.tpp"),
@@ -116,3 +117,9 @@ def test_steps_come_from_max_steps_or_epochs() -> None:
     assert total_steps(TrainConfig(max_steps=7), 3) == 7
     assert total_steps(TrainConfig(epochs=2.5), 4) == 10
     assert total_steps(TrainConfig(epochs=0.01), 4) == 1
+
+
+def test_the_loss_takes_smaller_chunks_where_memory_counts() -> None:
+    assert TrainConfig().loss_chunk == 8192
+    assert TrainConfig(activation_checkpointing="full").loss_chunk == 4096
+    assert TrainConfig(activation_checkpointing="full", head_chunk=8192).loss_chunk == 8192
