@@ -123,7 +123,8 @@ def measure(case: str) -> dict[str, Any]:
             "max_steps": options["steps"], "lr": 1e-5, "tokens_per_batch": options["tokens"],
             "compile": options["compile"],
             "activation_checkpointing": options["checkpointing"],
-            "precision": options["precision"], "accumulate": options["accumulate"], "head_chunk": options["chunk"] or None,
+            "precision": options["precision"], "accumulate": options["accumulate"],
+            "head_chunk": options["chunk"] or None,
         },
     }  # fmt: skip
     if options["lora"]:
