@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Run:
     strategy: Strategy
     run_dir: Path
     stop: threading.Event
+    opened: list[Telemetry] = field(default_factory=list)
 
     @property
     def is_main(self) -> bool:
@@ -59,10 +60,17 @@ class Run:
 
     def telemetry(self, total_steps: int, first_step: int) -> Telemetry:
         log = self.config.log
-        return Telemetry(
+        telemetry = Telemetry(
             self.run_dir, total_steps=total_steps, every=log.every, is_main=self.is_main, tensorboard=log.tensorboard,
-            wandb=log.wandb, config=config_dict(self.config), first_step=first_step,
+            wandb=log.wandb, config={"stage": self.stage, **config_dict(self.config)}, first_step=first_step,
         )  # fmt: skip
+        self.opened.append(telemetry)
+        return telemetry
+
+    def close(self, exit_code: int) -> None:
+        """Say wherever figures go how the run ended; nothing where a stage has closed them itself."""
+        while self.opened:
+            self.opened.pop().close(exit_code)
 
     def head_options(self, codec: TextCodec) -> HeadOptions:
         can = self.strategy.capabilities
@@ -129,7 +137,13 @@ def open_run(stage: str, config: Any) -> Iterator[Run]:
         torch.manual_seed(config.train.seed)
         stop = threading.Event()
         with stop_signals(stop), heartbeat(strategy):
-            yield Run(stage, config, strategy, run_dir, stop)
+            run = Run(stage, config, strategy, run_dir, stop)
+            try:
+                yield run
+            except BaseException as error:
+                run.close(exit_code_of(error))
+                raise
+            run.close(0)
 
 
 @contextmanager
@@ -196,6 +210,11 @@ def guarded(action: Callable[[], None], run_dir: Path | None = None) -> int:
             emit("error", log=log, kind=error.kind, message=str(error), rank=rank)
         print(f"{_mark(error)}{error}", file=sys.stderr, flush=True)
     return error.exit_code
+
+
+def exit_code_of(error: BaseException) -> int:
+    """What the process will end with when this is why it ends."""
+    return Stopped.exit_code if isinstance(error, KeyboardInterrupt) else as_training_error(error).exit_code
 
 
 def _mark(error: TrainingError) -> str:

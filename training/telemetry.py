@@ -1,4 +1,4 @@
-"""Prints event lines, a progress line and TensorBoard files; figures stay tensors until the log interval is over."""
+"""Tells a run's figures by event lines, a progress line, TensorBoard and wandb; they stay tensors until then."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from training.wandb_log import WandbLog, open_wandb
 
 if TYPE_CHECKING:
     import torch
@@ -69,13 +71,13 @@ class Telemetry:
         self._since = self._started = time.perf_counter()
         self._first_step = first_step
         self._writer: Any = None
-        self._wandb: Any = None
+        self._wandb: WandbLog | None = None
         self._bar: Any = None
         self._log = run_dir / "events.jsonl" if is_main else None
         if is_main:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._writer = _tensorboard(run_dir) if tensorboard else None
-            self._wandb = _wandb(wandb, run_dir, config)
+            self._wandb = open_wandb(wandb, run_dir, config=config or {}, first_step=first_step, say=self.note)
             if sys.stderr.isatty():
                 self._bar = _progress_bar(total_steps, first_step)
 
@@ -133,15 +135,23 @@ class Telemetry:
         if self.is_main:
             (self._bar.console.print if self._bar else lambda line: print(line, flush=True))(text)
 
-    def close(self) -> None:
-        """Flush what writes to files."""
-        if self._bar is not None:
-            self._bar.stop()
-        if self._writer is not None:
+    def close(self, exit_code: int = 0) -> None:
+        """Flush what writes to files, and say elsewhere how the run ended; a second call does nothing."""
+        bar, writer, wandb, self._bar, self._writer, self._wandb = (
+            self._bar,
+            self._writer,
+            self._wandb,
+            None,
+            None,
+            None,
+        )
+        if bar is not None:
+            bar.stop()
+        if writer is not None:
             with suppress(OSError):
-                self._writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+                writer.close()
+        if wandb is not None:
+            wandb.finish(exit_code)
 
     def _tell(self, event: str, step: int, values: Mapping[str, float]) -> None:
         if not self.is_main:
@@ -153,7 +163,7 @@ class Telemetry:
                 with suppress(OSError):
                     self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
         if self._wandb is not None:
-            self._wandb.log(dict(values), step=step)
+            self._wandb.log(step, values)
 
     def _show(self, step: int, figures: Mapping[str, float], eta: float) -> None:
         parts = [f"{name} {figures[name]:.4g}" for name in ("loss", "accuracy", "lr", "grad_norm") if name in figures]
@@ -212,14 +222,3 @@ def _tensorboard(run_dir: Path) -> Any:
         print("TensorBoard is not installed: no TensorBoard files are written.", file=sys.stderr)
         return None
     return SummaryWriter(str(run_dir / "tensorboard"))
-
-
-def _wandb(project: str | None, run_dir: Path, config: Mapping[str, Any] | None) -> Any:
-    if not project or not os.environ.get("WANDB_API_KEY"):
-        return None
-    try:
-        import wandb
-    except ImportError:
-        print("log.wandb is set but the wandb package is not installed: going on without.", file=sys.stderr)
-        return None
-    return wandb.init(project=project, dir=str(run_dir), config=dict(config or {}), resume="allow")

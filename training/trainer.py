@@ -96,7 +96,6 @@ class Trainer:
             if self._stop_agreed:
                 self._drain()
                 path = self.save(cursor, weights=False)
-                self.telemetry.close()
                 raise Stopped(f"Stopped at step {self.step} of {self.total}; resume from {path} with --resume auto.")
         self._drain()
         if config.checkpoint.at_end:

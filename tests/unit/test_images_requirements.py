@@ -12,8 +12,8 @@ from pathlib import Path
 from images.recipes import REQUIREMENTS_DIR
 
 TRAINING = Path(__file__).parents[2] / "training"
-WHERE_PRESENT = {"triton", "wandb"}
-"""Imported only where they are installed: with CUDA builds of torch, and by people who log there."""
+WHERE_PRESENT = {"triton"}
+"""Imported only where it is installed: with CUDA builds of torch."""
 
 
 def imported() -> dict[str, str]:

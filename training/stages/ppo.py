@@ -115,7 +115,6 @@ class PPO:
     def stop(self, cursor: Any) -> None:
         """Save what a resume needs and end; a step that was only begun is repeated then."""
         path = self.state.save(self.step, cursor, weights=False)
-        self.telemetry.close()
         raise Stopped(f"Stopped at step {self.step} of {self.total}; resume from {path} with resume: auto.")
 
     def roll_out(self) -> tuple[list[PromptRow], Completions, Tensor]:
