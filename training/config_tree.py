@@ -168,10 +168,22 @@ def as_dict(config: Any) -> Any:
     return config
 
 
+def write_out_shorthand(tree: dict[str, Any], parts: Sequence[str]) -> None:
+    """Makes `strategy: ddp` and `data: PATH` or `data: [...]` mappings, in place, when `parts` is a key inside them."""
+    given = tree.get(parts[0])
+    if len(parts) < 2:
+        return
+    if parts[0] == "strategy" and isinstance(given, str):
+        tree["strategy"] = {"name": given}
+    elif parts[0] == "data" and isinstance(given, str | list) and not parts[1].isdigit():
+        tree["data"] = {"sources": [given] if isinstance(given, str) else given}
+
+
 def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """tree['a']['b'] = value for the path 'a.b', making mappings on the way; list items by number ('data.0.path')."""
     here: Any = tree
     parts = dotted.split(".")
+    write_out_shorthand(tree, parts)
     for i, part in enumerate(parts[:-1]):
         if isinstance(here, list):
             if not part.isdigit() or int(part) >= len(here):
@@ -181,8 +193,6 @@ def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
         child = here.get(part)
         if child is None:
             child = here[part] = {}
-        elif isinstance(child, str) and part == "strategy":
-            child = here[part] = {"name": child}
         elif not isinstance(child, dict | list):
             raise ConfigError(f"{'.'.join(parts[: i + 1])} is {_describe(child)}: it has no key {parts[i + 1]}.")
         here = child

@@ -10,6 +10,7 @@ from typing import Any
 from jobs.problems import SpecError
 from jobs.spec import load_document
 from service.errors import Problem
+from training.config_tree import write_out_shorthand
 
 #: Where specs hold paths. `[]` stands for each item of a list (or the one thing that stands in its place).
 PATH_KEYS = (
@@ -96,6 +97,7 @@ def _number(value: Any) -> Any:
 
 def set_key(document: dict[str, Any], key: list[str], value: Any) -> None:
     """Set a dotted key; sections on the way are made, list items are named by number. Raises Problem."""
+    write_out_shorthand(document, key)
     place: Any = document
     for depth, part in enumerate(key):
         last = depth == len(key) - 1

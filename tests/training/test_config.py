@@ -47,6 +47,14 @@ def test_overrides_win_reach_into_lists_and_set_whole_sections() -> None:
     assert (config.lora.rank, config.lora.targets, config.train.compile) == (4, ("q_proj", "v_proj"), "off")
 
 
+@pytest.mark.parametrize("data", ["a", ["a"], [{"path": "a"}], {"sources": ["a"]}])
+def test_overrides_reach_into_what_was_given_in_short(data: object) -> None:
+    given = {**BASE, "data": data, "strategy": "colossalai_zero2"}
+    config = load_config("sft", given, ["data.eval_fraction=0.1", "strategy.bucket_mb=32", "data.sources.0=b"])
+    assert (config.data.eval_fraction, config.data.sources[0].path) == (0.1, "b")
+    assert (config.strategy.name, config.strategy.bucket_mb) == ("colossalai_zero2", 32)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

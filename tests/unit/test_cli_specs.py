@@ -43,6 +43,14 @@ def test_relative_paths_are_relative_to_the_file_and_in_overrides_to_the_working
     assert spec["eval"] == {"every": 5}
 
 
+@pytest.mark.parametrize("data", ["rows.json", ["rows.json"]])
+def test_overrides_reach_into_what_was_given_in_short(tmp_path: Path, data: object) -> None:
+    file = write(tmp_path, {"type": "sft", "model": "/m", "data": data, "strategy": "colossalai_zero2"})
+    spec = specs.read(file, ["data.eval_fraction=0.1", "strategy.bucket_mb=32"])
+    assert spec["data"] == {"sources": [str(tmp_path / "rows.json")], "eval_fraction": 0.1}
+    assert spec["strategy"] == {"name": "colossalai_zero2", "bucket_mb": 32}
+
+
 @pytest.mark.parametrize("path", ["artifact:smol", "hf:org/name", "/abs/model"])
 def test_names_of_things_that_are_no_local_paths_stay(tmp_path: Path, path: str) -> None:
     spec = specs.read(write(tmp_path, {"type": "sft", "model": "x", "data": path}), [f"model={path}"])
