@@ -2,9 +2,35 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
+
 from training.errors import MissingInput
 
 HUB_PREFIX = "hf:"
+
+
+CONNECT_S, ANSWER_S = 4.0, 10.0
+"""How long a hub may take to be reached, and to say anything at all: huggingface_hub tries again for most of a minute."""
+
+
+@cache
+def reach_hub() -> bool:
+    """Whether the hub answers, asked once in a process; where it doesn't, only what the cache holds is used."""
+    import requests
+    from huggingface_hub import constants
+    from huggingface_hub.utils import reset_sessions
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        requests.head(constants.ENDPOINT, timeout=(CONNECT_S, ANSWER_S))
+    except requests.RequestException:
+        print(f"{constants.ENDPOINT} does not answer: only what is cached can be used.", file=sys.stderr, flush=True)
+        constants.HF_HUB_OFFLINE = True
+        reset_sessions()
+        return False
+    return True
 
 
 def hub_refusal(path: str, error: BaseException) -> MissingInput | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,3 +88,27 @@ def test_a_gated_repository_needs_the_token(
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         done = train("sft", overrides)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("mirror", ["closed", "silent"])
+def test_a_dead_mirror_is_told_within_seconds_unless_the_cache_has_everything(
+    mirror: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["model=hf:acme/tiny", "data=hf:acme/rows", f"run_dir={tmp_path / 'run'}", *RUN]
+    if mirror == "closed":
+        done = train("sft", overrides)
+        assert done.returncode == 0, done.stdout + done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never says anything
+        port = silent.getsockname()[1] if mirror == "silent" else 9
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+        if mirror == "closed":
+            done = train("sft", [*overrides, "resume=none"])
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert f"http://127.0.0.1:{port} does not answer: only what is cached can be used." in done.stderr
+            monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+        began = time.monotonic()
+        done = train("sft", overrides)
+        assert time.monotonic() - began < 40  # ten seconds, imports, and a busy machine; it was a minute
+        assert done.returncode == 66, done.stdout + done.stderr
+        error = done.stderr.strip().splitlines()[-1]
+        assert error.startswith("error: Could not fetch the ") and f"127.0.0.1:{port}" in error, error

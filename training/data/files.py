@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from training.data.config import HUB_PREFIX, DataSource
+from training.hub import reach_hub
 from training.errors import DataError, MissingInput
 
 KINDS = (".jsonl", ".json", ".txt", ".parquet")
@@ -212,13 +213,17 @@ def _parquet(path: Path, name: str) -> Iterator[RawRow]:
 
 def _download(source: DataSource) -> list[Path]:
     """Fetches a hub data set's files of one split (from $HF_ENDPOINT where set); `hf:org/name/folder` takes a part."""
-    from huggingface_hub import constants, hf_hub_download, list_repo_files
+    from huggingface_hub import constants, hf_hub_download, list_repo_files, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     parts = source.path[len(HUB_PREFIX) :].strip("/").split("/")
     repo, folder = "/".join(parts[:2]), "/".join(parts[2:])
     try:
-        names = list_repo_files(repo, repo_type="dataset")
+        if reach_hub():
+            names = list_repo_files(repo, repo_type="dataset")
+        else:
+            cached = Path(snapshot_download(repo, repo_type="dataset", local_files_only=True))
+            names = [file.relative_to(cached).as_posix() for file in cached.rglob("*") if file.is_file()]
         inside = [n for n in names if not folder or n == folder or n.startswith(f"{folder}/")]
         chosen = choose_split(inside, source.split)
         if not chosen:

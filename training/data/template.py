@@ -19,7 +19,7 @@ import numpy as np
 
 from training.data.templates import DEFAULT_TEMPLATE, TEMPLATES
 from training.errors import ConfigError, DataError, MissingInput
-from training.hub import hub_refusal
+from training.hub import hub_refusal, reach_hub
 
 CODEC_FILE = "navarch_codec.json"
 HUB_PREFIX = "hf:"
@@ -84,7 +84,9 @@ class TextCodec:
     def load(cls, model: str | os.PathLike[str], template: str = "auto", system: str = "") -> Self:
         """From a model folder or `hf:org/name`. template: auto, a name of TEMPLATES, or a path to a .jinja file."""
         source = str(model)
-        source = source[len(HUB_PREFIX) :] if source.startswith(HUB_PREFIX) else source
+        if source.startswith(HUB_PREFIX):
+            reach_hub()
+            source = source[len(HUB_PREFIX) :]
         tokenizer = _load_tokenizer(source, str(model))
         saved = _read_json(Path(source) / CODEC_FILE) if Path(source).is_dir() else {}
         own = _own_template(tokenizer)

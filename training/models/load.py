@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
 from training.errors import ConfigError, MissingInput
-from training.hub import hub_refusal
+from training.hub import hub_refusal, reach_hub
 from training.models.attention import PACKED, supports_packed
 
 HUB_PREFIX = "hf:"
@@ -24,6 +24,7 @@ def resolve_model(path: str) -> str:
     Raises MissingInput saying what is wrong with the folder.
     """
     if path.startswith(HUB_PREFIX):
+        reach_hub()
         return path[len(HUB_PREFIX) :]
     folder = Path(path).expanduser()
     if not folder.exists():
