@@ -11,7 +11,7 @@ HUB_PREFIX = "hf:"
 
 
 CONNECT_S, ANSWER_S = 4.0, 10.0
-"""How long a hub may take to be reached, and to say anything at all: huggingface_hub tries again for most of a minute."""
+"""How long a hub may take to be reached and to say anything at all; huggingface_hub by itself tries for a minute."""
 
 
 @cache

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from training.data.config import HUB_PREFIX, DataSource
-from training.hub import reach_hub
 from training.errors import DataError, MissingInput
+from training.hub import reach_hub
 
 KINDS = (".jsonl", ".json", ".txt", ".parquet")
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
