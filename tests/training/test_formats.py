@@ -239,6 +239,12 @@ def test_a_bad_line_is_a_problem_of_its_own_and_reading_goes_on(tmp_path: Path) 
     assert [row.value for row in read_rows(path) if not row.problem] == [{"text": "a"}, {"text": "d"}]
 
 
+def test_gbk_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + '{"text": "你好"}\n'.encode("gbk"))
+    (problem,) = [row.problem for row in read_rows(tmp_path / "a.jsonl") if row.problem]
+    assert problem.endswith("; it looks like GBK (iconv -f GB18030 -t UTF-8)")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [

@@ -253,7 +253,12 @@ def _reason(error: json.JSONDecodeError) -> str:
 
 
 def _bad_bytes(raw: bytes, error: UnicodeDecodeError, offset: int) -> str:
-    return f"is not UTF-8: byte 0x{raw[error.start]:02x} at byte offset {offset + error.start} of the file"
+    said = f"is not UTF-8: byte 0x{raw[error.start]:02x} at byte offset {offset + error.start} of the file"
+    try:
+        chinese = any("\u4e00" <= letter <= "\u9fff" for letter in raw.decode("gb18030"))
+    except UnicodeDecodeError:
+        return said
+    return f"{said}; it looks like GBK (iconv -f GB18030 -t UTF-8)" if chinese else said
 
 
 def _refuse_utf16(data: bytes, name: str) -> None:
