@@ -173,6 +173,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(door: FrontDoor, spec: SpecWr
     assert follower.returncode == 130
     assert "Left kept running." in said and "navarch logs -f kept" in said and "Traceback" not in said
     with door.client() as client:
+        until(lambda: client.job("kept").state != "provisioning", "the job's state to follow its first line")
         assert client.job("kept").state == "running"
     assert "kept is stopped" in door.navarch("stop", "kept", "--wait").stdout
 
