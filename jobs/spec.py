@@ -174,7 +174,7 @@ class Resources(Section):
 
 
 class JobSpec(Section):
-    """A job as asked for. `training` holds the top-level keys that belong to training.config."""
+    """A job as asked for. `training` holds the top-level keys that belong to training.config.stages."""
 
     type: JobType
     name: Annotated[str, BeforeValidator(_parse_name)] = ""

@@ -1,4 +1,4 @@
-"""The bridge to training.config: which keys a stage has, and what is wrong with their values. Imports no torch."""
+"""The bridge to the stages' configuration: which keys a stage has, what is wrong with their values. No torch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from functools import cache
 from typing import Any
 
 from jobs.problems import Problem
-from training.config import config_class, load_config
+from training.config.stages import config_class, load_config
+from training.config.strategies import Wanted, check_strategy
 from training.errors import ConfigError
-from training.strategies.config import Wanted, check_strategy
 
 
 @cache
@@ -18,7 +18,7 @@ def training_keys(stage: str) -> frozenset[str]:
 
 
 def check_training(stage: str, sections: Mapping[str, Any], *, world_size: int = 1, gpus: int = 0) -> list[Problem]:
-    """What training.config, and the strategy, have against these sections; empty when nothing."""
+    """What training.config.stages, and the strategy, have against these sections; empty when nothing."""
     try:
         config = load_config(stage, sections)
         strategy = getattr(config, "strategy", None)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from service.errors import Problem
+from service.contract.errors import Problem
 from service.locations import Endpoint
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None
     """Run the control plane until SIGTERM or Ctrl-C; `on_ready` gets its URL. Raises Problem when it can't start."""
     import uvicorn
 
+    from service.access.tokens import Tokens
     from service.api.app import create_app
     from service.api.security import check_bind
     from service.runtime import Runtime
-    from service.tokens import Tokens
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     check_bind(settings.host, Tokens(settings.data_dir, settings.token))

@@ -11,22 +11,22 @@ from typing import TextIO
 from sqlalchemy import text, update
 from sqlmodel import Session
 
-from service.artifacts import Artifacts
-from service.builds import Builds
+from service.access.secrets import SecretBox
+from service.artifacts.digests import Digests
+from service.artifacts.registry import Artifacts
+from service.backends.docker.hosts import DockerHosts, ensure_local_host
+from service.backends.docker.ssh_ready import handshake
+from service.builds.queue import Builds
 from service.collector.collector import Collector
 from service.collector.hub import Hub
 from service.collector.reader import LogReader
-from service.controller.context import Context
-from service.controller.controller import Controller
-from service.digests import Digests
-from service.engine.hosts import DockerHosts, ensure_local_host
-from service.engine.ssh_ready import handshake
-from service.errors import Problem
-from service.invariants import examine
-from service.jobs import Jobs
-from service.plans import Plans
-from service.schemas import Check
-from service.secrets import SecretBox
+from service.contract.errors import Problem
+from service.contract.schemas import Check
+from service.control.context import Context
+from service.control.invariants import examine
+from service.control.loop import Controller
+from service.intake.commands import Jobs
+from service.intake.plans import Plans
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Host, ImageBuild, Job, Meta

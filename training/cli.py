@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from training.config import config_class, load_config
-from training.config_tree import nearest
+from training.config.stages import config_class, load_config
+from training.config.strategies import Wanted, check_strategy
+from training.config.tree import nearest
 from training.errors import ConfigError, TrainingError
-from training.strategies.config import Wanted, check_strategy
-from training.telemetry import emit
+from training.report.telemetry import emit
 
 USAGE = """\
 navarch-train: post-training of language models, on one GPU or many
@@ -46,7 +46,7 @@ TOOLS = {
     "quantize": "training.serving.quantize",
     "data": "training.data.cli",
     "import-gguf": "training.models.gguf",
-    "plot": "training.plot",
+    "plot": "training.report.plot",
 }
 
 
@@ -83,7 +83,7 @@ def _stage(stage: str, arguments: Sequence[str]) -> int:
     if stage == "serve":
         return int(importlib.import_module("training.serving.server").run(config) or 0)
     print(f"navarch-train {stage}: loading", flush=True)
-    from training.run import guarded, settle
+    from training.loop.run import guarded, settle
 
     module = importlib.import_module(f"training.stages.{stage}")
     code = guarded(lambda: module.run(config), Path(settle(config).run_dir))
@@ -179,7 +179,7 @@ def describe(stage: str) -> str:
 
     walk(config_class(stage), "")
     if stage != "serve":
-        from training.config import LoraConfig
+        from training.config.stages import LoraConfig
 
         lines.append("  lora (left out: full fine-tuning)")
         walk(LoraConfig, "lora.")

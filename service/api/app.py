@@ -10,7 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service import schemas
+from service.access.keys import KeyRing
+from service.access.tokens import Tokens
 from service.api import problems, views
 from service.api.batch import Batcher
 from service.api.metrics import Meter, exposition
@@ -18,11 +19,10 @@ from service.api.routes import artifacts, follow, images, jobs, system
 from service.api.security import Gate
 from service.api.sse import Shutdown
 from service.api.state import ApiState, state_of
-from service.errors import Problem
+from service.contract import schemas
+from service.contract.errors import Problem
+from service.intake.submission import Submitted
 from service.runtime import Runtime
-from service.ssh import KeyRing
-from service.submission import Submitted
-from service.tokens import Tokens
 
 PREFIX = "/api/v1"
 DESCRIPTION = """Launches LLM post-training into GPU containers.

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from jobs.problems import SpecError
 from jobs.spec import load_document
-from service.errors import Problem
+from service.contract.errors import Problem
 
 MAX_VALUES = 100_000
 _JSON = "application/json"

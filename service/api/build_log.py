@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from service import schemas
-from service.errors import Problem
+from service.contract import schemas
+from service.contract.errors import Problem
 
 _CHUNK = 1 << 20
 

@@ -7,7 +7,7 @@ import binascii
 import math
 from dataclasses import dataclass
 
-from service.errors import Problem
+from service.contract.errors import Problem
 
 _HINT = "Use the `next_cursor` of the page before, or leave it out for the first page."
 

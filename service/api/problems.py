@@ -17,8 +17,8 @@ from starlette.responses import Response
 
 from images.errors import ImageError
 from jobs.problems import SpecError, dotted
-from service.errors import KINDS, Problem
-from service.schemas import ProblemDocument
+from service.contract.errors import KINDS, Problem
+from service.contract.schemas import ProblemDocument
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {400: "malformed_body", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}

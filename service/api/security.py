@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access.tokens import Tokens
 from service.api.problems import respond
-from service.errors import Problem
-from service.tokens import Tokens
+from service.contract.errors import Problem
 
 #: Answers that are needed before one can have a token, and tell nothing of anybody's work.
 OPEN_PATHS = frozenset({"/api/v1/health", "/api/v1/version"})

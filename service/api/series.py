@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from service import schemas
 from service.api.downsample import pick
+from service.contract import schemas
 
 
 def read_series(file: Path, names: Sequence[str] | None, points: int) -> list[schemas.Series]:

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from service.schemas import JobStatus, LogLine
+from service.contract.schemas import JobStatus, LogLine
 
 STATUS_S = 0.4
 """The status is looked up at most this often, however many lines come."""

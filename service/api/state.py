@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from service.access.keys import KeyRing
+from service.access.tokens import Tokens
 from service.api.sse import Shutdown
 from service.collector.reader import LogReader
-from service.jobs import Jobs
-from service.plans import Plans
+from service.intake.commands import Jobs
+from service.intake.plans import Plans
 from service.runtime import Runtime
 from service.settings import Settings
-from service.ssh import KeyRing
 from service.store.database import Database
-from service.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from sqlmodel import Session, col, select
 
-from service import schemas
 from service.api.cursors import Cursor
 from service.api.pages import newest
 from service.collector.reader import LogLine
-from service.inputs import describe_wait, wait_sentence
+from service.contract import schemas
+from service.intake.inputs import describe_wait, wait_sentence
 from service.store import tables
 
 MAX_PAGE = 200

@@ -9,7 +9,7 @@ import typer
 
 from service.cli import output
 from service.cli.context import Json, complete_artifacts, connect
-from service.errors import Problem
+from service.contract.errors import Problem
 
 app = typer.Typer(help="Models, adapters, checkpoints and data sets.", no_args_is_help=True)
 

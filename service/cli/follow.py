@@ -12,7 +12,7 @@ from service.cli import output
 
 if TYPE_CHECKING:
     from service.client import Client
-    from service.schemas import Job, JobStatus, LogLine
+    from service.contract.schemas import Job, JobStatus, LogLine
 
 
 def follow_job(
@@ -26,7 +26,7 @@ def follow_job(
     timestamps: bool = False,
 ) -> int:
     """Print a job's log until it ends. The exit code: 0 it succeeded, 1 it did not, 130 interrupted (it goes on)."""
-    from service.schemas import LogLine
+    from service.contract.schemas import LogLine
 
     printer = Printer(as_json=as_json, timestamps=timestamps, replicas=None if replica is None else 1)
     job = client.job(ref)

@@ -15,7 +15,7 @@ from service.cli.context import Json, complete_recipes, connect
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.schemas import Build
+    from service.contract.schemas import Build
 
 #: Lines of a build's log that are worth showing where there is no terminal to redraw.
 LANDMARKS = ("Building ", "FROM ", "RUN ", "navarch: ")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from service.client import Client
-    from service.schemas import Job, SshAccess
+    from service.contract.schemas import Job, SshAccess
 
 ACTIVE = ["queued", "provisioning", "running", "stopping"]
 
@@ -191,8 +191,8 @@ def _ssh_line(access: SshAccess) -> str:
     """The plain command; it names the key when it is one that ssh doesn't find by itself."""
     from pathlib import Path
 
+    from service.access.keys import find_key
     from service.locations import config_dir
-    from service.ssh import find_key
 
     key = find_key(config_dir())
     identity = f" -i {key.private}" if key is not None and key.private.parent != Path.home() / ".ssh" else ""

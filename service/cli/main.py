@@ -61,7 +61,7 @@ def main() -> None:
 
 def _explain(error: Exception) -> int:
     from service.client.errors import ApiError, ClientError, Unreachable
-    from service.errors import Problem
+    from service.contract.errors import Problem
 
     if isinstance(error, ApiError):
         report(str(error), error.hint, code=error.code, machine=chosen.machine)

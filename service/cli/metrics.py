@@ -11,7 +11,7 @@ from service.cli import output
 from service.cli.context import JobName, Json, connect
 
 if TYPE_CHECKING:
-    from service.schemas import Series
+    from service.contract.schemas import Series
 
 #: What is worth a plot when nothing is asked for, in this order.
 USUAL = ("loss", "eval/loss", "reward", "accuracy", "kl", "lr", "tokens_per_second", "grad_norm")

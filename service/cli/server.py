@@ -12,7 +12,7 @@ from service.cli import output
 from service.cli.context import Json, chosen, connect
 
 if TYPE_CHECKING:
-    from service.schemas import Check
+    from service.contract.schemas import Check
     from service.settings import Settings
 
 DataDir = Annotated[
@@ -60,7 +60,7 @@ def _say_json(url: str) -> None:
 def _settings(**given: Any) -> Settings:
     from pydantic import ValidationError
 
-    from service.errors import Problem
+    from service.contract.errors import Problem
     from service.settings import Settings
 
     try:
@@ -82,8 +82,8 @@ def _arguments(settings: Settings) -> list[str]:
 
 def _authorise_own_key(settings: Settings) -> None:
     """Who starts the control plane may log in to its containers."""
+    from service.access.keys import KeyRing, user_key
     from service.locations import config_dir
-    from service.ssh import KeyRing, user_key
 
     KeyRing(settings.data_dir).add(user_key(config_dir()).public)
 
@@ -112,7 +112,7 @@ def _remove_containers(settings: Settings) -> list[str]:
     import docker
     from docker.errors import DockerException, NotFound
 
-    from service.errors import Problem
+    from service.contract.errors import Problem
 
     deployment = _deployment(settings)
     if deployment is None:
@@ -150,7 +150,7 @@ def _deployment(settings: Settings) -> str | None:
 
 def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
     """Look at everything that Navarch stands on, and say what to do about what is wrong."""
-    from service.doctor import examine
+    from service.cli.doctor import examine
 
     checks = examine(_settings(data_dir=data_dir), chosen.url)
     if as_json:
@@ -192,7 +192,7 @@ def new(
     name: Annotated[str, typer.Argument(help="Whose it is.")], data_dir: DataDir = None, as_json: Json = False
 ) -> None:
     """Make a token and show it, this once. From then on every request needs one."""
-    from service.tokens import Tokens
+    from service.access.tokens import Tokens
 
     made = Tokens(_settings(data_dir=data_dir).data_dir).create(name)
     if as_json:
@@ -205,7 +205,7 @@ def new(
 @tokens.command("ls")
 def ls(data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the tokens' names."""
-    from service.tokens import Tokens
+    from service.access.tokens import Tokens
 
     known = Tokens(_settings(data_dir=data_dir).data_dir).all()
     if as_json:
@@ -220,8 +220,8 @@ def ls(data_dir: DataDir = None, as_json: Json = False) -> None:
 @tokens.command("rm")
 def rm(name: str, data_dir: DataDir = None) -> None:
     """Withdraw a token, at once."""
-    from service.errors import Problem
-    from service.tokens import Tokens
+    from service.access.tokens import Tokens
+    from service.contract.errors import Problem
 
     if not Tokens(_settings(data_dir=data_dir).data_dir).remove(name):
         raise Problem("not_found", f"There is no token named {name}.", "`navarch token ls` lists them.")

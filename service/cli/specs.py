@@ -9,8 +9,8 @@ from typing import Any
 
 from jobs.problems import SpecError
 from jobs.spec import load_document
-from service.errors import Problem
-from training.config_tree import write_out_shorthand
+from service.contract.errors import Problem
+from training.config.tree import write_out_shorthand
 
 #: Where specs hold paths. `[]` stands for each item of a list (or the one thing that stands in its place).
 PATH_KEYS = (

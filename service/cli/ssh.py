@@ -12,12 +12,12 @@ import typer
 
 from service.cli import output
 from service.cli.context import ActiveJob, connect
-from service.errors import Problem
+from service.contract.errors import Problem
 
 if TYPE_CHECKING:
+    from service.access.keys import Login
     from service.client import Client
-    from service.schemas import Job, SshAccess
-    from service.ssh import Login
+    from service.contract.schemas import Job, SshAccess
 
 
 def ssh(
@@ -57,8 +57,8 @@ def ssh(
 
 def prepare(client: Client, ref: str, wait_s: float) -> Login:
     """Everything that a login needs: the container ready, our key, its host key pinned. Raises Problem."""
+    from service.access.keys import Login, pin_host_key, user_key
     from service.locations import config_dir
-    from service.ssh import Login, pin_host_key, user_key
 
     job, access = _wait_ready(client, ref, wait_s)
     folder = config_dir()

@@ -11,7 +11,7 @@ from service.cli.context import Json, connect
 
 if TYPE_CHECKING:
     from service.client import Client
-    from service.schemas import Plan
+    from service.contract.schemas import Plan
 
 
 def submit(
@@ -61,8 +61,8 @@ def submit(
 
 def authorise(client: Client) -> None:
     """Let the control plane's containers know this person's key, once."""
+    from service.access.keys import user_key
     from service.locations import config_dir
-    from service.ssh import user_key
 
     key = user_key(config_dir())
     known = {key.fingerprint for key in client.authorized()}

@@ -15,8 +15,7 @@ from pydantic import BaseModel
 
 from service.client.errors import ApiError, Unreachable
 from service.client.transport import ServerEvent, Transport
-from service.locations import server_url
-from service.schemas import (
+from service.contract.schemas import (
     Artifact,
     Build,
     Event,
@@ -34,6 +33,7 @@ from service.schemas import (
     Samples,
     Version,
 )
+from service.locations import server_url
 
 Model = TypeVar("Model", bound=BaseModel)
 

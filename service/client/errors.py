@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.schemas import ProblemDocument
+from service.contract.schemas import ProblemDocument
 
 
 class ClientError(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from service.client.errors import ApiError, Unreachable
-from service.schemas import ProblemDocument
+from service.contract.schemas import ProblemDocument
 
 #: The server sends a comment at least every 15 s, so this much silence means that the connection is dead.
 SILENCE_S = 60.0

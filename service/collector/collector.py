@@ -7,12 +7,12 @@ from pathlib import Path
 
 import structlog
 
+from service.backends.base import Engines
+from service.backends.errors import EngineError
 from service.collector.hub import Hub
 from service.collector.lift import PREFIX, Lifter
 from service.collector.log_file import LogWriter, StoredLine, path_of, read_lines
-from service.controller.context import LogEnd
-from service.engine.base import Engines
-from service.engine.errors import EngineError
+from service.control.context import LogEnd
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Replica

@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlmodel import Session, select
 
+from service.artifacts.versions import next_version
 from service.collector.log_file import StoredLine
 from service.store.database import Database
 from service.store.events import record_job
 from service.store.tables import Artifact, Job, Replica
-from service.versions import next_version
 
 PREFIX = "@navarch "
 _PROGRESS_EVERY_S = 0.5

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from service.engine.base import LogRecord
+from service.backends.base import LogRecord
 
 _DROPPED = re.compile(rb"^\S+ \[navarch\] (\d+) bytes of older log were dropped[^\n]*\n")
 _OVERLAP_S = 2

@@ -9,7 +9,7 @@ from pathlib import Path
 from service.collector.hub import Hub
 from service.collector.lift import PREFIX
 from service.collector.log_file import StoredLine, path_of, read_lines, seconds, tail_offset
-from service.errors import Problem
+from service.contract.errors import Problem
 
 _FILE = re.compile(r"^(\d+)-(\d+)\.log$")
 _CURSOR = re.compile(r"^\d+-\d+:\d+(,\d+-\d+:\d+)*$")

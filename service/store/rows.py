@@ -2,7 +2,7 @@
 
 from sqlmodel import Session, col, select
 
-from service.errors import Problem
+from service.contract.errors import Problem
 from service.store.tables import Job
 
 

@@ -154,9 +154,9 @@ def pages(report: Report, door: FrontDoor, image: str, total: int) -> None:
 
 def scheduling_pass(report: Report, door: FrontDoor, total: int) -> None:
     """One pass of the scheduler over the stored queue, in this process (the control plane is down)."""
-    from service.controller.context import Context
-    from service.controller.scheduling import schedule
-    from service.secrets import SecretBox
+    from service.access.secrets import SecretBox
+    from service.control.context import Context
+    from service.control.steps.schedule import schedule
     from service.settings import Settings
     from service.store.database import Database
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 from tests.bench.gpu_kernels import Checks
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
 from training.rollout import RolloutEngine, fuse_projections
 from training.serving.quantize import quantize_model
 

@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
 
-from training.config import load_config
+from training.config.stages import load_config
 from training.errors import Stopped
+from training.loop.run import open_run
 from training.models.load import from_config
-from training.run import open_run
 from training.stages.ppo import PPO
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -47,10 +47,10 @@ class StepBench:
     def __init__(self, shape: dict[str, Any], tokens: int, batches: list[Any], strategy: Any, options: Any) -> None:
         from transformers import LlamaConfig
 
+        from training.config.strategies import OptimizerConfig
         from training.models.compile import speed_up_blocks
         from training.models.heads import LanguageModelLoss
         from training.models.load import from_config
-        from training.strategies.config import OptimizerConfig
 
         self.strategy, self.batches, self.on_gpu = strategy, batches, strategy.device.type == "cuda"
         torch.manual_seed(0)
@@ -125,9 +125,9 @@ class StepBench:
 def run(case: str, options: dict[str, Any], shapes: dict[str, Any], make_loader: Any, limit: float) -> None:
     """One profile and as many variants as fit into `limit` seconds."""
     began = time.monotonic()
+    from training.config.strategies import StrategyConfig
     from training.models.compile import use_fast_matmul
     from training.models.heads import HeadOptions
-    from training.strategies.config import StrategyConfig
     from training.strategies.select import open_strategy
 
     _, shape, name = case.split(":")[:3]

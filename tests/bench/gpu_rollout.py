@@ -24,7 +24,7 @@ from transformers import LlamaConfig
 
 from tests.bench.gpu_engine import engine_checks, make, make_prompts
 from tests.bench.gpu_kernels import Checks, kernel_checks, say
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
 from training.rollout import RolloutEngine, fuse_projections, one_row
 from training.serving.quantize import quantize_model
 

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.gpu_serve_load import START_SECONDS, Plan, question, run_load
-from training.generation_config import GenerationConfig
-from training.serving.config import ServeConfig
+from training.config.generation import GenerationConfig
+from training.config.serving import ServeConfig
 from training.serving.messages import Accepted, Answer, Command, Facts, Query, Status, Submit, Update
 
 LENGTH = 1024

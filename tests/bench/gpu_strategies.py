@@ -30,13 +30,13 @@ import torch
 from transformers import LlamaConfig
 
 from tests.bench.gpu_train import SHAPES, SyntheticLoader
-from training.config import LoraConfig
+from training.config.stages import LoraConfig
+from training.config.strategies import OptimizerConfig, StrategyConfig
 from training.models.compile import speed_up_blocks
 from training.models.heads import HeadOptions, LanguageModelLoss
 from training.models.load import from_config
 from training.models.lora import convert_to_lora
 from training.strategies.base import Strategy, Trained
-from training.strategies.config import OptimizerConfig, StrategyConfig
 from training.strategies.select import open_strategy
 from training.strategies.world import close_world
 

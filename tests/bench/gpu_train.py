@@ -105,14 +105,14 @@ def measure(case: str) -> dict[str, Any]:
         options[key] = type(DEFAULTS[key])(value)
     import torch
 
-    from training.config import load_config
+    from training.config.stages import load_config
+    from training.loop.run import open_run
+    from training.loop.trainer import LAG, Trainer
     from training.models import attention_kernels
     from training.models.export import trunk_of
     from training.models.heads import HeadOptions, LanguageModelLoss, PreferenceLoss, RewardLoss, RewardModel
     from training.models.load import from_config
     from training.models.lora import convert_to_lora
-    from training.run import open_run
-    from training.trainer import LAG, Trainer
 
     attention_kernels.AVAILABLE &= options["attention"] == "own"  # else torch's variable-length attention
     torch.manual_seed(0)
@@ -275,9 +275,9 @@ def kernel_self_test(device: str, report: Any) -> None:
     """The optimizer's kernels against torch's fused AdamW, from the same weights and gradients."""
     import torch
 
-    from training.optim import MasterAdamW
-    from training.optim_kernels import PieceKernels
-    from training.strategies.config import OptimizerConfig
+    from training.config.strategies import OptimizerConfig
+    from training.optimizer.adamw import MasterAdamW
+    from training.optimizer.kernels import PieceKernels
 
     for shapes in ([(64, 96), (96,), (4096, 33), (1000, 1024)], [(7, 5), (5,), (33, 9), (101, 97)]):
         states, weights, norms = [], [], []

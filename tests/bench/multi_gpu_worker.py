@@ -44,12 +44,12 @@ def speed(case: dict[str, Any]) -> int:
     from transformers import LlamaConfig
 
     from tests.bench.gpu_train import SHAPES, SyntheticLoader
-    from training.config import LoraConfig
+    from training.config.stages import LoraConfig
+    from training.config.strategies import OptimizerConfig, StrategyConfig
     from training.models.compile import speed_up_blocks
     from training.models.heads import HeadOptions, LanguageModelLoss
     from training.models.load import from_config
     from training.models.lora import convert_to_lora
-    from training.strategies.config import OptimizerConfig, StrategyConfig
     from training.strategies.select import open_strategy
 
     shape = SEVEN_B if case["shape"] == "7b" else SHAPES[case["shape"]]

@@ -15,7 +15,7 @@ import docker
 from docker.errors import NotFound
 from sqlmodel import col, select
 
-from service.controller.controller import Controller
+from service.control.loop import Controller
 from service.runtime import Runtime
 from service.settings import Settings
 from service.store.database import Database

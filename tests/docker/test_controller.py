@@ -10,8 +10,8 @@ from pathlib import Path
 import docker
 import pytest
 
-from service.engine.ssh_ready import handshake
-from service.jobs import Jobs
+from service.backends.docker.ssh_ready import handshake
+from service.intake.commands import Jobs
 from service.store.tables import Event, ImageBuild
 from tests.docker.control import PlaneProcess, test_settings, until
 

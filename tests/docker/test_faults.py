@@ -88,7 +88,7 @@ def test_named_port_that_another_program_has(plane: Plane, system_image: str) ->
 def test_pool_port_that_another_program_has_is_changed_for_another(
     plane: Plane, system_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.controller.scheduling._seed", lambda row: row.attempts)
+    monkeypatch.setattr("service.control.steps.schedule._seed", lambda row: row.attempts)
     first, _ = plane.runtime.settings.port_range
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

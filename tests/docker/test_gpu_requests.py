@@ -7,7 +7,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from service.errors import Problem
+from service.contract.errors import Problem
 from service.store.tables import GpuLease, Host
 from tests.docker.control import Plane, test_settings, until
 from tests.docker.engines import OwnEngine, own_engine

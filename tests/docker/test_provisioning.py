@@ -9,9 +9,9 @@ from pathlib import Path
 import docker
 import pytest
 
-from service.engine.docker_host import DockerHost
-from service.engine.ssh_ready import WrongHostKey, handshake
-from service.ssh import KeyRing, PublicKey
+from service.access.keys import KeyRing, PublicKey
+from service.backends.docker.engine import DockerHost
+from service.backends.docker.ssh_ready import WrongHostKey, handshake
 from service.store.tables import Job, Replica
 from tests.docker.control import Plane, test_settings, until
 

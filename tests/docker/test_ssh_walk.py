@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from service.schemas import Job
+from service.contract.schemas import Job
 from tests.docker.front_door import FrontDoor, until
 from tests.docker.ssh_client import SshClient, free_port
 

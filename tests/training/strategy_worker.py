@@ -19,12 +19,12 @@ import torch.distributed as dist
 
 from tests.training.colossal_cpu_sim import install
 from tests.training.tiny import packed, tiny_config
+from training.config.strategies import OptimizerConfig, StrategyConfig
 from training.models.blocks import find_blocks
 from training.models.compile import speed_up_blocks
 from training.models.heads import HeadOptions, LanguageModelLoss
 from training.models.load import from_config
 from training.strategies.base import Strategy, Trained
-from training.strategies.config import OptimizerConfig, StrategyConfig
 from training.strategies.select import open_strategy
 
 STEPS, MORE = 4, 2

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from training.config import TrainConfig, config_dict, load_config
+from training.config.stages import TrainConfig, config_dict, load_config
 from training.errors import ConfigError, MissingInput
-from training.schedule import learning_rate_schedule, total_steps
+from training.loop.schedule import learning_rate_schedule, total_steps
 
 BASE: dict[str, Any] = {"model": "m", "data": ["rows.json"]}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.training.data_making import preferences, questions, tokenizer_folder, write_jsonl
-from training.data.config import DataSource
+from training.config.data import DataSource
 from training.data.encode import EncodeOptions, Report, encode_source
 from training.data.records import open_source
 from training.data.store import DOCUMENT, StoreWriter, TokenStore, cache_folder, open_store

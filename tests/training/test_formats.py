@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.training.data_making import write_jsonl
-from training.data.config import DataConfig, DataSource
+from training.config.data import DataConfig, DataSource
 from training.data.files import choose_split, read_rows, resolve
 from training.data.formats import (
     Chat,
@@ -358,7 +358,7 @@ def test_a_hub_data_set_comes_from_the_mirror(tmp_path: Path, monkeypatch: pytes
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         script = (
-            "from training.data.config import DataSource\n"
+            "from training.config.data import DataSource\n"
             "from training.data.records import open_source, Placed\n"
             "rows = open_source(DataSource('hf:org/rows'), 'sft')\n"
             "print([item.raw.place for item in rows if isinstance(item, Placed)])\n"

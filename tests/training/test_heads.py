@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.training.making import make_model
 from tests.training.tiny import packed, tiny_config
-from training.config import DPOLossConfig, LoraConfig, RewardLossConfig
+from training.config.stages import DPOLossConfig, LoraConfig, RewardLossConfig
 from training.data.template import TextCodec
 from training.errors import MissingInput, TrainingError
 from training.losses import dpo_loss

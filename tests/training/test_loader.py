@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.training.data_making import Train, preferences, questions, tokenizer_folder, write_jsonl
+from training.config.data import DataConfig, DataSource
 from training.data.batch import IGNORE, PackedBatch
-from training.data.config import DataConfig, DataSource
 from training.data.loader import Loader, build_loader
 from training.data.prompts import build_prompts
 from training.data.template import TextCodec

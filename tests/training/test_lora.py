@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.training.tiny import packed, tiny_config
-from training.config import LoraConfig
+from training.config.stages import LoraConfig
 from training.errors import ConfigError, MissingInput
 from training.models.heads import LanguageModelLoss
 from training.models.load import from_config

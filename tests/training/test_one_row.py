@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
 from training.rollout import RolloutEngine, fuse_projections, one_row
 from training.rollout.attention import decode_attention_reference
 from training.rollout.cache import LayerCache

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-import training.optim as optim
-from training.optim import LossScale, MasterAdamW, clip_divisor, global_norm
-from training.strategies.config import OptimizerConfig
+import training.optimizer.adamw as optim
+from training.config.strategies import OptimizerConfig
+from training.optimizer.adamw import LossScale, MasterAdamW, clip_divisor, global_norm
 
 
 def named(dtype: torch.dtype) -> list[tuple[str, nn.Parameter]]:

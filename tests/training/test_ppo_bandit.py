@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from training import rl
-from training.experience import Completions, build_experience, evaluate_actions
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
+from training.config.ppo import PPOTrainConfig
+from training.config.strategies import OptimizerConfig, StrategyConfig
 from training.models.heads import RewardModel
 from training.models.load import from_config
-from training.ppo_config import PPOTrainConfig
-from training.ppo_models import Actor, Critic
-from training.ppo_update import UpdateStats, plan, update
+from training.ppo import formulas as rl
+from training.ppo.experience import Completions, build_experience, evaluate_actions
+from training.ppo.models import Actor, Critic
+from training.ppo.update import UpdateStats, plan, update
 from training.rollout import RolloutEngine
-from training.strategies.config import OptimizerConfig, StrategyConfig
 from training.strategies.select import open_strategy
 
 VOCAB, ROWS, STEPS = 6, 128, 60

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from training import ppo_config
-from training.data.config import DataSource
-from training.ppo_config import CriticConfig, KLConfig, PPOTrainConfig, PtxConfig, RewardConfig
+from training.config import ppo as ppo_config
+from training.config.data import DataSource
+from training.config.ppo import CriticConfig, KLConfig, PPOTrainConfig, PtxConfig, RewardConfig
 
 COATI_ARGUMENTS = [
     "prompt_dataset",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.batch import IGNORE
-from training.experience import (
+from training.ppo.experience import (
     ActionBatch,
     Completions,
     FixedShapes,

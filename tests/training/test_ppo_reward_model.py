@@ -10,17 +10,17 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.training.test_ppo_stage import LETTERS, make_model, metrics, settings, start, write_files
-from training.config import load_config
+from training.config.ppo import RewardConfig
+from training.config.stages import load_config
 from training.data.batch import PromptRow
 from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput
-from training.experience import Completions
 from training.models.export import load_reward_model, save_reward_model, trunk_of
 from training.models.heads import RewardModel
 from training.models.load import load_causal_lm
-from training.ppo_config import RewardConfig
-from training.ppo_setup import prompt_limit
-from training.rewards import ModelReward, RewardFailed
+from training.ppo.experience import Completions
+from training.ppo.players import prompt_limit
+from training.ppo.rewards import ModelReward, RewardFailed
 
 
 def make_reward_model(folder: Path, base: Path) -> Path:

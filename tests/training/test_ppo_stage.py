@@ -11,10 +11,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from training.config import load_config
+from training.config.stages import load_config
 from training.errors import ConfigError, DataError, MissingInput, NanLoss, Stopped, TrainingError
 from training.models.load import from_config
-from training.rewards import RewardFailed
+from training.ppo.rewards import RewardFailed
 from training.stages import ppo
 
 LETTERS = "abcdefgh"

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PreTrainedModel
 
-from training import rl
-from training.experience import Completions, Experience, build_experience, evaluate_actions, pack
+from training.config.ppo import PPOTrainConfig
+from training.config.strategies import OptimizerConfig, StrategyConfig
 from training.models.heads import RewardModel
 from training.models.load import from_config
-from training.ppo_config import PPOTrainConfig
-from training.ppo_models import Actor, Critic, PolicyTask, ValueTask
-from training.ppo_update import UpdateStats, plan, update
+from training.ppo import formulas as rl
+from training.ppo.experience import Completions, Experience, build_experience, evaluate_actions, pack
+from training.ppo.models import Actor, Critic, PolicyTask, ValueTask
+from training.ppo.update import UpdateStats, plan, update
 from training.strategies.base import Strategy
-from training.strategies.config import OptimizerConfig, StrategyConfig
 from training.strategies.select import open_strategy
 
 VOCAB = 29

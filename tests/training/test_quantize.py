@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
 from training.rollout import RolloutEngine
 from training.rollout.linear import (
     QuantizedLinear,

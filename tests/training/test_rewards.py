@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.config.ppo import RewardConfig
 from training.errors import ConfigError, MissingInput
-from training.ppo_config import RewardConfig
-from training.rewards import FunctionReward, RewardFailed, RewardSample, ScoreShaping, load_function, must_retokenize
+from training.ppo.rewards import (
+    FunctionReward,
+    RewardFailed,
+    RewardSample,
+    ScoreShaping,
+    load_function,
+    must_retokenize,
+)
 
 SOURCE = """
 import math

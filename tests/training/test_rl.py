@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training import rl
+from training.ppo import formulas as rl
 
 
 def ragged(lengths: list[int], seed: int = 0, fill: float = float("nan")) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from training.config import LoraConfig
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
+from training.config.stages import LoraConfig
 from training.models.lora import convert_to_lora, lora_layers
 from training.rollout import RolloutEngine, fuse_projections
 

@@ -11,7 +11,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
 from training.rollout.engine import row_seed
 from training.rollout.sampling import SamplingRows, draw, filter_logits, gumbel_noise, penalise_repetition
 

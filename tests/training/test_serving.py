@@ -16,13 +16,13 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from training.config.generation import GenerationConfig
+from training.config.serving import ServeConfig
 from training.data.template import TextCodec
 from training.errors import TrainingError
-from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine
 from training.rollout.decoder import Decoder
 from training.rollout.engine import row_seed
-from training.serving.config import ServeConfig
 from training.serving.loading import load_served
 from training.serving.server import ModelServer, serve_in_thread
 

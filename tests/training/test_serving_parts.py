@@ -13,11 +13,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from tests.training.test_serving import make_folder
+from training.config.serving import ServeConfig
 from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput
 from training.models.export import save_reward_model
 from training.models.heads import RewardModel
-from training.serving.config import ServeConfig
 from training.serving.loading import load_served, merge_adapter
 from training.serving.server import serve_in_thread
 from training.serving.streaming_text import TextStream

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.training.test_serving import make_folder
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
+from training.config.serving import ServeConfig
 from training.rollout import RolloutEngine
 from training.rollout.decoder import Decoder
 from training.rollout.slots import Features
 from training.serving.answers import Text
-from training.serving.config import ServeConfig
 from training.serving.loading import Served, load_served
 from training.serving.messages import Ask, QueueFull, Update
 from training.serving.metrics import Metrics

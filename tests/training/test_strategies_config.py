@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from training.config.strategies import CAPABILITIES, StrategyConfig, StrategyError, Wanted, check_strategy
 from training.errors import ConfigError
-from training.strategies.config import CAPABILITIES, StrategyConfig, StrategyError, Wanted, check_strategy
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     ({"name": "colossalai_zero3"}, {}, "no strategy 'colossalai_zero3'", "colossalai_zero2"),
@@ -54,13 +54,13 @@ def test_a_name_is_a_configuration() -> None:
 
 
 def test_checking_needs_no_torch() -> None:
-    code = "import sys, training.strategies.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, training.config.strategies; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_colossalai_without_a_gpu_is_refused_and_leaves_no_process_group() -> None:
     code = (
-        "from training.strategies.config import StrategyConfig\n"
+        "from training.config.strategies import StrategyConfig\n"
         "from training.strategies.select import open_strategy\n"
         "import torch.distributed as dist\n"
         "try:\n    open_strategy(StrategyConfig(name='colossalai_gemini'), precision='bf16')\n"

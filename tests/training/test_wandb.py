@@ -16,13 +16,13 @@ import pytest
 
 from tests.training.making import ROOT, command, environment, events, make_model, make_rows, settings, train
 from tests.training.wandb_server import KEY, Recording, Server, read_recording, serve_wandb
-from training.telemetry import Telemetry
-from training.wandb_log import STATE_FILE, without_secrets
+from training.report.telemetry import Telemetry
+from training.report.wandb import STATE_FILE, without_secrets
 
 ATTEMPT = """
 import json, sys
 from pathlib import Path
-from training.telemetry import Telemetry
+from training.report.telemetry import Telemetry
 run_dir, project, (first, last, code) = Path(sys.argv[1]), sys.argv[5], map(int, sys.argv[2:5])
 telemetry = Telemetry(run_dir, total_steps=99, every=1, tensorboard=False, wandb=project or None, first_step=first)
 for step in range(first + 1, last + 1):

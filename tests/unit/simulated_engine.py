@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from sqlmodel import Session
 
 from jobs.launch import ContainerPlan
-from service.engine.base import ContainerFacts, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
-from service.engine.errors import BadContainer, EngineError, ImageMissing, NameTaken, PortTaken, Unreachable
+from service.backends.base import ContainerFacts, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
+from service.backends.errors import BadContainer, EngineError, ImageMissing, NameTaken, PortTaken, Unreachable
 from service.store.database import Database
 
 OURS = frozenset({"navarch/cpu"})

@@ -9,16 +9,16 @@ from tempfile import mkdtemp
 from sqlmodel import select
 
 from jobs.states import JobState
+from service.access.secrets import SecretBox
+from service.backends.base import Engine
 from service.collector.collector import Follower
 from service.collector.hub import Hub
-from service.controller import hosts as host_steps
-from service.controller.context import Context, LogEnd
-from service.controller.controller import step
-from service.controller.scheduling import schedule
-from service.engine.base import Engine
-from service.jobs import Jobs
-from service.plans import Plans
-from service.secrets import SecretBox
+from service.control import hosts as host_steps
+from service.control.context import Context, LogEnd
+from service.control.loop import step
+from service.control.steps.schedule import schedule
+from service.intake.commands import Jobs
+from service.intake.plans import Plans
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Attempt, Event, Host, Job, Replica

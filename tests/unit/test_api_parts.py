@@ -18,7 +18,7 @@ from service.api.build_log import read_build_log
 from service.api.cursors import Cursor
 from service.api.downsample import pick
 from service.api.series import read_samples, read_series
-from service.errors import Problem
+from service.contract.errors import Problem
 
 VALUES = st.lists(st.one_of(st.none(), st.floats(allow_nan=True)), max_size=300)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from service.access.tokens import Tokens
 from service.api.security import Asking, check_bind, check_body_type, judge
-from service.errors import Problem
-from service.tokens import Tokens
+from service.contract.errors import Problem
 
 LOCAL = Asking("POST", "/api/v1/jobs", "127.0.0.1:8470", None, None, "application/json", True, None)
 

@@ -7,13 +7,13 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
-from service.artifacts import Artifacts
-from service.digests import Digests
-from service.errors import Problem
+from service.artifacts.digests import Digests
+from service.artifacts.registry import Artifacts
+from service.artifacts.versions import find_artifact
+from service.contract.errors import Problem
 from service.store import database as store
 from service.store.database import Database
 from service.store.tables import Artifact, Job, JobInput
-from service.versions import find_artifact
 from tests.unit.simulated_engine import LogRecord
 from tests.unit.simulation import World
 

@@ -10,7 +10,7 @@ import yaml
 
 from jobs.spec import load_document, parse_spec
 from service.cli import specs
-from service.errors import Problem
+from service.contract.errors import Problem
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "jobs" / "examples").rglob("*.yaml"))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import Problem
-from service.ssh import KeyRing, Login, PublicKey, authorized_keys, find_key, pin_host_key, user_key
+from service.access.keys import KeyRing, Login, PublicKey, authorized_keys, find_key, pin_host_key, user_key
+from service.contract.errors import Problem
 
 
 def make_key(path: Path, kind: str = "ed25519") -> str:

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from service.backends.base import LogRecord
+from service.backends.docker.log_frames import records
 from service.collector.hub import Hub
 from service.collector.lift import Lifter, parse_event
 from service.collector.log_file import LogWriter, StoredLine, end_of, path_of, read_lines, tail_offset
 from service.collector.reader import LogReader
-from service.engine.base import LogRecord
-from service.engine.log_frames import records
-from service.errors import Problem
+from service.contract.errors import Problem
 from service.store.tables import Artifact, Attempt, Job, Replica
 from tests.unit.simulation import World
 

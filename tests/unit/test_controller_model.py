@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from jobs.states import PLACED, TERMINAL, JobState, Reason, check_move
-from service.errors import Problem
+from service.contract.errors import Problem
 from service.store.tables import Artifact, Attempt, Event, GpuLease, Host, Job, JobInput, PortLease, Replica
 from tests.unit.simulated_engine import Container, Crash, LogRecord
 from tests.unit.simulation import SimulatedController, World

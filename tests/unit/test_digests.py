@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.digests import Digests, Interrupted, digest_of
+from service.artifacts.digests import Digests, Interrupted, digest_of
 from service.store.database import Database
 from service.store.tables import Artifact, Job
 

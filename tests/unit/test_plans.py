@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from service.errors import Problem
-from service.job_images import how_to_get
+from service.builds.references import how_to_get
+from service.contract.errors import Problem
 from service.store.tables import Artifact, Host, ImageBuild, Job
 from tests.unit.simulation import World
 

@@ -8,13 +8,13 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from jobs.spec import REDACTED
-from service.controller.context import LeaseLost
-from service.controller.scheduling import schedule
-from service.errors import Problem
-from service.secrets import SecretBox
+from service.access.secrets import SecretBox
+from service.contract.errors import Problem
+from service.control.context import LeaseLost
+from service.control.steps.schedule import schedule
+from service.intake.submission import Submission
 from service.store.rows import find_job
 from service.store.tables import Artifact, Attempt, GpuLease, Host, Job, PortLease
-from service.submission import Submission
 from tests.unit.simulated_engine import Crash
 from tests.unit.simulation import World
 

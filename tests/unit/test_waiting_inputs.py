@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from service.controller.scheduling import next_retry, schedule
-from service.errors import Problem
+from service.contract.errors import Problem
+from service.control.steps.schedule import next_retry, schedule
 from service.store.tables import Artifact, Job, JobInput
 from tests.unit.simulated_engine import LogRecord
 from tests.unit.simulation import SimulatedController, World

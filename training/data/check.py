@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from training.data.config import DataSource
+from training.config.data import DataSource
 from training.data.encode import content_key
 from training.data.files import resolve
 from training.data.formats import STAGE_KINDS, Chat, Kind, Pair, Prompt, Record, RowError, Text, kind_for

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.data.config import DataSource
+from training.config.data import DataSource
 from training.data.formats import FORMATS, STAGE_KINDS
 from training.data.records import Placed, SourceRows
 from training.data.synthetic import KINDS, synthesize

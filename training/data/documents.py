@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from training.config.data import DataConfig, DataSource
 from training.data.batch import IGNORE, PackedBatch
-from training.data.config import DataConfig, DataSource
 from training.data.encode import EncodeOptions, Report, encode_source
 from training.data.records import open_source
 from training.data.store import TokenStore, cache_folder

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from training.data.config import HUB_PREFIX, DataSource
+from training.config.data import HUB_PREFIX, DataSource
 from training.errors import DataError, MissingInput
 from training.hub import reach_hub
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from training.config.data import DataConfig
 from training.data.batch import PackedBatch, StepBatch
-from training.data.config import DataConfig
 from training.data.documents import Documents, Layout, collate, open_documents
 from training.data.encode import Report
 from training.data.packing import PackingRule, epoch_bins, epoch_order, step_batches
@@ -26,7 +26,7 @@ from training.errors import ConfigError, DataError
 class Loader:
     """Steps without end, over one shuffled epoch after the other; `evaluation()` goes once over the held-out documents.
 
-    Everything happens when it is asked for: prepare steps in advance with `training.prefetch`.
+    Everything happens when it is asked for: prepare steps in advance with `training.loop.prefetch`.
     """
 
     def __init__(

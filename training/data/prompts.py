@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from training.config.data import DataConfig
 from training.data.batch import PromptRow
-from training.data.config import DataConfig
 from training.data.documents import hold_out
 from training.data.encode import content_key
 from training.data.formats import Prompt

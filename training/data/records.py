@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from training.data.config import DataSource
+from training.config.data import DataSource
 from training.data.files import RawRow, read_rows, resolve
 from training.data.formats import FORMATS, Kind, Record, RowError, detect_format, kind_for, parse_row
 from training.errors import DataError

@@ -20,9 +20,9 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 
 import training
-from training.checkpoint import atomic_directory
 from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput, TrainingError
+from training.loop.checkpoint import atomic_directory
 from training.models.attention import PACKED, supports_packed
 from training.models.heads import RewardModel
 from training.models.load import default_attention, resolve_model

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_utils import PreTrainedModel
 
-from training.config import DPOLossConfig, RewardLossConfig
+from training.config.stages import DPOLossConfig, RewardLossConfig
 from training.data.batch import IGNORE, PackedBatch
 from training.losses import PAIR_LOSSES, centering_loss, dpo_loss
 from training.models.attention import PACKED, packed_hidden

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from training.config import LoraConfig
+from training.config.stages import LoraConfig
 from training.errors import ConfigError, MissingInput
 from training.models.blocks import find_blocks
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
 from training.rollout.decoder import Decoder
 from training.rollout.slots import Features, Request
 

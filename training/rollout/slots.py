@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.generation_config import MAX_STOP_IDS, GenerationConfig
+from training.config.generation import MAX_STOP_IDS, GenerationConfig
 from training.rollout import kernels_sampling
 from training.rollout.families import Family
 from training.rollout.sampling import SamplingRows, draw, filter_logits, penalise_repetition, scale_logits

@@ -17,10 +17,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from training.config.serving import ServeConfig
 from training.data.template import TextCodec
 from training.errors import DataError
 from training.serving.answers import Shape, Text, Whole, event
-from training.serving.config import ServeConfig
 from training.serving.decoder_client import DecoderClient, Request
 from training.serving.messages import Ask, Facts
 from training.serving.protocol import (

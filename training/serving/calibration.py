@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from training.data.config import DataSource
+from training.config.data import DataSource
+from training.config.generation import GenerationConfig
 from training.data.encode import EncodeOptions, RecordEncoder
 from training.data.files import resolve
 from training.data.records import Placed, detect, open_source
 from training.data.template import TextCodec
 from training.errors import DataError
-from training.generation_config import GenerationConfig
 from training.rollout import RolloutEngine
 from training.serving.gptq import Inputs, inputs_of
 

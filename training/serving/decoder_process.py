@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from training.config.generation import GenerationConfig
+from training.config.serving import ServeConfig
 from training.errors import OutOfMemory, TrainingError, as_training_error
-from training.generation_config import GenerationConfig
 from training.rollout.decoder import BATCH_SIZES, Decoder
 from training.rollout.slots import TOP_LOGPROBS as TOP_COLUMNS
 from training.rollout.slots import Request
-from training.serving.config import ServeConfig
 from training.serving.loading import Served, load_served
 from training.serving.messages import (
     TOP_LOGPROBS,

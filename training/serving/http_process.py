@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 
 import uvicorn
 
+from training.config.serving import ServeConfig
 from training.errors import ConfigError, as_training_error
-from training.serving.config import ServeConfig
 from training.serving.messages import Failed
 
 LINGER_SECONDS = 1.0

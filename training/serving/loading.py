@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from training.config.serving import ServeConfig
 from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput
 from training.models.export import load_reward_model
 from training.models.load import default_attention, load_causal_lm, load_config, resolve_model
 from training.rollout import fuse_projections
-from training.serving.config import ServeConfig
 from training.serving.quantize import is_quantized, load_quantized, quantize_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
 
 TOP_LOGPROBS = 20
 """Most likely tokens that a request may ask for at each place."""

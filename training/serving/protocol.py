@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from training.generation_config import GenerationConfig
+from training.config.generation import GenerationConfig
 from training.serving.messages import TOP_LOGPROBS
 
 

@@ -21,13 +21,13 @@ from typing import Any
 import httpx
 
 from training import errors
+from training.config.serving import ServeConfig
 from training.errors import ConfigError, TrainingError
+from training.report.telemetry import emit
 from training.serving import http_process
 from training.serving.app import read_key
-from training.serving.config import ServeConfig
 from training.serving.http_process import bind
 from training.serving.messages import Command, Facts, Failed
-from training.telemetry import emit
 
 WATCH_SECONDS = 0.1
 STARTING_SECONDS = 60.0

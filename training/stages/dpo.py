@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.config import DPOConfig
+from training.config.stages import DPOConfig
 from training.data.batch import PackedBatch
 from training.data.loader import Loader, build_loader
 from training.data.template import TextCodec
+from training.loop.run import Run, open_run
+from training.loop.samples import Samples
+from training.loop.schedule import total_steps
+from training.loop.trainer import Trainer
 from training.models.heads import PreferenceLoss
-from training.run import Run, open_run
-from training.samples import Samples
-from training.schedule import total_steps
 from training.stages.language import export, write_checkpoint
-from training.trainer import Trainer
 
 
 def run(config: DPOConfig) -> None:

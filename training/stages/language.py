@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.config import PTConfig, SFTConfig, config_dict
+from training.config.stages import PTConfig, SFTConfig, config_dict
 from training.data.loader import build_loader
 from training.data.template import TextCodec
+from training.loop.run import Run, open_run
+from training.loop.samples import Samples
+from training.loop.trainer import Trainer
 from training.models.export import check_export, manifest, save_model, write_weights
 from training.models.heads import LanguageModelLoss, NoisyEmbedding
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
-from training.run import Run, open_run
-from training.samples import Samples
-from training.trainer import Trainer
 
 CHECK_TOKENS = 64
 """Tokens on which an exported model's logits are compared with the trained one's."""

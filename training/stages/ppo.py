@@ -19,26 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training import rl
-from training.config import PPOConfig, TrainConfig
+from training.config.stages import PPOConfig, TrainConfig
 from training.data.batch import PromptRow
 from training.data.loader import build_loader
 from training.data.prompts import build_prompts
 from training.data.template import TextCodec
 from training.errors import NanLoss, RankFailed, Stopped
-from training.experience import Completions, Experience, FixedShapes, build_experience, describe, evaluate_actions
+from training.loop.run import Run, open_run
+from training.loop.schedule import learning_rate_schedule
 from training.models.lora import adapters_off
-from training.ppo_export import export
-from training.ppo_models import Actor, action_logprobs
-from training.ppo_report import COLUMNS, Phases, as_text, keep_samples, sample_table, shown
-from training.ppo_setup import Players, check, gather, micro_tokens, prompt_limit
-from training.ppo_state import PPOState
-from training.ppo_update import UpdateStats, any_rank, plan, update
-from training.rewards import RewardFailed, ScoreShaping, score_completions
+from training.ppo import formulas as rl
+from training.ppo.experience import Completions, Experience, FixedShapes, build_experience, describe, evaluate_actions
+from training.ppo.export import export
+from training.ppo.models import Actor, action_logprobs
+from training.ppo.players import Players, check, gather, micro_tokens, prompt_limit
+from training.ppo.report import COLUMNS, Phases, as_text, keep_samples, sample_table, shown
+from training.ppo.rewards import RewardFailed, ScoreShaping, score_completions
+from training.ppo.state import PPOState
+from training.ppo.update import UpdateStats, any_rank, plan, update
 from training.rollout import RolloutEngine
 from training.rollout.engine import row_seed
-from training.run import Run, open_run
-from training.schedule import learning_rate_schedule
 
 
 def run(config: PPOConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.config import PTConfig
+from training.config.stages import PTConfig
 from training.stages.language import run_language_stage
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from training.config import RMConfig, config_dict
+from training.config.stages import RMConfig, config_dict
 from training.data.loader import build_loader
 from training.data.template import TextCodec
+from training.loop.run import Run, open_run
+from training.loop.trainer import Trainer
 from training.models.export import load_reward_model, manifest, reward_weights, save_reward_model, trunk_of
 from training.models.heads import RewardLoss, RewardModel
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
-from training.run import Run, open_run
-from training.trainer import Trainer
 
 PREFIX = "model."
 """Where the reward model sits in the loss module."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.config import SFTConfig
+from training.config.stages import SFTConfig
 from training.stages.language import run_language_stage
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from training.strategies.config import Capabilities, OptimizerConfig, StrategyConfig
+from training.config.strategies import Capabilities, OptimizerConfig, StrategyConfig
 from training.strategies.world import World, close_world
 
 Schedule = Callable[[int], float]

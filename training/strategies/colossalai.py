@@ -14,9 +14,9 @@ from colossalai.booster import Booster
 from colossalai.booster.plugin import LowLevelZeroPlugin
 from torch import Tensor, nn
 
+from training.config.strategies import Capabilities, OptimizerConfig, StrategyConfig
 from training.strategies.base import Schedule, Strategy, Trained, buffers_kept, cast_weights
 from training.strategies.colossalai_zero import Shard, ZeroOptimizer
-from training.strategies.config import Capabilities, OptimizerConfig, StrategyConfig
 from training.strategies.state import KEYS, PieceReader, read_rng, write_pieces, write_rng
 from training.strategies.world import open_world
 

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from training.config.strategies import Capabilities, OptimizerConfig, StrategyConfig, StrategyError
 from training.data.batch import PackedBatch
-from training.optim import global_norm
+from training.optimizer.adamw import global_norm
 from training.strategies.base import Schedule, Trained, buffers_kept, cast_weights
 from training.strategies.colossalai import ShardedStrategy, wide_weights
 from training.strategies.colossalai_zero import Shard, ZeroOptimizer
-from training.strategies.config import Capabilities, OptimizerConfig, StrategyConfig, StrategyError
 from training.strategies.state import read_facts
 from training.strategies.world import World
 

@@ -28,12 +28,12 @@ from colossalai.zero.gemini.gemini_ddp import GeminiDDP
 from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
 from torch import Tensor, nn
 
-from training.optim import LossScale, Update, adamw_, begin_update, decays, global_norm
+from training.config.strategies import Capabilities, OptimizerConfig, StrategyConfig
+from training.optimizer.adamw import LossScale, Update, adamw_, begin_update, decays, global_norm
 from training.strategies.base import Schedule, Trained, buffers_kept
 from training.strategies.colossalai import ShardedStrategy, wide_weights
 from training.strategies.colossalai_units import install_units, replaced, slots_of
 from training.strategies.colossalai_zero import Shard
-from training.strategies.config import Capabilities, OptimizerConfig, StrategyConfig
 from training.strategies.world import World
 
 

@@ -22,7 +22,8 @@ from colossalai.accelerator import get_accelerator
 from colossalai.zero.low_level import LowLevelZeroOptimizer
 from torch import Tensor, nn
 
-from training.optim import (
+from training.config.strategies import OptimizerConfig
+from training.optimizer.adamw import (
     CHUNK_ELEMENTS,
     Chunk,
     FlatAdam,
@@ -33,7 +34,6 @@ from training.optim import (
     decays,
     global_norm,
 )
-from training.strategies.config import OptimizerConfig
 
 
 @dataclass(frozen=True)

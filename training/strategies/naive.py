@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training.optim import LossScale, MasterAdamW
+from training.config.strategies import OptimizerConfig
+from training.optimizer.adamw import LossScale, MasterAdamW
 from training.strategies.base import Schedule, Strategy, Trained, cast_weights
-from training.strategies.config import OptimizerConfig
 from training.strategies.state import KEYS, PieceReader, read_rng, write_pieces, write_rng
 
 

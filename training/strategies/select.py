@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from training.config.strategies import StrategyConfig, Wanted, check_strategy
 from training.strategies.base import Strategy
-from training.strategies.config import StrategyConfig, Wanted, check_strategy
 from training.strategies.world import open_world, planned_world_size, visible_device
 
 

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from service import schemas
 from service.api import views
 from service.api.pages import newest
 from service.api.parameters import Limit, PageCursor
 from service.api.problems import RESPONSES
 from service.api.state import actor_of, state_of
+from service.artifacts.versions import find_artifact
+from service.contract import schemas
 from service.store import tables
-from service.versions import find_artifact
 
 router = APIRouter(tags=["artifacts"], responses=RESPONSES)
 

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service import schemas
 from service.api import views
 from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
 from service.api.series import read_samples, read_series
 from service.api.sse import Follower, stream
 from service.api.state import ApiState, state_of
+from service.contract import schemas
 from service.store import tables
 from service.store.rows import find_job
 

@@ -14,7 +14,6 @@ from starlette.concurrency import run_in_threadpool
 from images.catalog import ImageInfo, list_images, remove, resolve
 from images.errors import ImageError
 from images.recipes import builtin_recipes, load_recipe
-from service import schemas
 from service.api import views
 from service.api.build_log import read_build_log
 from service.api.pages import newest
@@ -22,7 +21,8 @@ from service.api.parameters import Limit, PageCursor
 from service.api.problems import RESPONSES, from_image_error
 from service.api.sse import Follower, stream
 from service.api.state import ApiState, actor_of, state_of
-from service.errors import Problem
+from service.contract import schemas
+from service.contract.errors import Problem
 from service.store import tables
 
 router = APIRouter(tags=["images"], responses=RESPONSES)

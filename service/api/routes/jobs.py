@@ -8,15 +8,15 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from jobs.spec import JobSpec, JobType
-from service import schemas
 from service.api import views
 from service.api.bodies import spec_of
 from service.api.parameters import JobRef, Limit, PageCursor, States, Types
 from service.api.problems import RESPONSES
 from service.api.state import actor_of, state_of
-from service.errors import Problem
+from service.contract import schemas
+from service.contract.errors import Problem
+from service.intake.submission import Submission
 from service.store.rows import find_job
-from service.submission import Submission
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 

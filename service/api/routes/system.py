@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from starlette.responses import JSONResponse
 
-from service import schemas
+from service.access.keys import PublicKey
 from service.api import views
 from service.api.problems import MEDIA_TYPE, RESPONSES
 from service.api.state import state_of
-from service.errors import Problem
-from service.ssh import PublicKey
+from service.contract import schemas
+from service.contract.errors import Problem
 
 router = APIRouter(responses=RESPONSES)
 

@@ -1,0 +1,1 @@
+"""Who may do what: tokens, keys, secrets, and the host paths that may be mounted."""

@@ -1,0 +1,98 @@
+"""Converts GGUF files into Hugging Face folders: by navarch-train beside this Python, else in a container of `cpu`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from service.contract.errors import Problem
+from service.settings import Settings
+
+TIMEOUT_S = 3600
+IMAGE = "cpu"
+_TRAIN = "/opt/navarch/bin/navarch-train"
+
+
+def convert_gguf(source: Path, target: Path, settings: Settings) -> None:
+    """Write the model in `source` to the new folder `target`. Raises Problem `import_failed`."""
+    local = local_command()
+    if local is not None:
+        code, said = _run_here([*local, str(source), str(target)])
+    else:
+        code, said = _run_in_container(source, target, settings)
+    if code != 0:
+        raise Problem("import_failed", f"{source.name} could not be converted: {_reason(said)}", _hint(code))
+    if not (target / "config.json").is_file():
+        raise Problem("import_failed", f"The conversion of {source.name} left no model in {target}.", _hint(code))
+
+
+def local_command() -> list[str] | None:
+    """`navarch-train import-gguf` of this installation, if it has torch; None otherwise. (torch is not loaded.)"""
+    script = Path(sys.executable).parent / "navarch-train"
+    if script.exists() and find_spec("torch") is not None and find_spec("transformers") is not None:
+        return [str(script), "import-gguf"]
+    return None
+
+
+def _run_here(command: Sequence[str]) -> tuple[int, str]:
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return 124, f"it took longer than {TIMEOUT_S // 60} minutes"
+    return done.returncode, done.stdout + done.stderr
+
+
+def _run_in_container(source: Path, target: Path, settings: Settings) -> tuple[int, str]:
+    import docker
+    from docker.errors import DockerException
+
+    from images.catalog import resolve
+    from images.errors import ImageError
+
+    client = docker.DockerClient(base_url=settings.engine_url, timeout=TIMEOUT_S)
+    try:
+        image = resolve(client, IMAGE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        container = client.containers.create(
+            image.image_id,
+            ["import-gguf", f"/in/{source.name}", f"/out/{target.name}"],
+            entrypoint=[_TRAIN],
+            user=f"{os.getuid()}:{os.getgid()}",
+            environment={"HOME": "/tmp", "PYTHONSAFEPATH": "1"},
+            network_mode="none",
+            volumes={
+                str(source.parent): {"bind": "/in", "mode": "ro"},
+                str(target.parent): {"bind": "/out", "mode": "rw"},
+            },
+            labels={"navarch.purpose": "import"},
+        )
+        try:
+            container.start()
+            code = int(container.wait(timeout=TIMEOUT_S)["StatusCode"])
+            return code, container.logs(tail=50).decode(errors="replace")
+        finally:
+            container.remove(force=True, v=True)
+    except ImageError as error:
+        hint = "Build it: `navarch image build cpu`; or install the training extra beside Navarch."
+        raise Problem("import_failed", "Converting needs the image `cpu`, which is not there.", hint) from error
+    except (DockerException, OSError) as error:
+        raise Problem("import_failed", f"The container for the conversion failed: {error}", None) from error
+    finally:
+        client.close()
+
+
+def _reason(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("@navarch ")]
+    last = lines[-1] if lines else "it said nothing"
+    return last if last.endswith((".", "!", "?")) else last + "."
+
+
+def _hint(code: int) -> str:
+    if code == 74:
+        return "Free some disk space and import it again."
+    return "See that the file is a complete GGUF file of a LLaMA-like model."

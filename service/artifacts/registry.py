@@ -1,0 +1,150 @@
+"""Artifacts: registers models and data sets under names that jobs can use, and forgets them."""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from service.access.mounts import check_mount
+from service.artifacts.versions import find_artifact, newest, next_version, versions_of
+from service.contract.errors import Problem
+from service.intake.commands import awaited_by
+from service.settings import Settings
+from service.store.database import Database
+from service.store.events import record
+from service.store.ids import new_id
+from service.store.tables import Artifact, Job
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+
+
+class Artifacts:
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+
+    def add(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        kind: str | None = None,
+        new_version: bool = False,
+        actor: str = "",
+    ) -> Artifact:
+        """Registers a folder or file where it lies; a GGUF file is converted into a model folder of its own.
+
+        Under a name that exists only with `new_version`. Raises Problem `path_missing`, `mount_not_allowed`,
+        `artifact_exists`, `invalid_request`, `import_failed`.
+        """
+        source = Path(path)
+        is_gguf = source.suffix == ".gguf"
+        if not source.is_absolute():
+            raise Problem("invalid_request", f"{path!r} is not an absolute path.", "Give the whole path.")
+        if is_gguf and not source.is_file():
+            raise Problem("path_missing", f"{source} does not exist.", "Check the path.", path=path)
+        if not is_gguf:
+            roots = [self._settings.data_dir, *self._settings.mount_roots]
+            source = check_mount(source, roots, "The artifact")
+        name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem if is_gguf else source.name).strip("-.")
+        if not _NAME.match(name):
+            raise Problem(
+                "invalid_request", f"{name!r} can't be an artifact's name.", "Use letters, digits, dot, _ and -."
+            )
+        with self._database.read() as session:
+            _check_free(session, name, new_version)
+        row = Artifact(id=new_id(), name=name, kind="", path="", source=str(source))
+        converted = self._convert(source, name, row.id) if is_gguf else None
+        files = converted or source
+        row.kind, row.size, row.created_at = kind or _kind(files), _size(files), time.time()
+        try:
+            with self._database.write() as session:
+                _check_free(session, name, new_version)
+                row.version = next_version(session, name)
+                row.path = str(self._settle(converted, row) if converted else source)
+                session.add(row)
+                said = f"{row.kind} {name}@{row.version} is {row.path}"
+                record(session, "artifact.registered", f"artifact/{name}", said, actor=actor)
+        finally:
+            if converted:
+                shutil.rmtree(converted, ignore_errors=True)
+        return row
+
+    def delete(self, ref: str, *, actor: str = "") -> None:
+        """Forgets one version of an artifact; its files go only if Navarch made them.
+
+        Raises Problem `artifact_not_found`, `artifact_in_use`, and `artifact_ambiguous` for a mere name that has
+        several versions.
+        """
+        with self._database.write() as session:
+            row = find_artifact(session, ref)
+            versions = versions_of(session, row.name)
+            if ref == row.name and len(versions) > 1:
+                raise Problem(
+                    "artifact_ambiguous",
+                    f"Artifact {ref} has the versions {', '.join(map(str, versions))}.",
+                    f"Say which one: `navarch artifact rm {ref}@{versions[0]}`.",
+                )
+            name = f"{row.name}@{row.version}"
+            for job in session.exec(select(Job).where(col(Job.finished_at).is_(None))):
+                if any(mount["source"] == row.path for mount in job.resolved.get("mounts", ())):
+                    raise _in_use(name, job.name)
+            if row.job_id and (user := awaited_by(session, row.job_id, row.name)):
+                raise _in_use(name, user)
+            session.delete(row)
+            record(session, "artifact.deleted", f"artifact/{row.name}", f"{name} was deleted", actor=actor)
+        own = self._settings.data_dir / "artifacts"
+        if own in Path(row.path).parents:
+            shutil.rmtree(row.path, ignore_errors=True)
+
+    def _convert(self, source: Path, name: str, row_id: str) -> Path:
+        """The converted model in a hidden folder, which gets its name when its version has a number."""
+        from service.artifacts.gguf import convert_gguf
+
+        beside = self._settings.data_dir / "artifacts" / f".{name}.{row_id}"
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            convert_gguf(source, beside, self._settings)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        return beside
+
+    def _settle(self, converted: Path, row: Artifact) -> Path:
+        target = converted.with_name(row.name if row.version == 1 else f"{row.name}@{row.version}")
+        shutil.rmtree(target, ignore_errors=True)  # of an import that was cut off before its row was written
+        return converted.replace(target)
+
+
+def _in_use(name: str, job: str) -> Problem:
+    return Problem("artifact_in_use", f"Artifact {name} is used by job {job}.", f"Wait for {job} to end.")
+
+
+def _check_free(session: Session, name: str, new_version: bool) -> None:
+    if new_version or newest(session, name) is None:
+        return
+    raise Problem(
+        "artifact_exists",
+        f"An artifact named {name!r} exists.",
+        "Choose another name, or make it the next version of this one: `navarch artifact import … --new-version`.",
+    )
+
+
+def _kind(path: Path) -> str:
+    """model, adapter, checkpoint or dataset, by what is in it."""
+    if path.is_dir():
+        if (path / "adapter_config.json").exists():
+            return "adapter"
+        if (path / "trainer").is_dir():
+            return "checkpoint"
+        if (path / "config.json").exists():
+            return "model"
+    return "dataset"
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())

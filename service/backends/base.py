@@ -1,0 +1,138 @@
+"""The interface to one host's engine: the few things that the controller and the collector ask of it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from jobs.launch import ContainerPlan
+
+
+@dataclass(frozen=True)
+class Gpu:
+    uuid: str
+    name: str
+    memory_mib: int
+    index: int
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine says of itself and its machine."""
+
+    engine_id: str
+    version: str
+    cpus: int
+    memory_bytes: int
+    boot_id: str | None = None
+    """Changes when the machine is rebooted; None when that can't be seen from here."""
+    started_at: float | None = None
+    """When the engine itself was started; None when that can't be seen from here."""
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    id: str
+    reference: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ContainerFacts:
+    """One container as the engine sees it."""
+
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    running: bool
+    started: bool
+    """Whether it was ever started."""
+    exit_code: int | None = None
+    """None while it runs, or when it never ran."""
+    oom_killed: bool = False
+    error: str = ""
+    started_at: float | None = None
+    finished_at: float | None = None
+    created_at: float | None = None
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One line of a container's log. `time` is RFC 3339 with nanoseconds, as the engine wrote it."""
+
+    time: str
+    text: str
+
+
+@dataclass(frozen=True)
+class EngineEvent:
+    """Something happened to a container of ours: start, die, oom, destroy, …"""
+
+    action: str
+    container_id: str
+    job_id: str
+    time: float
+
+
+class Engine(Protocol):
+    """One host's engine. Every method may raise the errors of service.backends.errors."""
+
+    def facts(self) -> EngineFacts: ...
+
+    def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
+        """The machine's GPUs, by a short probe container; empty when there are none or no image to probe with.
+
+        Probes that an earlier process of the deployment left behind are removed.
+        """
+        ...
+
+    def image(self, reference: str) -> ImageFacts | None:
+        """An image that is present, or None."""
+        ...
+
+    def offered(self, reference: str) -> None:
+        """Returns when the image's registry has it. Raises ImageMissing with what it, or the way to it, said."""
+        ...
+
+    def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts: ...
+
+    def create(self, plan: ContainerPlan) -> str:
+        """Creates the container and puts its files in; returns its id. An equal one that is there already is taken."""
+        ...
+
+    def start(self, container_id: str) -> None:
+        """Starts a created container; nothing happens when it runs already."""
+        ...
+
+    def put(self, container_id: str, files: Mapping[str, bytes]) -> None:
+        """Writes files into /run/navarch of a container."""
+        ...
+
+    def inspect(self, name_or_id: str) -> ContainerFacts | None: ...
+
+    def containers(self, deployment: str) -> list[ContainerFacts]:
+        """Every container of a deployment, in whatever state."""
+        ...
+
+    def signal(self, container_id: str, name: str) -> None:
+        """Sends a signal; nothing happens when the container doesn't run any more."""
+        ...
+
+    def remove(self, container_id: str) -> None:
+        """Removes a container that has ended; nothing happens when it is gone already."""
+        ...
+
+    def follow(self, container_id: str, since: int, *, wait: bool) -> Iterator[LogRecord]:
+        """Lines from the second `since` on; with `wait` as they come, until the container ends."""
+        ...
+
+    def events(self, deployment: str) -> Iterator[EngineEvent | None]:
+        """Events of a deployment's containers as they come; the first item is None and says that the stream stands."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Engines(Protocol):
+    """The engines of all hosts."""
+
+    def engine(self, host_id: str) -> Engine: ...

@@ -1,0 +1,1 @@
+"""Docker Engines as hosts of containers."""

@@ -1,0 +1,283 @@
+"""One Docker Engine behind the Engine interface, through the Docker SDK's low-level client."""
+
+import io
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import docker
+import docker.errors
+from docker.types import DeviceRequest, Ulimit
+from docker.types import Mount as DockerMount
+from docker.utils import parse_repository_tag
+
+from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, LABEL_JOB, ContainerPlan
+from service.backends.base import ContainerFacts, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
+from service.backends.docker import local_machine
+from service.backends.docker.gpus import probe
+from service.backends.docker.log_frames import records
+from service.backends.errors import BadContainer, EngineError, ImageMissing, NameTaken, Unreachable, engine_errors
+
+CALL_TIMEOUT_S = 60
+_PROBE_PATIENCE_S = 10
+_REGISTRY_PATIENCE_S = 10
+
+
+class DockerHost:
+    """Calls of one Docker Engine; any thread may use it. Connects at the first call."""
+
+    def __init__(self, url: str, bind_address: str = "0.0.0.0") -> None:
+        self._url = url
+        self._bind_address = bind_address
+        self._client: docker.APIClient | None = None
+        self._lock = threading.Lock()
+        self._probing = threading.Lock()
+        self._closed = False
+
+    @property
+    def api(self) -> Any:
+        """The SDK's client, which has no useful types."""
+        with self._lock:
+            if self._client is None:
+                with engine_errors(f"The Docker Engine at {self._url} doesn't answer"):
+                    self._client = docker.APIClient(base_url=self._url, version="auto", timeout=CALL_TIMEOUT_S)
+            return self._client
+
+    def close(self) -> None:
+        """Waits for a probe that is under way, so that its container doesn't stay behind."""
+        self._closed = True
+        if self._probing.acquire(timeout=_PROBE_PATIENCE_S):
+            self._probing.release()
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    def facts(self) -> EngineFacts:
+        with engine_errors(f"The Docker Engine at {self._url} doesn't answer"):
+            info = self.api.info()
+        socket = self._url.removeprefix("unix://") if self._url.startswith("unix://") else None
+        return EngineFacts(
+            engine_id=str(info.get("ID", "")),
+            version=str(info.get("ServerVersion", "")),
+            cpus=int(info.get("NCPU", 1)),
+            memory_bytes=int(info.get("MemTotal", 0)),
+            boot_id=local_machine.boot_id() if socket else None,
+            started_at=local_machine.engine_started_at(socket) if socket else None,
+        )
+
+    def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
+        with self._probing, engine_errors("The GPUs could not be listed"):
+            if self._closed:
+                raise Unreachable("The connection to the engine was closed")
+            return probe(self.api, deployment, image)
+
+    def image(self, reference: str) -> ImageFacts | None:
+        with engine_errors(f"Image {reference} could not be looked up"):
+            try:
+                found = self.api.inspect_image(reference)
+            except docker.errors.NotFound:
+                return None
+        return ImageFacts(found["Id"], reference, (found.get("Config") or {}).get("Labels") or {})
+
+    def offered(self, reference: str) -> None:
+        client: Any = docker.APIClient(base_url=self._url, version="auto", timeout=_REGISTRY_PATIENCE_S)
+        try:
+            with engine_errors(f"The registry doesn't say whether it has {reference}"):
+                client.inspect_distribution(reference)
+        except EngineError as error:
+            raise ImageMissing(str(error)) from error
+        finally:
+            client.close()
+
+    def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts:
+        repository, tag = parse_repository_tag(reference)
+        try:
+            with engine_errors(f"Image {reference} could not be pulled"):
+                for line in self.api.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                    if "error" in line:
+                        raise ImageMissing(str(line["error"]))
+                    progress(" ".join(str(line.get(key, "")) for key in ("status", "id", "progress")).strip())
+        except Unreachable:
+            raise
+        except EngineError as error:
+            raise ImageMissing(str(error)) from error
+        found = self.image(reference)
+        if found is None:
+            raise ImageMissing(f"{reference} was pulled, but the engine doesn't have it")
+        return found
+
+    def create(self, plan: ContainerPlan) -> str:
+        arguments = create_arguments(self.api, plan, self._bind_address)
+        with engine_errors(f"Container {plan.name} could not be created"):
+            try:
+                container_id = str(self.api.create_container(**arguments)["Id"])
+            except docker.errors.APIError as error:
+                if error.status_code != 409:
+                    raise
+                container_id = self._adopt(plan)
+        self.put(container_id, plan.files)
+        return container_id
+
+    def _adopt(self, plan: ContainerPlan) -> str:
+        """The id of the container that has the name, when it is the very one that was asked for."""
+        found = self.inspect(plan.name)
+        if found is None:
+            raise EngineError(f"The name {plan.name} was taken a moment ago and is free now")
+        if dict(found.labels).items() >= dict(plan.labels).items():
+            return found.id
+        raise NameTaken(f"A container named {plan.name} exists and belongs to something else", found.id)
+
+    def start(self, container_id: str) -> None:
+        with engine_errors("The container could not be started"):
+            self.api.start(container_id)
+
+    def put(self, container_id: str, files: Mapping[str, bytes]) -> None:
+        with engine_errors(f"Files could not be put into container {container_id[:12]}"):
+            self.api.put_archive(container_id, "/", archive(files))
+
+    def inspect(self, name_or_id: str) -> ContainerFacts | None:
+        with engine_errors(f"Container {name_or_id} could not be inspected"):
+            try:
+                return container_facts(self.api.inspect_container(name_or_id))
+            except docker.errors.NotFound:
+                return None
+
+    def containers(self, deployment: str) -> list[ContainerFacts]:
+        with engine_errors("The containers could not be listed"):
+            listed = self.api.containers(all=True, filters={"label": f"{LABEL_DEPLOYMENT}={deployment}"})
+        return [
+            ContainerFacts(
+                id=item["Id"],
+                name=item["Names"][0].lstrip("/") if item.get("Names") else item["Id"],
+                labels=item.get("Labels") or {},
+                running=item.get("State") in ("running", "paused", "restarting"),
+                started=item.get("State") != "created",
+                created_at=float(item.get("Created", 0)),
+            )
+            for item in listed
+        ]
+
+    def signal(self, container_id: str, name: str) -> None:
+        with engine_errors(f"Container {container_id[:12]} could not be sent {name}"):
+            try:
+                self.api.kill(container_id, signal=name)
+            except docker.errors.APIError as error:
+                if error.status_code not in (404, 409):  # gone, or not running any more
+                    raise
+
+    def remove(self, container_id: str) -> None:
+        with engine_errors(f"Container {container_id[:12]} could not be removed"):
+            try:
+                self.api.remove_container(container_id, v=True, force=True)
+            except docker.errors.APIError as error:
+                if error.status_code not in (404, 409):  # gone, or being removed right now
+                    raise
+
+    def follow(self, container_id: str, since: int, *, wait: bool) -> Iterator[LogRecord]:
+        with engine_errors(f"The log of container {container_id[:12]} could not be read"):
+            api = self.api
+            parameters = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(wait), "since": since, "tail": "all"}
+            url = api._url("/containers/{0}/logs", container_id)
+            response = api.get(url, params=parameters, stream=True, timeout=(CALL_TIMEOUT_S, None))
+            api._raise_for_status(response)
+            try:
+                yield from records(response.raw)
+            finally:
+                response.close()
+
+    def events(self, deployment: str) -> Iterator[EngineEvent | None]:
+        with engine_errors("The engine's events could not be followed"):
+            filters = {"type": ["container"], "label": [f"{LABEL_DEPLOYMENT}={deployment}"]}
+            stream = self.api.events(since=int(time.time()), filters=filters, decode=True)
+            yield None
+            for event in stream:
+                actor = event.get("Actor", {})
+                yield EngineEvent(
+                    action=str(event.get("Action", "")),
+                    container_id=str(actor.get("ID", "")),
+                    job_id=str(actor.get("Attributes", {}).get(LABEL_JOB, "")),
+                    time=event.get("timeNano", 0) / 1e9,
+                )
+
+
+def archive(files: Mapping[str, bytes]) -> bytes:
+    """A tar of files under /run/navarch; whatever may be secret is root's alone."""
+    target = io.BytesIO()
+    now = int(time.time())
+    with tarfile.open(fileobj=target, mode="w") as tar:
+        folder = tarfile.TarInfo(CONTAINER_DIR.lstrip("/"))
+        folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, now
+        tar.addfile(folder)
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"{CONTAINER_DIR.lstrip('/')}/{name}")
+            entry.size, entry.mtime = len(content), now
+            entry.mode = 0o600 if name in ("env", "ssh_host_ed25519_key", "authorized_keys") else 0o644
+            tar.addfile(entry, io.BytesIO(content))
+    return target.getvalue()
+
+
+def create_arguments(api: Any, plan: ContainerPlan, bind_address: str) -> dict[str, Any]:
+    """The SDK's arguments for a container."""
+    for mount in plan.mounts:
+        if "," in mount.source or "," in mount.target:
+            raise BadContainer(f"the mount {mount.source}:{mount.target} has a comma in its path")
+    host: dict[str, Any] = {
+        "mounts": [DockerMount(m.target, m.source, type="bind", read_only=m.read_only) for m in plan.mounts],
+        "network_mode": "host" if plan.host_network else "bridge",
+        "extra_hosts": dict(plan.extra_hosts) or None,
+        "shm_size": plan.shm_size,
+        "ipc_mode": plan.ipc,
+        "mem_limit": plan.memory,
+        "memswap_limit": plan.memory,
+        "nano_cpus": int(plan.cpus * 1e9) if plan.cpus else None,
+        "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in plan.ulimits.items()],
+        "log_config": {"Type": "json-file", "Config": {}},
+    }
+    if plan.gpus:
+        host["device_requests"] = [DeviceRequest(device_ids=list(plan.gpus), capabilities=[["gpu"]])]
+    if not plan.host_network:
+        host["port_bindings"] = {inside: (bind_address, outside) for inside, outside in plan.ports.items()}
+    return {
+        "image": plan.image,
+        "command": list(plan.command),
+        "name": plan.name,
+        "environment": dict(plan.environment),
+        "labels": dict(plan.labels),
+        "working_dir": plan.workdir,
+        "hostname": None if plan.host_network else plan.name.split("-", 2)[-1][:63],
+        "ports": [] if plan.host_network else list(plan.ports),
+        "host_config": api.create_host_config(**{k: v for k, v in host.items() if v not in (None, [], {})}),
+    }
+
+
+def container_facts(found: Mapping[str, Any]) -> ContainerFacts:
+    """What `docker inspect` says, as facts."""
+    state = found["State"]
+    running = bool(state.get("Running"))
+    started_at = parse_time(state.get("StartedAt"))
+    ended = not running and started_at is not None
+    return ContainerFacts(
+        id=found["Id"],
+        name=found["Name"].lstrip("/"),
+        labels=found["Config"].get("Labels") or {},
+        running=running,
+        started=started_at is not None,
+        exit_code=int(state["ExitCode"]) if ended else None,
+        oom_killed=bool(state.get("OOMKilled")),
+        error=str(state.get("Error") or ""),
+        started_at=started_at,
+        finished_at=parse_time(state.get("FinishedAt")) if ended else None,
+        created_at=parse_time(found.get("Created")),
+    )
+
+
+def parse_time(text: str | None) -> float | None:
+    """Seconds since the epoch of the engine's RFC 3339 time; None for its zero time."""
+    if not text or text.startswith("0001-"):
+        return None
+    head, _, fraction = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(head).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction[:9] or 0}")

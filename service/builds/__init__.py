@@ -1,0 +1,1 @@
+"""Image builds, and which image a container gets."""

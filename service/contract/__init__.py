@@ -1,0 +1,1 @@
+"""What the server, the client and the dashboard share: schemas and errors."""

@@ -1,0 +1,148 @@
+"""What every step works with: database, engines, collector, clock; and the leases that keep steps apart."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+from jobs.spec import JobSpec, parse_spec
+from service.access.secrets import SecretBox
+from service.backends.base import Engines
+from service.settings import Settings
+from service.store.database import Database
+from service.store.tables import Attempt, Job, Replica
+
+_KNOWN_SPECS = 1024
+
+
+class LeaseLost(Exception):
+    """Another controller took the row over: whatever this one found out is void."""
+
+
+@dataclass(frozen=True)
+class LogEnd:
+    """What the log of an ended container says about its end."""
+
+    last_line: str = ""
+    error_kind: str | None = None
+    error_message: str | None = None
+
+
+class LogCollector(Protocol):
+    """The part of the collector that the controller needs."""
+
+    def follow(self, replica: Replica, attempt: int) -> None:
+        """Sees to it that the log of this replica is being collected."""
+        ...
+
+    def drain(self, replica: Replica, attempt: int) -> LogEnd:
+        """Collects the log of an ended container to its end."""
+        ...
+
+
+@dataclass
+class Work:
+    """A leased job with its latest attempt, as they were when the lease was taken."""
+
+    job: Job
+    attempt: Attempt | None
+    replicas: list[Replica]
+    token: int
+
+
+@dataclass(frozen=True)
+class Next:
+    """When the job wants to be looked at again; None: when something happens."""
+
+    after_s: float | None = None
+
+
+NOTHING = Next()
+
+
+@dataclass
+class Context:
+    database: Database
+    settings: Settings
+    engines: Engines
+    collector: LogCollector
+    deployment: str
+    clock: Callable[[], float]
+    owner: str
+    """Who holds the leases that this controller takes."""
+    secrets: SecretBox
+    handshake: Callable[[str, int, str], bool]
+    changed: Callable[[str], None] = lambda _: None
+    """Told the id of a job whose row changed."""
+    _specs: dict[str, JobSpec] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spec(self, job: Job) -> JobSpec:
+        """The job's spec, parsed once: it never changes."""
+        found = self._specs.get(job.id)
+        if found is None:
+            found = parse_spec(job.document, stored=True)
+            with self._lock:
+                if len(self._specs) >= _KNOWN_SPECS:
+                    self._specs.clear()
+                self._specs[job.id] = found
+        return found
+
+    def lease(self, job_id: str) -> Work | None:
+        """Takes the job's lease; None when another controller has it, or the job is gone."""
+        now = self.clock()
+        with self.database.write() as session:
+            job = session.get(Job, job_id)
+            if job is None or (job.lease_until > now and job.lease_owner != self.owner):
+                return None
+            job.lease_owner, job.lease_until = self.owner, now + self.settings.lease_s
+            job.lease_token += 1
+            session.flush()
+            attempt, replicas = latest_attempt(session, job)
+            return Work(job, attempt, replicas, job.lease_token)
+
+    def release(self, work: Work) -> None:
+        """Gives the lease back, if it is still held."""
+        with self.database.write() as session:
+            session.connection().execute(
+                update(Job)
+                .where(col(Job.id) == work.job.id, col(Job.lease_token) == work.token)
+                .values(lease_until=0.0, lease_owner=None)
+            )
+
+    @contextmanager
+    def fenced(self, work: Work) -> Iterator[tuple[Session, Job]]:
+        """A write transaction on a leased job; renews the lease. Raises LeaseLost when the token is no longer ours."""
+        with self.database.write() as session:
+            job = session.get(Job, work.job.id)
+            if job is None or job.lease_token != work.token:
+                raise LeaseLost(work.job.id)
+            job.lease_until = self.clock() + self.settings.lease_s
+            yield session, job
+        work.job = job
+        self.changed(job.id)
+
+
+Row = TypeVar("Row", Attempt, Replica)
+
+
+def again(session: Session, row: Row) -> Row:
+    """The row as it is now in this transaction: the collector may have written to it meanwhile."""
+    found = session.get(type(row), row.id)
+    if found is None:
+        raise LeaseLost(f"{type(row).__name__} {row.id} is gone")
+    return found
+
+
+def latest_attempt(session: Session, job: Job) -> tuple[Attempt | None, list[Replica]]:
+    """The newest attempt of a job and its replicas in the order of their ranks."""
+    newest = select(Attempt).where(Attempt.job_id == job.id).order_by(col(Attempt.number).desc()).limit(1)
+    attempt = session.exec(newest).first()
+    if attempt is None:
+        return None, []
+    of_attempt = select(Replica).where(Replica.attempt_id == attempt.id).order_by(col(Replica.node_rank))
+    return attempt, list(session.exec(of_attempt))

@@ -1,0 +1,50 @@
+"""The way into `stopping`, and what to do about hosts that don't answer: used by several steps."""
+
+from jobs.states import JobState, Reason
+from jobs.units import format_duration
+from service.control.context import Context, Next, Work, again
+from service.control.outcome import Outcome
+from service.store.events import record_job, transition
+
+_UNREACHABLE_POLL_S = 2.0
+
+
+def begin_stopping(context: Context, work: Work, outcome: Outcome, says: str | None = None) -> Next:
+    """Writes down why the attempt ends, and when what still runs is killed; the next step does the rest."""
+    assert work.attempt is not None
+    now = context.clock()
+    grace = context.spec(work.job).grace
+    with context.fenced(work) as (session, job):
+        row = again(session, work.attempt)
+        row.state = JobState.STOPPING.value
+        row.reason, row.message, row.final = outcome.reason.value, outcome.message, outcome.final
+        row.stopping_at, row.stop_deadline = now, now + grace
+        transition(session, job, JobState.STOPPING, says or outcome.message, reason=outcome.reason, now=now)
+    work.attempt = row
+    return Next(0.0)
+
+
+def mark_unreachable(context: Context, work: Work, error: str) -> Next:
+    """The host doesn't answer: the job keeps all it has until the grace is over."""
+    now = context.clock()
+    since = work.job.unreachable_since
+    if since is None:
+        with context.fenced(work) as (session, job):
+            job.unreachable_since = now
+            job.message = f"its host doesn't answer: {error}"
+            record_job(session, job, "job.unreachable", job.message)
+        return Next(_UNREACHABLE_POLL_S)
+    if now - since > context.settings.unreachable_grace_s and work.job.state != JobState.STOPPING:
+        grace = format_duration(context.settings.unreachable_grace_s)
+        return begin_stopping(context, work, Outcome(Reason.HOST_LOST, f"its host did not answer for {grace}: {error}"))
+    return Next(_UNREACHABLE_POLL_S)
+
+
+def mark_reachable(context: Context, work: Work) -> None:
+    """The host answers again."""
+    if work.job.unreachable_since is None:
+        return
+    with context.fenced(work) as (session, job):
+        job.unreachable_since = None
+        job.message = "its host answers again"
+        record_job(session, job, "job.reachable", job.message)

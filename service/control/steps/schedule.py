@@ -1,0 +1,235 @@
+"""The pass over the queue: who can start now starts, and everybody else learns what they wait for."""
+
+import heapq
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, update
+from sqlalchemy import select as select_columns
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, select
+
+from jobs.launch import container_name, port_map
+from jobs.placement import Demand, Placement, Queue, Waiting, Waits
+from jobs.states import Desired, JobState
+from jobs.units import parse_size
+from service.control.context import Context
+from service.control.steps.wait import admit
+from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
+from service.store.capacity import capacities
+from service.store.events import transition
+from service.store.tables import Attempt, GpuLease, Host, Job, PortLease, Replica
+
+_CHUNK = 500
+"""How many rows one transaction tells what they wait for: others want to write too."""
+_JOB = Job.__table__.c  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True, order=True)
+class _Head:
+    """The first of the queued jobs that need the same; heads compare in the order of the queue."""
+
+    rank: tuple[int, float, str]
+    job: Waiting = field(compare=False)
+    demand: str = field(compare=False)
+
+
+def schedule(context: Context) -> list[str]:
+    """Places what can be placed, in order; returns the ids of the jobs that are to be provisioned now.
+
+    When one job has to wait, all that need the same and are behind it wait too: a pass reads the first of each kind,
+    and the next of a kind only when one was placed. Its cost grows with the kinds of jobs, not with their number.
+    """
+    admit(context)
+    now = context.clock()
+    with context.database.read() as session:
+        line = _heads(session, now)
+        if not line:
+            return []
+        queue = Queue(capacities(session))
+        told = _told(session, now)
+    heapq.heapify(line)
+    placed: list[str] = []
+    waits: dict[str, str] = {}
+    while line:
+        head = heapq.heappop(line)
+        answer = queue.offer(head.job)
+        if isinstance(answer, Waits):
+            waits[head.demand] = answer.why
+            continue
+        if _commit(context, head.job, answer):
+            queue.took(head.job, answer)
+            placed.append(head.job.id)
+        following = _following(context, head, now)
+        if following is not None:
+            heapq.heappush(line, following)
+    _tell(context, waits, told, now)
+    return placed
+
+
+def next_retry(context: Context) -> float | None:
+    """When the next waiting retry may be placed."""
+    with context.database.read() as session:
+        query = (
+            select(col(Job.not_before))
+            .where(
+                Job.state == JobState.QUEUED,
+                Job.not_before > context.clock(),
+                Job.not_before < NOT_BEFORE_ITS_INPUTS,
+            )
+            .order_by(col(Job.not_before))
+            .limit(1)
+        )
+        return session.exec(query).first()
+
+
+def _waiting(now: float) -> tuple[ColumnElement[bool], ...]:
+    """Which jobs are in the queue."""
+    return (_JOB.state == JobState.QUEUED.value, _JOB.desired == Desired.RUN.value, _JOB.not_before <= now)
+
+
+def _columns() -> tuple[Any, ...]:
+    resources = _JOB.document["resources"].label("resources")
+    return (
+        *(_JOB.id, _JOB.name, _JOB.nodes, _JOB.gpus, _JOB.ports, _JOB.attempts),
+        *(_JOB.demand, _JOB.priority, _JOB.created_at, resources),
+    )
+
+
+def _head(row: Any) -> _Head:
+    waiting = Waiting(row.id, row.name, _demand(row), _seed(row))
+    return _Head((-row.priority, row.created_at, row.id), waiting, row.demand)
+
+
+def _heads(session: Session, now: float) -> list[_Head]:
+    """The first job of each demand; the index has the queue in this order already."""
+    order = (_JOB.priority.desc(), _JOB.created_at, _JOB.id)
+    place = func.row_number().over(partition_by=_JOB.demand, order_by=order).label("place")
+    numbered = select_columns(_JOB.id, place).where(*_waiting(now)).subquery()
+    query = select_columns(*_columns()).join(numbered, _JOB.id == numbered.c.id).where(numbered.c.place == 1)
+    return [_head(row) for row in session.connection().execute(query)]
+
+
+def _following(context: Context, head: _Head, now: float) -> _Head | None:
+    """The next job that needs the same."""
+    priority, created, identifier = -head.rank[0], head.rank[1], head.rank[2]
+    later = or_(_JOB.created_at > created, and_(_JOB.created_at == created, _JOB.id > identifier))
+    query = (
+        select_columns(*_columns())
+        .where(*_waiting(now), _JOB.demand == head.demand)
+        .where(or_(_JOB.priority < priority, and_(_JOB.priority == priority, later)))
+        .order_by(_JOB.priority.desc(), _JOB.created_at, _JOB.id)
+        .limit(1)
+    )
+    with context.database.read() as session:
+        row = session.connection().execute(query).first()
+    return _head(row) if row is not None else None
+
+
+def _told(session: Session, now: float) -> list[tuple[str, str | None]]:
+    """What the queued jobs say that they wait for: each demand with each of its sentences."""
+    query = select_columns(_JOB.demand, _JOB.why).where(*_waiting(now)).distinct()
+    return [(row.demand, row.why) for row in session.connection().execute(query)]
+
+
+def _tell(context: Context, waits: Mapping[str, str], told: Sequence[tuple[str, str | None]], now: float) -> None:
+    """Writes what jobs wait for, where that has changed: a few rows a transaction, found before it begins."""
+    changed = {(demand, old): waits[demand] for demand, old in told if waits.get(demand, old) != old}
+    if not changed:
+        return
+    query = select_columns(_JOB.id, _JOB.demand, _JOB.why).where(*_waiting(now))
+    old_ones = {old for _, old in changed}
+    if len(old_ones) <= _CHUNK:  # mostly one: that of the jobs that have just been submitted
+        query = query.where(or_(_JOB.why.in_(old_ones - {None}), _JOB.why.is_(None)))
+    with context.database.read() as session:
+        found = session.connection().execute(query).all()
+    stale = [
+        {"job_id": row.id, "new_why": changed[row.demand, row.why]} for row in found if (row.demand, row.why) in changed
+    ]
+    statement = (
+        update(Job)
+        .where(col(Job.id) == bindparam("job_id"), col(Job.state) == JobState.QUEUED.value)
+        .values(why=bindparam("new_why"))
+    )
+    for start in range(0, len(stale), _CHUNK):
+        rows = stale[start : start + _CHUNK]
+        with context.database.write() as session:
+            session.connection().execute(statement, rows)
+        for row in rows:
+            context.changed(row["job_id"])
+
+
+def _seed(row: Any) -> int:
+    """Where to start in the port pool: elsewhere for each job, and for each attempt."""
+    return zlib.crc32(f"{row.id}/{row.attempts}".encode())
+
+
+def _demand(row: Any) -> Demand:
+    resources = row.resources or {}
+    limits = _limits(resources.get("cpus"), resources.get("memory"))
+    return Demand(row.nodes, row.gpus, tuple(row.ports["fixed"]), row.ports["pool"], *limits)
+
+
+def _limits(cpus: object, memory: object) -> tuple[float | None, int | None]:
+    return (
+        float(cpus) if isinstance(cpus, int | float) else None,
+        parse_size(memory) if memory is not None else None,
+    )
+
+
+def _commit(context: Context, waiting: Waiting, placement: Placement) -> bool:
+    """Attempt, replicas and leases in one transaction; False when somebody was quicker, here or on a lease."""
+    try:
+        with context.database.write() as session:
+            job = session.get(Job, waiting.id)
+            if job is None or job.state != JobState.QUEUED or job.desired != Desired.RUN:
+                return False
+            _place(session, context, job, placement)
+    except IntegrityError:
+        return False
+    context.changed(waiting.id)
+    return True
+
+
+def _place(session: Session, context: Context, job: Job, placement: Placement) -> None:
+    spec = context.spec(job)
+    master = session.get(Host, placement.replicas[0].host_id)
+    job.attempts += 1
+    attempt = Attempt(
+        job_id=job.id,
+        number=job.attempts,
+        master_address=master.address if master and spec.host_network else "127.0.0.1",
+        master_port=placement.master_port,
+        created_at=context.clock(),
+    )
+    session.add(attempt)
+    session.flush()
+    assert attempt.id is not None
+    if placement.master_port is not None:
+        session.add(PortLease(host_id=placement.replicas[0].host_id, port=placement.master_port, attempt_id=attempt.id))
+    names = []
+    for placed in placement.replicas:
+        replica = Replica(
+            attempt_id=attempt.id,
+            job_id=job.id,
+            node_rank=placed.node_rank,
+            host_id=placed.host_id,
+            container_name=container_name(context.deployment, job.name, job.attempts, placed.node_rank),
+            gpus=list(placed.gpus),
+            ports={},
+        )
+        session.add(replica)
+        replica.ports = {str(inside): outside for inside, outside in port_map(spec, placed).items()}
+        for gpu in placed.gpus:
+            session.add(GpuLease(gpu=gpu, host_id=placed.host_id, attempt_id=attempt.id))
+        for port in (*placed.pool_ports, *placed.fixed_ports):
+            session.add(PortLease(host_id=placed.host_id, port=port, attempt_id=attempt.id))
+        host = session.get(Host, placed.host_id)
+        names.append(host.name if host else placed.host_id)
+    session.flush()
+    where = ", ".join(sorted(set(names)))
+    transition(
+        session, job, JobState.PROVISIONING, f"attempt {job.attempts} is being started on {where}", now=context.clock()
+    )

@@ -1,0 +1,1 @@
+"""How what is asked for becomes rows: reading, checking and storing what users submit."""

@@ -1,0 +1,48 @@
+"""Whether a job may be accepted: what its spec says, where its paths lead, whether any host could ever run it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlmodel import Session
+
+from jobs.launch import pool_ports
+from jobs.placement import Demand, HostCapacity, impossible
+from jobs.problems import SpecError
+from jobs.spec import JobSpec, parse_spec
+from service.access.mounts import Resolved, resolve_paths
+from service.contract.errors import Problem
+from service.intake.inputs import find_inputs, find_predecessors
+from service.settings import Settings
+
+
+def parse(document: Mapping[str, Any]) -> JobSpec:
+    """The spec in a document. Raises Problem `invalid_spec` that names every mistake."""
+    try:
+        return parse_spec(document)
+    except SpecError as error:
+        raise Problem(
+            "invalid_spec",
+            " ".join(p.message if p.message.endswith((".", "?")) else f"{p.message}." for p in error.problems),
+            "`navarch submit --dry-run` checks a job without starting it.",
+            problems=[{"path": p.path, "message": p.message} for p in error.problems],
+        ) from None
+
+
+def demand_of(spec: JobSpec) -> Demand:
+    r = spec.resources
+    return Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec), r.cpus, r.memory)
+
+
+def resolve(session: Session, spec: JobSpec, settings: Settings) -> Resolved:
+    """The mounts and training sections that the spec's paths come to, and what it waits for. Raises Problem."""
+    resolved = resolve_paths(spec, [settings.data_dir, *settings.mount_roots], find_inputs(session))
+    resolved.inputs.update({wait.key: (wait, "") for wait in find_predecessors(session, spec.after)})
+    return resolved
+
+
+def check_possible(spec: JobSpec, hosts: Sequence[HostCapacity]) -> None:
+    """Raises Problem when no emptying of the hosts could ever make room."""
+    refusal = impossible(demand_of(spec), hosts)
+    if refusal is not None:
+        code, sentence = refusal
+        raise Problem(code, f"The job {sentence}.", "Ask for less, or add a host that has it.")

@@ -1,0 +1,156 @@
+"""What a job may start from: artifacts that are there, and those that a job in the queue or under way will leave."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from jobs.outputs import leaves, maker_of
+from jobs.spec import parse_spec
+from jobs.states import TERMINAL, Desired, JobState
+from service.artifacts.versions import Reference, find_artifact, newest
+from service.contract.errors import Problem
+from service.store.rows import find_job
+from service.store.tables import Artifact, Job
+
+NOT_BEFORE_ITS_INPUTS = 1e12
+"""`Job.not_before` of a job that waits for inputs: it is not in the queue until they are there."""
+_MODELS = frozenset({"model", "reference", "reward.model", "critic.model"})
+"""Keys that take a model; `adapter`, `data` and `resume` take others."""
+_WORDS = {JobState.PROVISIONING: "starting", JobState.STOPPING: "ending"}
+
+
+@dataclass(frozen=True)
+class Input:
+    """One artifact that a spec names; without a version it is still to be made.
+
+    Without a name it is no artifact, but the end of a job that `after` names.
+    """
+
+    key: str
+    """Where in the spec."""
+    name: str
+    version: int | None = None
+    artifact_id: str | None = None
+    path: str | None = None
+    """Where its files are on the control plane's machine."""
+    digest: str | None = None
+    """None as long as it hasn't been computed."""
+    maker_id: str | None = None
+    """The job that left it, or will."""
+    maker_name: str | None = None
+    awaited: str | None = None
+    """What is waited for, in words."""
+
+
+FindInput = Callable[[str, str], Input]
+"""(what stands after `artifact:`, key of the spec) → what it means. Raises Problem."""
+
+
+def find_inputs(session: Session) -> FindInput:
+    """Looks artifacts up for one spec: the same words mean the same version wherever they stand in it.
+
+    A name means the newest version, and that is the one that a live job is about to leave.
+    """
+    known: dict[str, Artifact | Job] = {}
+
+    def find(reference: str, key: str) -> Input:
+        found = known.get(reference)
+        if found is None:
+            found = known[reference] = _maker(session, reference) or _ready(session, reference)
+        if isinstance(found, Job):
+            _check_kind(session, reference, (maker_of(reference) or ("", ""))[1], key)
+            awaited = describe_wait(reference, found.name, found.state, found.progress)
+            return Input(key=key, name=reference, maker_id=found.id, maker_name=found.name, awaited=awaited)
+        _check_kind(session, found.name, found.kind, key)
+        return Input(
+            key=key,
+            name=found.name,
+            version=found.version,
+            artifact_id=found.id,
+            path=found.path,
+            digest=found.digest,
+            maker_id=found.job_id,
+            maker_name=(found.source or "").removeprefix("job:") if found.job_id else None,
+        )
+
+    return find
+
+
+def find_predecessors(session: Session, names: Iterable[str]) -> list[Input]:
+    """The jobs under `after` that haven't ended yet. Raises Problem for one that is unknown or has not succeeded."""
+    waits = []
+    for index, name in enumerate(names):
+        job = find_job(session, name)
+        state = JobState(job.state)
+        if state is JobState.SUCCEEDED:
+            continue
+        if state in TERMINAL or job.desired == Desired.STOP:
+            said = state if state in TERMINAL else "being stopped"
+            raise Problem(
+                "invalid_spec",
+                f"`after` names job {name}, which is {said}: this job would never start.",
+                f"Submit {job.name} again first, or leave it out of `after`.",
+            )
+        awaited = describe_wait("", job.name, job.state, job.progress)
+        waits.append(Input(key=f"after[{index}]", name="", maker_id=job.id, maker_name=job.name, awaited=awaited))
+    return waits
+
+
+def describe_wait(artifact: str, maker: str, state: str, progress: Mapping[str, Any]) -> str:
+    """ "artifact sft-model of job sft (running, step 12 of 40)", or without an artifact "job sft (running)"."""
+    said = _WORDS.get(JobState(state), state)
+    step, total = progress.get("step"), progress.get("total_steps")
+    if state == JobState.RUNNING and step is not None:
+        said += f", step {step}" + (f" of {total}" if total else "")
+    return f"artifact {artifact} of job {maker} ({said})" if artifact else f"job {maker} ({said})"
+
+
+def wait_sentence(awaited: Iterable[str]) -> str | None:
+    """`why` of a job that waits for these; None when there are none."""
+    parts = list(dict.fromkeys(awaited))
+    return f"waits for {' and '.join(parts)}" if parts else None
+
+
+def _maker(session: Session, reference: str) -> Job | None:
+    """The live job that will leave the newest version."""
+    made = maker_of(Reference.parse(reference).name) if "@" not in reference else None
+    if made is None:
+        return None
+    name, kind = made
+    live = select(Job).where(Job.name == name, col(Job.finished_at).is_(None), Job.desired == Desired.RUN)
+    job = session.exec(live).first()
+    return job if job is not None and kind in leaves(parse_spec(job.document, stored=True)) else None
+
+
+def _ready(session: Session, reference: str) -> Artifact:
+    artifact = find_artifact(session, reference)
+    if artifact.state != "ready":
+        raise Problem("artifact_not_found", f"Artifact {reference!r} is {artifact.state}, not ready.")
+    if not Path(artifact.path).exists():
+        exact = f"{artifact.name}@{artifact.version}"
+        raise Problem(
+            "path_missing",
+            f"The files of artifact {exact!r} are gone: {artifact.path} does not exist.",
+            f"Put them back, or forget it: `navarch artifact rm {exact}`.",
+            path=artifact.path,
+        )
+    return artifact
+
+
+def _check_kind(session: Session, name: str, kind: str, key: str) -> None:
+    if key not in _MODELS or kind not in ("adapter", "dataset"):
+        return
+    merged = name.removesuffix("-adapter") + "-model"
+    there = newest(session, merged) is not None or _maker(session, merged) is not None
+    raise Problem(
+        "invalid_spec",
+        f"`{key}` takes a model, but artifact {name!r} is {_a(kind)}.",
+        f"Use artifact:{merged}, the model with it merged in." if there else "Give a model's artifact.",
+    )
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -1,0 +1,205 @@
+"""How submitted specs become rows: several in one transaction, each accepted or refused by itself."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from jobs.placement import HostCapacity
+from jobs.spec import JobSpec, redacted
+from jobs.states import JobState
+from service.access.mounts import Resolved
+from service.access.secrets import SecretBox
+from service.contract.errors import Problem
+from service.intake.admission import check_possible, demand_of, parse, resolve
+from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
+from service.settings import Settings
+from service.store.capacity import capacities
+from service.store.database import Database
+from service.store.ids import new_id
+from service.store.tables import Event, Idempotency, Job, JobInput
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job as a client sent it."""
+
+    document: Mapping[str, Any]
+    actor: str = ""
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    job: Job
+    replayed: bool
+    """Whether an earlier submit with the same Idempotency-Key made it."""
+    inputs: tuple[JobInput, ...] = ()
+    """Of a new job: the artifacts that it uses."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A submission that passed everything that needs no transaction."""
+
+    spec: JobSpec
+    submission: Submission
+    named: bool
+    resolved: Resolved
+    sealed: bytes | None
+    digest: str
+    job_id: str
+    name: str
+    """As asked for, or made up."""
+
+
+@dataclass
+class _Known:
+    """What a batch of submissions has to be compared with; two queries, however many there are."""
+
+    names: set[str]
+    keys: dict[str, tuple[str, Job | None]]
+
+    @classmethod
+    def of(cls, session: Session, items: "Sequence[_Checked]") -> "_Known":
+        wanted = {item.name for item in items}
+        active = select(Job.name).where(col(Job.name).in_(wanted), col(Job.finished_at).is_(None))
+        names = set(session.exec(active)) if wanted else set()
+        keys: dict[str, tuple[str, Job | None]] = {}
+        asked = {item.submission.idempotency_key for item in items} - {None}
+        if asked:
+            for row in session.exec(select(Idempotency).where(col(Idempotency.key).in_(asked))):
+                keys[row.key] = (row.digest, session.get(Job, row.job_id))
+        return cls(names, keys)
+
+
+class Submissions:
+    """Checks specs and writes their rows; whoever calls it wakes the scheduler."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
+        self._secrets = SecretBox(settings.data_dir)
+
+    def accept(self, submissions: Sequence[Submission]) -> list[Submitted | Problem]:
+        """Accepts several jobs in one transaction; each is accepted or refused by itself, in the same order."""
+        with self._database.read() as session:
+            hosts = cache(lambda: capacities(session))
+            checked = [self._checked(session, submission, hosts) for submission in submissions]
+        accepted = [item for item in checked if not isinstance(item, Problem)]
+        results: list[Submitted | Problem] = []
+        with self._database.write() as session:
+            known = _Known.of(session, accepted)
+            for item in checked:
+                results.append(item if isinstance(item, Problem) else self._add(session, item, known))
+        return results
+
+    def _checked(
+        self, session: Session, submission: Submission, hosts: Callable[[], list[HostCapacity]]
+    ) -> "_Checked | Problem":
+        try:
+            spec = parse(submission.document)
+            resolved = resolve(session, spec, self._settings)
+            check_possible(spec, hosts())
+        except Problem as problem:
+            return problem
+        text = json.dumps(submission.document, sort_keys=True, separators=(",", ":"), default=str)
+        job_id = new_id()
+        named = bool(submission.document.get("name"))
+        return _Checked(
+            spec,
+            submission,
+            named,
+            resolved,
+            self._secrets.seal(spec.secrets),
+            hashlib.sha256(text.encode()).hexdigest(),
+            job_id,
+            spec.name if named else f"{spec.type}-{job_id[-4:]}",
+        )
+
+    def _add(self, session: Session, item: _Checked, known: "_Known") -> Submitted | Problem:
+        key = item.submission.idempotency_key
+        if key is not None and key in known.keys:
+            digest, earlier = known.keys[key]
+            if digest != item.digest or earlier is None:
+                return Problem(
+                    "idempotency_conflict",
+                    f"Idempotency-Key {key!r} was used before, for another job.",
+                    "Use a new key for a new job.",
+                )
+            return Submitted(earlier, replayed=True)
+        job_id, name = item.job_id, item.name
+        while name in known.names:
+            if item.named:
+                return Problem(
+                    "name_taken",
+                    f"A job named {name!r} is still active.",
+                    f"Stop it (`navarch stop {name}`), choose another name, or leave `name` out to get one.",
+                )
+            name = f"{item.spec.type}-{new_id()[-8:]}"
+        known.names.add(name)
+        job = _row(item, name)
+        session.add(job)
+        inputs = _input_rows(job.id, item.resolved)
+        if inputs:
+            session.flush()  # they refer to the job
+            session.add_all(inputs)
+        session.add(
+            Event(
+                actor=item.submission.actor,
+                kind="job.submitted",
+                subject=f"job/{job_id}",
+                job_id=job_id,
+                job_name=name,
+                new=JobState.QUEUED.value,
+                message=f"{name} was submitted",
+            )
+        )
+        if key is not None:
+            session.add(Idempotency(key=key, digest=item.digest, job_id=job_id))
+            known.keys[key] = (item.digest, job)
+        return Submitted(job, replayed=False, inputs=inputs)
+
+
+def _row(item: _Checked, name: str) -> Job:
+    demand = demand_of(item.spec)
+    return Job(
+        id=item.job_id,
+        name=name,
+        type=item.spec.type.value,
+        document={**redacted(item.submission.document), "name": name},
+        secrets=item.sealed,
+        resolved={
+            "training": item.resolved.training,
+            "mounts": [mount.model_dump() for mount in item.resolved.mounts.values()],
+        },
+        owner=item.submission.actor,
+        priority=item.spec.priority,
+        nodes=demand.nodes,
+        gpus=demand.gpus,
+        ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
+        demand=demand.key,
+        not_before=NOT_BEFORE_ITS_INPUTS if item.resolved.why else 0.0,
+        why=item.resolved.why or "has just been submitted",
+        message="waits for its turn",
+    )
+
+
+def _input_rows(job_id: str, resolved: Resolved) -> tuple[JobInput, ...]:
+    return tuple(
+        JobInput(
+            job_id=job_id,
+            key=key,
+            name=found.name,
+            target=target,
+            version=found.version,
+            artifact_id=found.artifact_id,
+            digest=found.digest,
+            maker_id=found.maker_id,
+            maker_name=found.maker_name,
+        )
+        for key, (found, target) in resolved.inputs.items()
+    )

@@ -1,0 +1,1 @@
+"""All configuration: every name, default and check (imports no torch)."""

@@ -1,0 +1,1 @@
+"""AdamW over masters in fp32, and its kernels."""

@@ -1,0 +1,1 @@
+"""The parts of PPO around its stage: formulas, players, experience, rewards, updates."""

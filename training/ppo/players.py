@@ -1,0 +1,242 @@
+"""Gathers what a PPO run needs (actor, reference, critic, reward, prompts) and refuses what can't work together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.modeling_utils import PreTrainedModel
+
+from training.config.stages import LoraConfig, PPOConfig
+from training.config.strategies import OptimizerConfig
+from training.data.template import TextCodec
+from training.errors import ConfigError
+from training.loop.run import Run
+from training.models.attention import PACKED
+from training.models.blocks import find_blocks
+from training.models.compile import speed_up_blocks
+from training.models.export import load_reward_model, trunk_of
+from training.models.heads import RewardModel
+from training.models.load import check_vocabulary, load_causal_lm, load_config
+from training.models.lora import convert_to_lora
+from training.ppo.models import Actor, Critic, without_dropout
+from training.ppo.rewards import FunctionReward, ModelReward, must_retokenize
+from training.ppo.update import over_ranks
+from training.strategies.base import Schedule, Strategy, Trained
+
+
+def check(config: PPOConfig, dp_size: int) -> None:
+    """Refuse batch sizes that can't be shared out over the ranks; ConfigError says which key to change."""
+    train = config.train
+    for name in ("rollout_batch_size", "minibatch_size"):
+        if getattr(train, name) % dp_size:
+            raise ConfigError(f"train.{name} is {getattr(train, name)}: it must be a multiple of the {dp_size} ranks.")
+    if train.rollout_batch_size // dp_size % train.samples_per_prompt:
+        raise ConfigError(
+            f"Each of {dp_size} ranks rolls out {train.rollout_batch_size // dp_size} completions: that must be a "
+            f"multiple of train.samples_per_prompt ({train.samples_per_prompt})."
+        )
+    if config.ptx.coef and config.ptx.batch_size % dp_size:
+        raise ConfigError(f"ptx.batch_size is {config.ptx.batch_size}: it must be a multiple of the {dp_size} ranks.")
+
+
+def context_of(model_config: Any) -> int | None:
+    """Tokens that a model can read; None where positions have no limit (ALiBi)."""
+    for name in ("max_position_embeddings", "n_positions", "seq_length"):
+        value = getattr(model_config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def prompt_limit(config: PPOConfig) -> int:
+    """The longest prompt that can be rolled out: train.max_prompt_length, or less where a context is short.
+
+    Raises ConfigError when max_new_tokens fills the context of the actor, the critic or the reward model.
+    """
+    new, limit = config.generation.max_new_tokens, config.train.max_prompt_length
+    for what, path in (
+        ("actor", config.model),
+        ("reference", config.reference),
+        ("reward model", config.reward.model),
+        ("critic", config.critic.model),
+    ):
+        context = context_of(load_config(path)) if path is not None else None
+        if context is None:
+            continue
+        if new >= context:
+            raise ConfigError(
+                f"generation.max_new_tokens is {new} but the {what} {path} reads {context} tokens in all, prompt "
+                f"included: set it below {context}."
+            )
+        limit = min(limit, context - new)
+    return limit
+
+
+MICRO_TOKENS, MICRO_TOKENS_ON_CPU = 32_768, 16_384
+MICRO_STEP = 4096
+FREE_SHARE = 0.6
+"""Part of the GPU's free memory for activations; the rest is for gradients, logits and the rollout's cache."""
+
+
+def micro_tokens(run: Run, model: Any) -> int:
+    """Tokens of one backward pass of `model` (a causal LM): as configured, else what fits; the same on all ranks."""
+    asked: int | None = run.config.train.micro_batch_tokens
+    if asked is not None:
+        return asked
+    if not run.on_gpu:
+        return MICRO_TOKENS_ON_CPU
+    device = run.strategy.device
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    fitting = int(FREE_SHARE * free / activation_bytes(model, compiled=run.compiled))
+    fitting = max(MICRO_STEP, min(MICRO_TOKENS, fitting // MICRO_STEP * MICRO_STEP))
+    tokens = int(over_ranks(run.strategy, torch.tensor([fitting])).min())
+    run.note(f"{free / 2**30:.0f} GiB of GPU memory are free: train.micro_batch_tokens is {tokens}")
+    return tokens
+
+
+def activation_bytes(model: Any, *, compiled: bool) -> int:
+    """About what a token's activations take until the backward pass, from above: outputs of all products in the blocks,
+    the norms' inputs and results, and the gated product; as much again where blocks aren't compiled."""
+    blocks, _ = find_blocks(model)
+    width = model.config.hidden_size
+    outputs = [weight.numel() // max(width, 1) for weight in blocks.parameters() if weight.ndim == 2]
+    elements = sum(outputs) + len(blocks) * 6 * width
+    size: int = next(blocks.parameters()).element_size()
+    return elements * size * (1 if compiled else 2)
+
+
+COMPILED_VARIANTS = 256
+"""Versions of a compiled block: lengths, with and without gradients, adapters on and off, four models."""
+
+
+@dataclass
+class Players:
+    """The models of a run. `reference` is None where the actor with its adapter off is the reference."""
+
+    actor: Trained
+    critic: Trained
+    reference: Actor | None
+    reward: FunctionReward | ModelReward
+
+
+def speed_up(run: Run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+    """What makes the blocks of a trained model and of a frozen one fast or small, as the configuration says.
+
+    Only blocks that take packed rows are compiled: padded rows come in too many shapes.
+    """
+    checkpointing = run.config.train.activation_checkpointing
+    if run.compiled:
+        torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, COMPILED_VARIANTS)
+
+    def trained(model: Any) -> None:
+        compiled = run.compiled and model.config._attn_implementation == PACKED
+        speed_up_blocks(model, compiled=compiled, checkpointing=checkpointing)
+
+    def frozen(model: Any) -> None:
+        compiled = run.compiled and model.config._attn_implementation == PACKED
+        speed_up_blocks(model, compiled=compiled)
+
+    return trained, frozen
+
+
+def gather(run: Run, codec: TextCodec, schedule: Schedule) -> Players:
+    """Load everything and hand actor and critic to the strategy. One seed on all ranks: new heads must be alike."""
+    config, strategy = run.config, run.strategy
+    faster, faster_frozen = speed_up(run)
+    torch.manual_seed(config.train.seed)
+    reward = _reward(config, strategy, codec)
+    if isinstance(reward, ModelReward) and not reward.retokenize:  # tokens of its own come in any length
+        faster_frozen(reward.model.trunk)
+    value_model = _critic(config, codec)
+    faster(value_model.model.trunk)
+    critic = strategy.prepare(value_model, _optimizer(config, config.critic.lr), schedule, name="critic")
+    reference = None
+    if config.reference is not None or config.lora is None:
+        _same_vocabulary(config, codec)
+        reference = _actor(run, codec, config.reference or config.model, None)
+        faster_frozen(reference.model)
+        strategy.prepare_frozen(reference)
+    actor = _actor(run, codec, config.model, config.lora)
+    faster(actor.model)
+    trained = strategy.prepare(actor, _optimizer(config, config.train.lr), schedule, name="actor")
+    return Players(trained, critic, reference, reward)
+
+
+def _optimizer(config: PPOConfig, lr: float) -> OptimizerConfig:
+    train = config.train
+    return OptimizerConfig(lr, train.betas, train.eps, train.weight_decay, train.max_grad_norm)
+
+
+def _actor(run: Run, codec: TextCodec, path: str, lora: LoraConfig | None) -> Actor:
+    model: PreTrainedModel = load_causal_lm(path)
+    check_vocabulary(model, max(codec.tokenizer.get_vocab().values()) + 1, path)
+    if lora is not None:
+        convert_to_lora(model, lora)
+    train = run.config.train
+    return Actor(
+        model,
+        temperature=run.config.generation.temperature,
+        clip_range=train.clip_range,
+        dual_clip=train.dual_clip,
+        entropy_coef=train.entropy_coef,
+        pad_id=codec.pad_id,
+        chunk=train.head_chunk,
+        compiled_head=run.compiled and run.on_gpu,
+    )
+
+
+def _same_vocabulary(config: PPOConfig, codec: TextCodec) -> None:
+    if config.reference is None:
+        return
+    if TextCodec.load(config.reference).vocabulary_digest != codec.vocabulary_digest:
+        raise ConfigError(
+            f"The reference {config.reference} has another vocabulary than the actor {config.model}: KL between them "
+            "means nothing. Use a reference with the actor's tokenizer."
+        )
+
+
+def _reward(config: PPOConfig, strategy: Strategy, codec: TextCodec) -> FunctionReward | ModelReward:
+    path = config.reward.model
+    if path is None:
+        return FunctionReward(config.reward)
+    own = TextCodec.load(path)
+    must_retokenize(codec, own, config.reward.retokenize, path)  # before the weights are read: it may refuse
+    reward = ModelReward(load_reward_model(path, pad_id=own.pad_id), own, codec, config.reward)
+    strategy.prepare_frozen(without_dropout(reward.model))
+    return reward
+
+
+def _critic(config: PPOConfig, codec: TextCodec) -> Critic:
+    """From critic.model, else the reward model, else the actor; its head at zero or as the reward model's."""
+    path = config.critic.model or config.reward.model or config.model
+    if path != config.model and TextCodec.load(path).vocabulary_digest != codec.vocabulary_digest:
+        raise ConfigError(
+            f"The critic would start from {path}, which has another vocabulary than the actor {config.model}: "
+            "set critic.model to a model that reads the actor's tokens (the actor itself will do)."
+        )
+    scored = getattr(load_config(path), "num_labels", None) == 1
+    if config.critic.head == "reward" and not scored:
+        raise ConfigError(f"critic.head is reward, but {path} has no reward head: set critic.head: zero.")
+    if scored:
+        model = load_reward_model(path, pad_id=codec.pad_id)
+        if config.critic.head == "zero":
+            torch.nn.init.zeros_(model.score.weight)
+    else:
+        model = RewardModel(trunk_of(load_causal_lm(path)), pad_id=codec.pad_id, head_init="zero")
+    lora = _critic_lora(config)
+    if lora is not None:
+        convert_to_lora(model, lora)
+        model.score.requires_grad_(True)  # small and new: it trains whole
+    return Critic(model, clip_range=config.critic.clip_range, coef=config.critic.coef)
+
+
+def _critic_lora(config: PPOConfig) -> LoraConfig | None:
+    rank = config.critic.lora_rank
+    if rank is None:
+        return config.lora
+    return dataclasses.replace(config.lora or LoraConfig(), rank=rank) if rank else None

@@ -1,0 +1,93 @@
+"""What a PPO run tells of each step besides its means: how time was spent, and a table of completions to read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from training.data.batch import PromptRow
+from training.data.template import TextCodec
+from training.ppo.experience import Experience
+
+SHOWN_CHARACTERS = 300
+COLUMNS = ["prompt", "completion", "score", "kl", "tokens", "finished"]
+
+
+class Phases:
+    """Seconds of each named phase of a step; the device has finished when a phase ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """`{phase}_seconds` since the last take, and their sum."""
+        figures = {f"{name}_seconds": seconds for name, seconds in self.seconds.items()}
+        self.seconds = {}
+        return {**figures, "step_seconds": sum(figures.values())}
+
+
+def sample_table(
+    experience: Experience, prompts: Sequence[PromptRow], codec: TextCodec, count: int, step: int
+) -> list[dict[str, object]]:
+    """`count` rows spread evenly over the rollout: prompt's last turn, completion, score, KL and length."""
+    data = experience.completions
+    chosen = [i * len(data) // min(count, len(data)) for i in range(min(count, len(data)))]
+    ids = data.response_ids()
+    kl = experience.kl.sum(1).tolist()
+    scores = experience.scores.tolist()
+    finished = data.finished.tolist()
+    return [
+        {
+            "step": step,
+            "row": prompts[i].row,
+            "prompt": prompts[i].messages[-1]["content"] if prompts[i].messages else prompts[i].text,
+            "completion": codec.decode(ids[i]),
+            "score": round(scores[i], 4),
+            "kl": round(kl[i], 4),
+            "tokens": len(ids[i]),
+            "finished": bool(finished[i]),
+        }
+        for i in chosen
+    ]
+
+
+def keep_samples(path: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Append whole rows as JSON lines; a full disk must not stop training."""
+    with suppress(OSError), path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def shown(rows: Sequence[dict[str, object]]) -> list[list[object]]:
+    """The rows by COLUMNS with long texts cut, for the event."""
+    return [[_cut(row[name]) for name in COLUMNS] for row in rows]
+
+
+def as_text(title: str, rows: Sequence[dict[str, object]]) -> str:
+    """The same for a person who reads the log."""
+    lines = [f"{title}:"]
+    for row in rows:
+        lines.append(f"  {_cut(row['prompt'])}")
+        lines.append(
+            f"    → {_cut(row['completion'])}   (score {row['score']}, KL {row['kl']}, {row['tokens']} tokens)"
+        )
+    return "\n".join(lines)
+
+
+def _cut(value: object) -> object:
+    return f"{value[:SHOWN_CHARACTERS]}…" if isinstance(value, str) and len(value) > SHOWN_CHARACTERS else value

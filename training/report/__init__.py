@@ -1,0 +1,1 @@
+"""How a run tells what it does: telemetry, Weights & Biases, plots."""
