@@ -1,15 +1,59 @@
 """Where a job's containers go: a pure function of the job's demand and what the hosts have free."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jobs.units import format_size
+
+SOME_DAY = 1e15
+"""When something ends that will end, but nobody knows when."""
+NEVER = math.inf
+"""When something ends that is meant to stay, such as a model server."""
+_TINY = 1e-6
+"""Shares of CPUs are added up as floats."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """An amount of what hosts have; a need, or what is free."""
+
+    gpus: int = 0
+    cpus: float = 0.0
+    memory: int = 0
+    containers: int = 0
+
+    def holds(self, need: "Room") -> bool:
+        """Whether the need fits in. What isn't needed may be short."""
+        return (
+            need.gpus <= max(self.gpus, 0)
+            and need.cpus <= max(self.cpus, 0.0) + _TINY
+            and need.memory <= max(self.memory, 0)
+            and need.containers <= max(self.containers, 0)
+        )
+
+    def plus(self, other: "Room", times: int = 1) -> "Room":
+        return Room(
+            self.gpus + times * other.gpus,
+            self.cpus + times * other.cpus,
+            self.memory + times * other.memory,
+            self.containers + times * other.containers,
+        )
+
+    def short_of(self, need: "Room") -> tuple[int, int, float, int]:
+        """How much is missing of each; equal tuples compare as equally far away."""
+        return (
+            max(need.gpus - self.gpus, 0),
+            max(need.memory - self.memory, 0),
+            max(need.cpus - self.cpus, 0.0),
+            max(need.containers - self.containers, 0),
+        )
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one job needs; everything but `nodes` is per node."""
+    """What one job needs; everything but `nodes` and `lasts` is per node."""
 
     nodes: int = 1
     gpus: int = 0
@@ -19,11 +63,29 @@ class Demand:
     """How many ports from the host's pool."""
     cpus: float | None = None
     memory: int | None = None
+    lasts: float | None = None
+    """Seconds after which an attempt has ended at the latest; None when nobody knows, infinite when it stays."""
 
     @property
     def key(self) -> str:
         """A short digest: jobs that need the same have the same one."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+    @property
+    def room(self) -> Room:
+        """What each node takes."""
+        return Room(self.gpus, self.cpus or 0.0, self.memory or 0, 1)
+
+    def ends(self, start: float) -> float:
+        return SOME_DAY if self.lasts is None else start + self.lasts
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one container has of a host, and when it gives it back at the latest."""
+
+    room: Room
+    ends: float = SOME_DAY
 
 
 @dataclass(frozen=True)
@@ -39,7 +101,7 @@ class HostCapacity:
     last_port: int = 21999
     taken_ports: Mapping[int, str] = field(default_factory=dict)
     """Host port → name of the job that has it."""
-    containers: int = 0
+    holdings: tuple[Holding, ...] = ()
     max_containers: int = 8
     cpus: float = 1.0
     memory: int = 1 << 62
@@ -49,6 +111,31 @@ class HostCapacity:
     @property
     def free_gpus(self) -> tuple[str, ...]:
         return tuple(uuid for uuid in self.gpus if uuid not in self.taken_gpus)
+
+    @property
+    def whole(self) -> Room:
+        """What there is when nothing is taken."""
+        return Room(len(self.gpus), self.cpus, self.memory, self.max_containers)
+
+    @property
+    def free(self) -> Room:
+        """Which GPUs are taken is known by their UUIDs, of everything else how much."""
+        free = self.whole
+        for holding in self.holdings:
+            free = free.plus(holding.room, -1)
+        return replace(free, gpus=len(self.free_gpus))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a host for the job that is ahead in the queue."""
+
+    job: str
+    spare: Room
+    """What others may take: the job will have enough without it."""
+    until: float
+    """Who ends by then may take anything: the job can't start earlier."""
+    ports: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -74,202 +161,133 @@ class Waits:
     """Why a job can't start now."""
 
     why: str
-    for_gpus: bool = False
+    for_room: bool = False
+    """Whether GPUs, CPUs, memory or places for containers are short, of which others may give some back."""
 
 
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
-def impossible(demand: Demand, hosts: Sequence[HostCapacity]) -> tuple[str, str] | None:
-    """(problem code, sentence) when no emptying of the hosts could ever make room; None when it could."""
-    if not hosts:
-        return "not_enough_hosts", "there is no host; add one with `navarch host add`"
-    if demand.gpus:
-        largest = max(hosts, key=lambda host: len(host.gpus))
-        have = "; ".join(f"{host.name} has {_plural(len(host.gpus), 'GPU')}" for host in hosts[:8])
-        if len(largest.gpus) < demand.gpus:
-            return "not_enough_gpus", f"needs {_plural(demand.gpus, 'GPU')} on one host, but {have}"
-        room = sum(len(host.gpus) // demand.gpus for host in hosts)
-        if room < demand.nodes:
-            return "not_enough_gpus", f"needs {demand.nodes} nodes with {_plural(demand.gpus, 'GPU')} each, but {have}"
-    most = sum(host.max_containers for host in hosts)
-    if demand.nodes > most:
-        return "not_enough_hosts", f"needs {demand.nodes} containers, but the hosts run {most} at once"
-    if demand.cpus is not None and all(host.cpus < demand.cpus for host in hosts):
-        large = max(hosts, key=lambda host: host.cpus)
-        return (
-            "not_enough_memory",
-            f"needs {demand.cpus:g} CPUs, but the largest host, {large.name}, has {large.cpus:g}",
-        )
-    if demand.memory is not None and all(host.memory < demand.memory for host in hosts):
-        large = max(hosts, key=lambda host: host.memory)
-        return (
-            "not_enough_memory",
-            f"needs {format_size(demand.memory)} of memory, but the largest host, {large.name}, "
-            f"has {format_size(large.memory)}",
-        )
-    return None
+def in_words(need: Room) -> str:
+    """ "8 GPUs, 4 CPUs and 16 GB of memory"; empty when there is nothing but the container itself."""
+    parts = [plural(need.gpus, "GPU")] if need.gpus else []
+    parts += [f"{need.cpus:g} CPU" + ("" if need.cpus == 1 else "s")] if need.cpus else []
+    parts += [f"{format_size(need.memory)} of memory"] if need.memory else []
+    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 class _Bin:
     """A host while a plan is made on it."""
 
-    def __init__(self, host: HostCapacity, seed: int) -> None:
+    def __init__(self, host: HostCapacity, seed: int, kept: Kept | None, in_time: bool) -> None:
         self.host = host
         self.gpus = list(host.free_gpus)
-        self.containers = host.containers
+        self.free = host.free
+        self.kept = None if kept is None or in_time else kept
+        self.spare = kept.spare if kept is not None else Room()
+        self.keeps = kept is not None
         self.taken = set(host.taken_ports)
         self.used = 0
-        size = host.last_port - host.first_port + 1
-        self.next_port = seed % size if size > 0 else 0
+        self.size = max(0, host.last_port - host.first_port + 1)
+        self.next_port = seed % self.size if self.size else 0
 
-    def pool(self, count: int) -> tuple[int, ...] | None:
-        size = self.host.last_port - self.host.first_port + 1
+    def pool(self, count: int, fixed: Sequence[int]) -> tuple[int, ...] | None:
         found: list[int] = []
-        for step in range(size):
+        for step in range(self.size):
             if len(found) == count:
                 break
-            port = self.host.first_port + (self.next_port + step) % size
-            if port not in self.taken:
+            port = self.host.first_port + (self.next_port + step) % self.size
+            if port not in self.taken and port not in fixed:
                 found.append(port)
-        if len(found) < count:
-            return None
-        self.taken.update(found)
-        return tuple(found)
+        return tuple(found) if len(found) == count else None
 
-    def lacks(self, demand: Demand, *, first: bool) -> Waits | None:
+    def lacks(self, demand: Demand, fixed: Sequence[int], pool: int) -> Waits | None:
         """What keeps one more replica from this host."""
-        host = self.host
+        host, name, need = self.host, self.host.name, demand.room
         if host.unusable:
-            return Waits(f"{host.name} {host.unusable}")
-        if demand.cpus is not None and host.cpus < demand.cpus:
-            return Waits(f"{host.name} has {host.cpus:g} CPUs")
-        if demand.memory is not None and host.memory < demand.memory:
-            return Waits(f"{host.name} has {format_size(host.memory)} of memory")
-        if len(self.gpus) < demand.gpus:
+            return Waits(f"{name} {host.unusable}")
+        if host.cpus + _TINY < need.cpus:
+            return Waits(f"{name} has {host.cpus:g} CPUs")
+        if host.memory < need.memory:
+            return Waits(f"{name} has {format_size(host.memory)} of memory")
+        if len(self.gpus) < need.gpus:
             of = f"of {len(host.gpus)} free" if host.gpus else "GPUs"
-            return Waits(f"{host.name} has {len(self.gpus)} {of}", for_gpus=len(host.gpus) >= demand.gpus)
-        if self.containers >= host.max_containers:
-            return Waits(f"{host.name} runs {_plural(self.containers, 'container')} already, its limit")
-        if first:
-            for port in demand.fixed_ports:
-                if port in host.taken_ports:
-                    return Waits(f"port {port} of {host.name} belongs to job {host.taken_ports[port]}")
+            return Waits(f"{name} has {len(self.gpus)} {of}", for_room=len(host.gpus) >= need.gpus)
+        if self.free.cpus + _TINY < need.cpus:
+            return Waits(f"{name} has {max(self.free.cpus, 0.0):g} of {host.cpus:g} CPUs free", for_room=True)
+        if self.free.memory < need.memory:
+            free = format_size(max(self.free.memory, 0))
+            return Waits(f"{name} has {free} of {format_size(host.memory)} of memory free", for_room=True)
+        if self.free.containers < 1:
+            running = host.max_containers - self.free.containers
+            return Waits(f"{name} runs {plural(running, 'container')} already, its limit", for_room=True)
+        for port in fixed:
+            if port in host.taken_ports:
+                return Waits(f"port {port} of {name} belongs to job {host.taken_ports[port]}")
+        if self.kept is not None and not (self.spare.holds(need) and self.kept.ports.isdisjoint(fixed)):
+            return Waits(f"{name} is kept for job {self.kept.job}, which is ahead in the queue")
+        if self.pool(pool, fixed) is None:
+            return Waits(f"the port pool of {name} is used up")
         return None
 
+    def take(self, demand: Demand, fixed: Sequence[int], pool: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """GPUs and ports of the pool for one more replica, which must fit."""
+        ports = self.pool(pool, fixed)
+        assert ports is not None
+        self.taken.update(fixed, ports)
+        gpus = tuple(self.gpus[: demand.gpus])
+        del self.gpus[: demand.gpus]
+        self.free = self.free.plus(demand.room, -1)
+        self.spare = self.spare.plus(demand.room, -1)
+        self.used += 1
+        return gpus, ports
 
-def place(demand: Demand, hosts: Sequence[HostCapacity], seed: int = 0) -> Placement | Waits:
+
+def place(
+    demand: Demand,
+    hosts: Sequence[HostCapacity],
+    seed: int = 0,
+    kept: Mapping[str, Kept] | None = None,
+    ends: float = SOME_DAY,
+) -> Placement | Waits:
     """A place for every replica, or why there is none.
 
     Replicas spread over hosts before they share one. Among hosts that fit, the one with the fewest free GPUs wins, so
     that large gaps stay for large jobs. `seed` says where in a host's port pool to start looking: another attempt
-    tries other ports.
+    tries other ports. `kept` says what of which host is for another job, and `ends` when this one would be gone.
     """
-    bins = [_Bin(host, seed) for host in hosts]
+    kept = kept or {}
+    bins = []
+    for host in hosts:
+        keeping = kept.get(host.id)
+        bins.append(_Bin(host, seed, keeping, keeping is not None and ends <= keeping.until))
     replicas: list[Placed] = []
     master_port: int | None = None
     for rank in range(demand.nodes):
-        lacks = [box.lacks(demand, first=rank == 0) for box in bins]
+        leads = rank == 0 and demand.nodes > 1
+        fixed = demand.fixed_ports if rank == 0 else ()
+        pool = demand.pool_ports + (1 if leads else 0)
+        lacks = [box.lacks(demand, fixed, pool) for box in bins]
         fitting = [box for box, lack in zip(bins, lacks, strict=True) if lack is None]
         if not fitting:
             return _sentence(demand, rank, [lack for lack in lacks if lack is not None])
-        box = min(fitting, key=lambda b: (b.used, len(b.gpus), b.containers, b.host.name))
-        fixed = demand.fixed_ports if rank == 0 else ()
-        box.taken.update(fixed)
-        wanted = demand.pool_ports + (1 if rank == 0 and demand.nodes > 1 else 0)
-        ports = box.pool(wanted)
-        if ports is None:
-            return Waits(f"needs {_plural(wanted, 'port')}, but the port pool of {box.host.name} is used up")
-        if rank == 0 and demand.nodes > 1:
+        box = min(fitting, key=lambda b: (b.used, b.keeps, len(b.gpus), -b.free.containers, b.host.name))
+        gpus, ports = box.take(demand, fixed, pool)
+        if leads:
             master_port, ports = ports[-1], ports[:-1]
-        replicas.append(Placed(rank, box.host.id, tuple(box.gpus[: demand.gpus]), ports, fixed))
-        del box.gpus[: demand.gpus]
-        box.containers += 1
-        box.used += 1
+        replicas.append(Placed(rank, box.host.id, gpus, ports, fixed))
     return Placement(tuple(replicas), master_port)
 
 
 def _sentence(demand: Demand, rank: int, lacks: Sequence[Waits]) -> Waits:
     if not lacks:
         return Waits("there is no host")
-    needs = f"needs {_plural(demand.gpus, 'GPU')} on one host" if demand.gpus else "needs a host"
+    each = in_words(demand.room)
+    needs = f"needs {each} on one host" if each else "needs a host"
     if demand.nodes > 1:
-        needs = f"needs {demand.nodes} nodes" + (f" with {_plural(demand.gpus, 'GPU')} each" if demand.gpus else "")
+        needs = f"needs {demand.nodes} nodes" + (f" with {each} each" if each else "")
         needs += f", has room for {rank}"
     shown = "; ".join(lack.why for lack in lacks[:6])
     more = f"; and {len(lacks) - 6} more hosts" if len(lacks) > 6 else ""
-    return Waits(f"{needs}: {shown}{more}", any(lack.for_gpus for lack in lacks))
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A queued job, as the scheduling pass sees it."""
-
-    id: str
-    name: str
-    demand: Demand
-    seed: int = 0
-
-
-class Queue:
-    """One pass over the queue, in order: priority, then first come.
-
-    A job that waits for GPUs keeps later jobs off the hosts that it could use, or small jobs would starve it for ever;
-    jobs without GPUs go past it.
-    """
-
-    def __init__(self, hosts: Sequence[HostCapacity]) -> None:
-        self._hosts = list(hosts)
-        self._kept: dict[str, str] = {}
-        self._known: dict[Demand, Waits] = {}
-
-    def offer(self, job: Waiting) -> Placement | Waits:
-        """Where this job goes now; the caller tells `took` when it really went there."""
-        waits = self._known.get(job.demand)
-        if waits is not None:
-            return waits
-        hosts = self._hosts
-        if job.demand.gpus and self._kept:
-            hosts = [h for h in hosts if h.id not in self._kept]
-        placement = place(job.demand, hosts, job.seed)
-        if isinstance(placement, Placement):
-            return placement
-        if len(hosts) < len(self._hosts) and isinstance(place(job.demand, self._hosts, job.seed), Placement):
-            ahead = next(iter(self._kept.values()))
-            placement = Waits(f"waits behind job {ahead}, which is ahead in the queue", for_gpus=True)
-        elif len(hosts) < len(self._hosts):
-            full = place(job.demand, self._hosts, job.seed)
-            assert isinstance(full, Waits)
-            placement = full
-        self._known[job.demand] = placement
-        if job.demand.gpus and placement.for_gpus:
-            for host in self._hosts:
-                if len(host.gpus) >= job.demand.gpus:
-                    self._kept.setdefault(host.id, job.name)
-        return placement
-
-    def took(self, job: Waiting, placement: Placement) -> None:
-        """Counts a placement that was made."""
-        by_id = {host.id: index for index, host in enumerate(self._hosts)}
-        for placed in placement.replicas:
-            index = by_id[placed.host_id]
-            host = self._hosts[index]
-            ports = dict(host.taken_ports)
-            ports.update(dict.fromkeys((*placed.pool_ports, *placed.fixed_ports), job.name))
-            if placed.node_rank == 0 and placement.master_port is not None:
-                ports[placement.master_port] = job.name
-            self._hosts[index] = HostCapacity(
-                host.id,
-                host.name,
-                host.gpus,
-                host.taken_gpus | set(placed.gpus),
-                host.first_port,
-                host.last_port,
-                ports,
-                host.containers + 1,
-                host.max_containers,
-                host.cpus,
-                host.memory,
-                host.unusable,
-            )
+    return Waits(f"{needs}: {shown}{more}", any(lack.for_room for lack in lacks))

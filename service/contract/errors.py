@@ -35,8 +35,10 @@ KINDS: dict[str, Kind] = {
     "path_missing": Kind(422, "A path does not exist"),
     "mount_not_allowed": Kind(422, "The path lies outside the allowed mount roots"),
     "not_enough_gpus": Kind(422, "No host has that many GPUs"),
+    "not_enough_cpus": Kind(422, "No host has that many CPUs"),
     "not_enough_memory": Kind(422, "No host has that much memory"),
     "not_enough_hosts": Kind(422, "There are not that many hosts"),
+    "not_enough_ports": Kind(422, "No host has that many ports"),
     "port_taken": Kind(409, "The port is taken"),
     "image_missing": Kind(422, "The image is not there"),
     # jobs

@@ -6,9 +6,10 @@ from typing import Any
 from sqlmodel import Session
 
 from jobs.launch import pool_ports
-from jobs.placement import Demand, HostCapacity, impossible
+from jobs.placement import NEVER, Demand, HostCapacity
+from jobs.possible import impossible
 from jobs.problems import SpecError
-from jobs.spec import JobSpec, parse_spec
+from jobs.spec import JobSpec, JobType, parse_spec
 from service.access.mounts import Resolved, resolve_paths
 from service.contract.errors import Problem
 from service.intake.inputs import find_inputs, find_predecessors
@@ -28,9 +29,16 @@ def parse(document: Mapping[str, Any]) -> JobSpec:
         ) from None
 
 
+_START_S = 300.0
+"""What a job may take to start, beyond its `max_duration`, when others count on its end."""
+
+
 def demand_of(spec: JobSpec) -> Demand:
     r = spec.resources
-    return Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec), r.cpus, r.memory)
+    lasts = NEVER if spec.type is JobType.SERVE else None
+    if spec.max_duration is not None:
+        lasts = _START_S + spec.max_duration + spec.grace
+    return Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec), r.cpus, r.memory, lasts)
 
 
 def resolve(session: Session, spec: JobSpec, settings: Settings) -> Resolved:
@@ -42,7 +50,7 @@ def resolve(session: Session, spec: JobSpec, settings: Settings) -> Resolved:
 
 def check_possible(spec: JobSpec, hosts: Sequence[HostCapacity]) -> None:
     """Raises Problem when no emptying of the hosts could ever make room."""
-    refusal = impossible(demand_of(spec), hosts)
+    refusal = impossible(demand_of(spec), hosts, spec.resources.shm)
     if refusal is not None:
         code, sentence = refusal
         raise Problem(code, f"The job {sentence}.", "Ask for less, or add a host that has it.")

@@ -2,9 +2,10 @@
 
 from collections import defaultdict
 
+from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from jobs.placement import HostCapacity
+from jobs.placement import Demand, Holding, HostCapacity
 from service.store.tables import Attempt, GpuLease, Host, Job, PortLease, Replica
 
 
@@ -21,13 +22,19 @@ def capacities(session: Session) -> list[HostCapacity]:
     )
     for host_id, port, name in session.exec(held):
         ports[host_id][port] = name
-    running: dict[str, int] = defaultdict(int)
-    for host_id in session.exec(
-        select(Replica.host_id)
+    holdings: dict[str, list[Holding]] = defaultdict(list)
+    running = (
+        select_columns(
+            *(col(Replica.host_id), col(Attempt.created_at)),
+            *(col(Job.gpus), col(Job.cpus), col(Job.memory), col(Job.lasts)),
+        )
         .join(Attempt, col(Attempt.id) == col(Replica.attempt_id))
+        .join(Job, col(Job.id) == col(Attempt.job_id))
         .where(col(Attempt.finished_at).is_(None))
-    ):
-        running[host_id] += 1
+    )
+    for row in session.connection().execute(running):
+        demand = Demand(gpus=row.gpus, cpus=row.cpus, memory=row.memory, lasts=row.lasts)
+        holdings[row.host_id].append(Holding(demand.room, demand.ends(row.created_at)))
     hosts = session.exec(select(Host).where(Host.lifecycle != "removed").order_by(col(Host.name)))
     return [
         HostCapacity(
@@ -38,7 +45,7 @@ def capacities(session: Session) -> list[HostCapacity]:
             first_port=host.first_port,
             last_port=host.last_port,
             taken_ports=ports[host.id],
-            containers=running[host.id],
+            holdings=tuple(holdings[host.id]),
             max_containers=host.max_containers,
             cpus=float(host.facts.get("cpus", 1)),
             memory=int(host.facts.get("memory_bytes", 1 << 62)),

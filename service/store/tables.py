@@ -57,6 +57,11 @@ class Job(SQLModel, table=True):
     desired: str = "run"
     nodes: int = 1
     gpus: int = 0
+    cpus: float | None = None
+    memory: int | None = Field(default=None, sa_column=Column(BigInteger))
+    """Bytes."""
+    lasts: float | None = None
+    """Seconds after which an attempt has ended at the latest: `Demand.lasts`."""
     ports: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """{"fixed": [host ports], "pool": how many from the pool}, of each node."""
     demand: str = Field(default_factory=lambda: uuid.uuid4().hex)

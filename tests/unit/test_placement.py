@@ -1,14 +1,23 @@
-"""Placement: whatever the hosts and the jobs, nothing is given twice, and who waits is told what for."""
+"""Placement: where jobs go, why they wait, and that nothing is ever given twice."""
 
-from hypothesis import given
+import itertools
+from collections import Counter
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.placement import Demand, HostCapacity, Placement, Queue, Waiting, Waits, impossible, place
+from jobs.placement import SOME_DAY, Demand, Holding, HostCapacity, Placement, Room, Waits, place
+from jobs.possible import impossible
+from jobs.queue import Queue, Waiting
 
 
 def host(name: str, gpus: int = 0, taken: int = 0, **more: object) -> HostCapacity:
     uuids = tuple(f"{name}-{index}" for index in range(gpus))
     return HostCapacity(id=name, name=name, gpus=uuids, taken_gpus=frozenset(uuids[:taken]), **more)  # type: ignore[arg-type]
+
+
+def holding(gpus: int = 0, ends: float = SOME_DAY, cpus: float = 0.0, memory: int = 0) -> Holding:
+    return Holding(Room(gpus, cpus, memory, 1), ends)
 
 
 def test_a_job_goes_where_the_smallest_gap_fits() -> None:
@@ -28,24 +37,63 @@ def test_a_gang_spreads_over_hosts_and_has_one_master_port() -> None:
 
 def test_who_waits_is_told_what_for() -> None:
     answer = place(Demand(gpus=8), [host("h1", 8, taken=5), host("h2", 8, unusable="can't be reached now")])
-    assert answer == Waits("needs 8 GPUs on one host: h1 has 3 of 8 free; h2 can't be reached now", for_gpus=True)
-    busy = host("h1", containers=2, max_containers=2)
-    assert place(Demand(), [busy]) == Waits("needs a host: h1 runs 2 containers already, its limit")
+    assert answer == Waits("needs 8 GPUs on one host: h1 has 3 of 8 free; h2 can't be reached now", for_room=True)
+    busy = host("h1", holdings=(holding(), holding()), max_containers=2)
+    assert place(Demand(), [busy]) == Waits("needs a host: h1 runs 2 containers already, its limit", for_room=True)
     ports = host("h1", taken_ports={8095: "other"})
     assert place(Demand(fixed_ports=(8095,)), [ports]) == Waits("needs a host: port 8095 of h1 belongs to job other")
+    full = host("h1", first_port=20000, last_port=20001)
+    assert place(Demand(pool_ports=3), [full]) == Waits("needs a host: the port pool of h1 is used up")
+
+
+def test_cpus_and_memory_of_running_jobs_are_subtracted() -> None:
+    machine = host("h1", cpus=4.0, memory=16 << 30, holdings=(holding(cpus=2.5, memory=12 << 30),))
+    assert isinstance(place(Demand(cpus=1.5, memory=4 << 30), [machine]), Placement)
+    cpus = place(Demand(cpus=2.0), [machine])
+    assert cpus == Waits("needs 2 CPUs on one host: h1 has 1.5 of 4 CPUs free", for_room=True)
+    memory = place(Demand(memory=5 << 30), [machine])
+    assert memory == Waits("needs 5 GB of memory on one host: h1 has 4 GB of 16 GB of memory free", for_room=True)
+    gang = place(Demand(nodes=2, cpus=1.0), [machine])
+    assert gang == Waits("needs 2 nodes with 1 CPU each, has room for 1: h1 has 0.5 of 4 CPUs free", for_room=True)
+
+
+def test_a_pool_port_is_never_one_that_the_job_names_itself() -> None:
+    placement = place(Demand(fixed_ports=(20000,), pool_ports=1), [host("h", first_port=20000, last_port=20001)])
+    assert isinstance(placement, Placement) and placement.replicas[0].pool_ports == (20001,)
 
 
 def test_what_can_never_run_is_refused_with_what_there_is() -> None:
-    hosts = [host("h1", 4), host("h2", 2)]
+    hosts = [host("h1", 4, cpus=8.0, memory=64 << 30), host("h2", 2, cpus=32.0, memory=16 << 30)]
     assert impossible(Demand(gpus=8), hosts) == (
         "not_enough_gpus",
         "needs 8 GPUs on one host, but h1 has 4 GPUs; h2 has 2 GPUs",
     )
     assert impossible(Demand(nodes=3, gpus=2), hosts) is None
-    assert impossible(Demand(nodes=4, gpus=2), hosts) is not None
+    assert impossible(Demand(nodes=4, gpus=2), hosts) == (
+        "not_enough_gpus",
+        "needs 4 nodes with 2 GPUs each, but h1 has 4 GPUs; h2 has 2 GPUs",
+    )
     assert impossible(Demand(nodes=100), hosts) is not None
-    assert impossible(Demand(cpus=64.0), hosts) is not None
-    assert impossible(Demand(), []) is not None
+    assert impossible(Demand(cpus=64.0), hosts) == (
+        "not_enough_cpus",
+        "needs 64 CPUs on one host, but h1 has 8 CPUs; h2 has 32 CPUs",
+    )
+    assert impossible(Demand(memory=1 << 40), hosts) == (
+        "not_enough_memory",
+        "needs 1.0 TB of memory on one host, but h1 has 64 GB; h2 has 16 GB",
+    )
+    assert impossible(Demand(gpus=4, cpus=16.0), hosts) == (
+        "not_enough_hosts",
+        "needs 4 GPUs and 16 CPUs together on one host, but h1 has 4 GPUs, 8 CPUs and 64 GB of memory; "
+        "h2 has 2 GPUs, 32 CPUs and 16 GB of memory",
+    )
+    assert (impossible(Demand(), hosts, shm=65 << 30) or ("",))[0] == "not_enough_memory"
+    assert impossible(Demand(), hosts, shm=64 << 30) is None
+    assert impossible(Demand(pool_ports=2001), hosts) == (
+        "not_enough_ports",
+        "needs 2,001 ports of one host's pool, which has 2,000",
+    )
+    assert impossible(Demand(), []) == ("not_enough_hosts", "needs a host, but there is none")
 
 
 def test_another_attempt_tries_other_ports() -> None:
@@ -56,37 +104,41 @@ def test_another_attempt_tries_other_ports() -> None:
     assert first.replicas[0].pool_ports != second.replicas[0].pool_ports
 
 
-def test_small_jobs_don_t_starve_a_large_one() -> None:
-    queue = Queue([host("h1", 8, taken=2, max_containers=99), host("h2", 2)])
-    large = Waiting("1", "large", Demand(gpus=8))
-    small = Waiting("2", "small", Demand(gpus=4))
-    tiny = Waiting("3", "tiny", Demand(gpus=1))
-    cpu = Waiting("4", "cpu", Demand())
-    assert isinstance(queue.offer(large), Waits)
-    behind = queue.offer(small)
-    assert isinstance(behind, Waits)
-    assert behind.why == "waits behind job large, which is ahead in the queue"
-    placed = queue.offer(tiny)
-    assert isinstance(placed, Placement)
-    assert placed.replicas[0].host_id == "h2"
-    assert isinstance(queue.offer(cpu), Placement)
-
-
 DEMANDS = st.builds(
     Demand,
     nodes=st.integers(1, 3),
     gpus=st.integers(0, 4),
     fixed_ports=st.sampled_from([(), (7000,), (20001,)]),
     pool_ports=st.integers(0, 3),
+    cpus=st.sampled_from([None, 0.5, 1.0, 3.0]),
+    memory=st.sampled_from([None, 1, 4, 9]),
+    lasts=st.sampled_from([None, 50.0, 500.0, float("inf")]),
 )
 HOSTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=4)
 
 
+def machines(sizes: list[tuple[int, int]]) -> list[HostCapacity]:
+    """Hosts with so many GPUs, of which so many are taken by one container."""
+    return [
+        host(
+            f"h{index}",
+            gpus,
+            min(taken, gpus),
+            last_port=20005,
+            cpus=4.0,
+            memory=16,
+            holdings=(holding(min(taken, gpus), cpus=0.5, memory=1),) if taken else (),
+        )
+        for index, (gpus, taken) in enumerate(sizes)
+    ]
+
+
 @given(HOSTS, st.lists(DEMANDS, max_size=12), st.integers(0, 1000))
 def test_nothing_is_ever_given_twice(sizes: list[tuple[int, int]], demands: list[Demand], seed: int) -> None:
-    hosts = [host(f"h{index}", gpus, min(taken, gpus), last_port=20005) for index, (gpus, taken) in enumerate(sizes)]
+    hosts = machines(sizes)
     already = {uuid for h in hosts for uuid in h.taken_gpus}
     queue, gpus, ports = Queue(hosts), set(already), set()
+    cpus: Counter[str] = Counter()
     for number, demand in enumerate(demands):
         job = Waiting(str(number), f"job{number}", demand, seed)
         answer = queue.offer(job)
@@ -99,9 +151,36 @@ def test_nothing_is_ever_given_twice(sizes: list[tuple[int, int]], demands: list
             assert len(replica.gpus) == demand.gpus
             assert not gpus & set(replica.gpus)
             gpus |= set(replica.gpus)
+            cpus[replica.host_id] += int(2 * (demand.cpus or 0))
             wanted = [*replica.pool_ports, *replica.fixed_ports]
             if replica.node_rank == 0 and answer.master_port is not None:
                 wanted.append(answer.master_port)
             for port in wanted:
                 assert (replica.host_id, port) not in ports
                 ports.add((replica.host_id, port))
+    assert all(cpus[h.id] + len(h.holdings) <= 8 for h in hosts)
+
+
+@given(HOSTS, DEMANDS)
+def test_a_place_is_found_whenever_there_is_one(sizes: list[tuple[int, int]], demand: Demand) -> None:
+    hosts = machines(sizes)
+    found = isinstance(place(demand, hosts), Placement)
+    assert found is any(
+        all(h.free.holds(Room().plus(demand.room, chosen.count(h.id))) for h in hosts)
+        and all(chosen.count(h.id) * demand.pool_ports + _named(h, chosen, demand) <= 6 for h in hosts)
+        for chosen in itertools.product([h.id for h in hosts], repeat=demand.nodes)
+    )
+
+
+def _named(machine: HostCapacity, chosen: tuple[str, ...], demand: Demand) -> int:
+    """Ports of the pool that only rank 0 takes: the master's, and one that the job names."""
+    return (demand.nodes > 1) + (20001 in demand.fixed_ports) if chosen[0] == machine.id else 0
+
+
+@given(HOSTS, DEMANDS)
+@settings(max_examples=200)
+def test_only_what_no_emptying_helps_is_called_impossible(sizes: list[tuple[int, int]], demand: Demand) -> None:
+    refusal = impossible(demand, machines(sizes))
+    if refusal is not None:
+        assert isinstance(place(demand, machines([(gpus, 0) for gpus, _ in sizes])), Waits)
+        assert all(word in refusal[1] for word in ("needs", "ha"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy.exc import IntegrityError
+from sqlmodel import select
 
 from jobs.spec import REDACTED
 from service.access.secrets import SecretBox
@@ -203,12 +204,43 @@ def test_kinds_of_jobs_take_turns_in_the_order_of_the_queue(world: World) -> Non
     context = world.controller().context
     assert schedule(context) == [high.id, one.id]  # h2 has one GPU, h1 two; `two` is next and keeps h1 to itself
     assert "needs 2 GPUs on one host" in (world.job(two.id).why or "")
-    assert (
-        world.job(late.id).why == world.job(low.id).why == f"waits behind job {two.name}, which is ahead in the queue"
-    )
+    assert world.job(late.id).why == world.job(low.id).why
+    assert f"h1 is kept for job {two.name}, which is ahead in the queue" in (world.job(late.id).why or "")
     after = submit(2)
     assert schedule(context) == []
     assert world.job(after.id).why == world.job(two.id).why
+
+
+def test_cpus_and_memory_of_placed_jobs_are_gone_for_others_until_they_end(world: World) -> None:
+    def submit(**resources: Any) -> Job:
+        return world.jobs.submit({**COMMAND, "resources": resources}).job
+
+    context = world.controller().context
+    first = [submit(cpus=3), submit(cpus=3), submit(memory="10GB")]
+    assert schedule(context) == [job.id for job in first]
+    waits = submit(cpus=1.5)
+    fits = submit(cpus=1)
+    assert schedule(context) == [fits.id]
+    assert world.job(waits.id).why == "needs 1.5 CPUs on one host: h1 has 1 of 4 CPUs free; h2 has 1 of 4 CPUs free"
+    with world.database.write() as session:
+        for attempt in session.exec(select(Attempt)):
+            attempt.finished_at = world.now
+    assert schedule(context) == [waits.id]
+
+
+def test_a_job_with_a_time_limit_goes_ahead_where_it_ends_before_the_others_do(world: World) -> None:
+    def submit(gpus: int, hours: int | None = None) -> Job:
+        limit = {"max_duration": f"{hours}h"} if hours else {}
+        return world.jobs.submit({**COMMAND, **limit, "resources": {"gpus": gpus}}).job
+
+    context = world.controller().context
+    running = [submit(1, hours=3), submit(1, hours=3)]
+    assert schedule(context) == [job.id for job in running]
+    large, long, endless, short = submit(2), submit(1, hours=4), submit(1), submit(1, hours=2)
+    world.now += 60
+    assert schedule(context) == [short.id]
+    for waiting in (long, endless):
+        assert f"h1 is kept for job {large.name}" in (world.job(waiting.id).why or "")
 
 
 def test_jobs_that_need_the_same_are_of_one_kind(world: World) -> None:

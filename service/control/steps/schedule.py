@@ -12,9 +12,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from jobs.launch import container_name, port_map
-from jobs.placement import Demand, Placement, Queue, Waiting, Waits
+from jobs.placement import Demand, Placement, Waits
+from jobs.queue import Queue, Waiting
 from jobs.states import Desired, JobState
-from jobs.units import parse_size
 from service.control.context import Context
 from service.control.steps.wait import admit
 from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
@@ -48,7 +48,7 @@ def schedule(context: Context) -> list[str]:
         line = _heads(session, now)
         if not line:
             return []
-        queue = Queue(capacities(session))
+        queue = Queue(capacities(session), now)
         told = _told(session, now)
     heapq.heapify(line)
     placed: list[str] = []
@@ -59,7 +59,7 @@ def schedule(context: Context) -> list[str]:
         if isinstance(answer, Waits):
             waits[head.demand] = answer.why
             continue
-        if _commit(context, head.job, answer):
+        if _commit(context, head.job, answer, now):
             queue.took(head.job, answer)
             placed.append(head.job.id)
         following = _following(context, head, now)
@@ -91,10 +91,9 @@ def _waiting(now: float) -> tuple[ColumnElement[bool], ...]:
 
 
 def _columns() -> tuple[Any, ...]:
-    resources = _JOB.document["resources"].label("resources")
     return (
-        *(_JOB.id, _JOB.name, _JOB.nodes, _JOB.gpus, _JOB.ports, _JOB.attempts),
-        *(_JOB.demand, _JOB.priority, _JOB.created_at, resources),
+        *(_JOB.id, _JOB.name, _JOB.nodes, _JOB.gpus, _JOB.cpus, _JOB.memory, _JOB.lasts, _JOB.ports),
+        *(_JOB.attempts, _JOB.demand, _JOB.priority, _JOB.created_at),
     )
 
 
@@ -167,33 +166,26 @@ def _seed(row: Any) -> int:
 
 
 def _demand(row: Any) -> Demand:
-    resources = row.resources or {}
-    limits = _limits(resources.get("cpus"), resources.get("memory"))
-    return Demand(row.nodes, row.gpus, tuple(row.ports["fixed"]), row.ports["pool"], *limits)
+    ports = row.ports
+    return Demand(row.nodes, row.gpus, tuple(ports["fixed"]), ports["pool"], row.cpus, row.memory, row.lasts)
 
 
-def _limits(cpus: object, memory: object) -> tuple[float | None, int | None]:
-    return (
-        float(cpus) if isinstance(cpus, int | float) else None,
-        parse_size(memory) if memory is not None else None,
-    )
-
-
-def _commit(context: Context, waiting: Waiting, placement: Placement) -> bool:
+def _commit(context: Context, waiting: Waiting, placement: Placement, now: float) -> bool:
     """Attempt, replicas and leases in one transaction; False when somebody was quicker, here or on a lease."""
     try:
         with context.database.write() as session:
             job = session.get(Job, waiting.id)
             if job is None or job.state != JobState.QUEUED or job.desired != Desired.RUN:
                 return False
-            _place(session, context, job, placement)
+            _place(session, context, job, placement, now)
     except IntegrityError:
         return False
     context.changed(waiting.id)
     return True
 
 
-def _place(session: Session, context: Context, job: Job, placement: Placement) -> None:
+def _place(session: Session, context: Context, job: Job, placement: Placement, now: float) -> None:
+    """`now` is that of the pass: from then on others may count on the end of a job with a `max_duration`."""
     spec = context.spec(job)
     master = session.get(Host, placement.replicas[0].host_id)
     job.attempts += 1
@@ -202,7 +194,7 @@ def _place(session: Session, context: Context, job: Job, placement: Placement) -
         number=job.attempts,
         master_address=master.address if master and spec.host_network else "127.0.0.1",
         master_port=placement.master_port,
-        created_at=context.clock(),
+        created_at=now,
     )
     session.add(attempt)
     session.flush()
@@ -230,6 +222,4 @@ def _place(session: Session, context: Context, job: Job, placement: Placement) -
         names.append(host.name if host else placed.host_id)
     session.flush()
     where = ", ".join(sorted(set(names)))
-    transition(
-        session, job, JobState.PROVISIONING, f"attempt {job.attempts} is being started on {where}", now=context.clock()
-    )
+    transition(session, job, JobState.PROVISIONING, f"attempt {job.attempts} is being started on {where}", now=now)
