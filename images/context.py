@@ -23,6 +23,7 @@ SYSTEM_FILES = (
     "fetch-packages.sh",
     "install-system.sh",
     "navarch-entrypoint",
+    "navarch-supervise",
     "sshd_config",
 )
 TRAINING_FILES = ("install-package.sh", "install-training.sh")
@@ -106,6 +107,6 @@ def _writer(file: IO[bytes]) -> tarfile.TarFile:
 def _entry(name: str, size: int, *, directory: bool = False) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type = tarfile.DIRTYPE if directory else tarfile.REGTYPE
-    info.mode = 0o755 if directory or name.endswith((".sh", "-entrypoint")) else 0o644
+    info.mode = 0o755 if directory or name.endswith((".sh", "-entrypoint", "-supervise")) else 0o644
     info.size = size
     return info

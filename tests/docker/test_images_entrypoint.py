@@ -69,7 +69,8 @@ def test_sigterm_reaches_the_job_and_its_answer_counts(run_container: Run, syste
     container.stop(timeout=20)
     container.reload()
     assert container.attrs["State"]["ExitCode"] == 75
-    assert container.logs().decode().splitlines() == ["ready", "saving"]
+    found = container.logs().decode().splitlines()
+    assert [line for line in found if line != "Terminated"] == ["ready", "saving"]  # bash's word on its `sleep`
 
 
 def test_job_waits_at_the_barrier_with_sshd_up(created: Callable[..., Container], ssh_key: Path) -> None:

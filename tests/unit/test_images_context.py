@@ -39,6 +39,7 @@ def test_the_system_layer_needs_nothing_of_the_training_layer() -> None:
         "install-system.sh",
         "keep.tar",
         "navarch-entrypoint",
+        "navarch-supervise",
         "network",
         "sshd_config",
         "training-wheel",
@@ -66,7 +67,7 @@ def test_the_same_inputs_give_the_same_bytes_and_digest(tmp_path: Path) -> None:
 def test_scripts_can_be_run_whatever_the_modes_on_this_disk() -> None:
     with make_context(CPU, Network(), None, training=True).open_tar() as file, tarfile.open(fileobj=file) as archive:
         modes = {member.name: member.mode for member in archive}
-    assert modes["navarch-entrypoint"] == modes["install-training.sh"] == 0o755
+    assert modes["navarch-entrypoint"] == modes["navarch-supervise"] == modes["install-training.sh"] == 0o755
     assert modes["sshd_config"] == 0o644
 
 
