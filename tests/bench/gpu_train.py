@@ -203,7 +203,9 @@ def self_test() -> list[dict[str, Any]]:
     hidden = torch.randn(4096, 128, device=device, dtype=torch.bfloat16, requires_grad=True)
     weight = (torch.randn(1024, 128, device=device) * 0.1).to(torch.bfloat16).requires_grad_()
     compiled = device == "cuda"
-    loss = chunked_head.cross_entropy_sum(hidden, weight, row.labels.clamp(max=1023), chunk=1024, compiled=compiled)
+    loss = chunked_head.cross_entropy_sum(
+        hidden, chunked_head.Head(weight), row.labels.clamp(max=1023), chunk=1024, compiled=compiled
+    )
     got = torch.autograd.grad(loss, (hidden, weight))
     wide = [x.detach().float().requires_grad_() for x in (hidden, weight)]
     wanted = F.cross_entropy(wide[0] @ wide[1].t(), row.labels.clamp(max=1023), reduction="sum")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tests.training.tiny import packed, tiny_config
-from training.models.attention import PACKED, PACKED_ARCHITECTURES, packed_hidden, supports_packed
+from training.models.attention import PACKED, Varlen, packed_hidden
+from training.models.families import FAMILIES
 from training.models.load import from_config
 
+PACKED_ARCHITECTURES = sorted(name for name, row in FAMILIES.items() if row.packed)
 FALLBACK = ["gemma", "gpt2", "opt", "bloom", "falcon", "gptj"]
 
 
@@ -23,7 +25,7 @@ def alone(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
     return model.base_model(input_ids=torch.tensor([tokens]), use_cache=False)[0][0]
 
 
-@pytest.mark.parametrize("architecture", [*sorted(PACKED_ARCHITECTURES), *FALLBACK])
+@pytest.mark.parametrize("architecture", [*PACKED_ARCHITECTURES, *FALLBACK])
 def test_each_document_of_a_packed_row_equals_the_document_alone(architecture: str) -> None:
     config = tiny_config(architecture)
     torch.manual_seed(0)
@@ -82,6 +84,44 @@ def test_a_sliding_window_is_kept_within_documents() -> None:
         torch.testing.assert_close(hidden[:9], alone(reference, docs[0]), rtol=1e-4, atol=1e-5)
 
 
-def test_soft_capped_attention_is_never_packed() -> None:
-    config = CONFIG_MAPPING["gemma2"]()
-    assert not supports_packed(config)
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+@pytest.mark.parametrize("architecture", ["phi3", "llama"])
+def test_angles_that_depend_on_the_length_do_so_document_by_document(architecture: str, kind: str) -> None:
+    if kind == "longrope":
+        factors = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 4.0, 8.0]}
+        config = tiny_config(
+            architecture, max_position_embeddings=64, original_max_position_embeddings=8,
+            rope_scaling={"rope_type": kind, "factor": 8.0, **factors} if architecture == "llama" else
+            {"type": kind, **factors},
+        )  # fmt: skip
+    elif architecture == "phi3":
+        return  # Phi-3 knows longrope only
+    else:
+        config = tiny_config(architecture, max_position_embeddings=8, rope_scaling={"rope_type": kind, "factor": 4.0})
+    torch.manual_seed(0)
+    model = from_config(config).eval()
+    for docs in (documents(5, (5, 7, 3)), documents(6, (5, 20, 6, 13))):
+        with torch.no_grad():
+            hidden = packed_hidden(model, packed(docs, length=64))
+            start = 0
+            for doc in docs:
+                reference = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+                reference.load_state_dict(model.state_dict())
+                torch.testing.assert_close(
+                    hidden[start : start + len(doc)], alone(reference, doc), rtol=1e-4, atol=1e-5
+                )
+                start += len(doc)
+
+
+def old(q, k, v, a, b, c, d, is_causal=False, scale=None): ...  # type: ignore[no-untyped-def]
+def middle(q, k, v, a, b, c, d, *, scale=None, window_size=(-1, -1)): ...  # type: ignore[no-untyped-def]
+def unscaled(q, k, v, a, b, c, d, is_causal=False): ...  # type: ignore[no-untyped-def]
+def strange(q, k, v, a, b, c, d, *, mask_kind="full"): ...  # type: ignore[no-untyped-def]
+
+
+def test_a_variable_length_kernel_is_only_asked_for_what_its_signature_can_say() -> None:
+    """A window, or another factor on the scores, is never dropped in silence."""
+    assert not Varlen(old).can(4, None, 64) and Varlen(old).can(None, 0.3, 64)
+    assert Varlen(middle).can(4, 0.3, 64)
+    assert not Varlen(unscaled).can(None, 0.3, 64) and Varlen(unscaled).can(None, 64**-0.5, 64)
+    assert not Varlen(strange).can(None, None, 64)

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from training.losses import centering_loss, dpo_loss, log_exp_loss, log_sigmoid_loss
-from training.models.chunked_head import cross_entropy_sum, token_logprobs
+from training.models.chunked_head import Head, cross_entropy_sum, token_logprobs
 
 
 def test_pair_losses_equal_their_formula_and_each_other() -> None:
@@ -64,14 +64,17 @@ def made(tokens: int = 23, width: int = 12, vocabulary: int = 31, bias: bool = F
 @pytest.mark.parametrize("chunk", [1, 7, 23, 100])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("known_targets", [False, True])
-def test_chunked_cross_entropy_equals_pytorch_with_gradients(chunk: int, bias: bool, known_targets: bool) -> None:
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_chunked_cross_entropy_equals_pytorch_with_gradients(
+    chunk: int, bias: bool, known_targets: bool, cap: float | None
+) -> None:
     hidden, weight, offset, labels = made(bias=bias)
     leaves = [leaf for leaf in (hidden, weight, offset) if leaf is not None]
-    loss = cross_entropy_sum(
-        hidden, weight, labels, bias=offset, scale=0.7, chunk=chunk, num_targets=19 if known_targets else None
-    )
+    head = Head(weight, offset, 0.7, cap)
+    loss = cross_entropy_sum(hidden, head, labels, chunk=chunk, num_targets=19 if known_targets else None)
     gradients = torch.autograd.grad(loss * 0.25, leaves)
     logits = 0.7 * (hidden @ weight.t() + (offset if offset is not None else 0))
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
     expected = F.cross_entropy(logits, labels, reduction="sum")
     torch.testing.assert_close(loss, expected)
     for got, wanted in zip(gradients, torch.autograd.grad(expected * 0.25, leaves), strict=True):
@@ -83,7 +86,7 @@ def test_summed_log_probs_have_the_gradient_of_cross_entropy() -> None:
     hidden, weight = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
 
     def loss(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return token_logprobs(h, w, labels, chunk=4)[0].double().sum()
+        return token_logprobs(h, Head(w), labels, chunk=4)[0].double().sum()
 
     got = torch.autograd.grad(loss(hidden, weight), (hidden, weight))
     reference = -F.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
@@ -91,13 +94,16 @@ def test_summed_log_probs_have_the_gradient_of_cross_entropy() -> None:
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_log_probs_and_entropy_equal_pytorch_with_gradients(temperature: float) -> None:
+def test_log_probs_and_entropy_equal_pytorch_with_gradients(temperature: float, cap: float | None) -> None:
     hidden, weight, offset, labels = made(bias=True)
     weights = torch.randn(23, generator=torch.Generator().manual_seed(1))
-    logprobs, entropy = token_logprobs(hidden, weight, labels, bias=offset, temperature=temperature, chunk=6)
+    logprobs, entropy = token_logprobs(hidden, Head(weight, offset, 1.3, cap), labels, temperature=temperature, chunk=6)
     got = torch.autograd.grad((logprobs * weights).sum() + 0.3 * (entropy * weights).sum(), (hidden, weight, offset))
-    full = torch.log_softmax((hidden @ weight.t() + offset) / temperature, -1)
+    logits = 1.3 * (hidden @ weight.t() + offset)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    full = torch.log_softmax(logits / temperature, -1)
     real = labels != -100
     expected = torch.where(real, full.gather(1, labels.clamp(min=0)[:, None])[:, 0], 0.0)
     spread = torch.where(real, -(full.exp() * full).sum(-1), 0.0)
@@ -110,7 +116,7 @@ def test_log_probs_and_entropy_equal_pytorch_with_gradients(temperature: float) 
 
 def test_entropy_of_uniform_logits_is_log_of_the_vocabulary() -> None:
     hidden, weight, _, labels = made()
-    _, entropy = token_logprobs(hidden * 0, weight, labels)
+    _, entropy = token_logprobs(hidden * 0, Head(weight), labels)
     torch.testing.assert_close(entropy[labels != -100], torch.full((19,), math.log(31)))
 
 
@@ -118,5 +124,17 @@ def test_weight_gradients_of_low_precision_are_summed_in_fp32() -> None:
     """Many equal small contributions: summed in bf16 they would stop growing at 256."""
     hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
-    cross_entropy_sum(hidden, weight, torch.zeros(4096, dtype=torch.long), chunk=1).backward()
+    cross_entropy_sum(hidden, Head(weight), torch.zeros(4096, dtype=torch.long), chunk=1).backward()
     assert weight.grad is not None and weight.grad[0].item() == pytest.approx(-2048, rel=0.01)
+
+
+def test_log_probs_in_low_precision_are_those_of_unrounded_logits() -> None:
+    """Large logits rounded to bf16 would be off by 0.1 and more."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(64, 48, generator=generator).bfloat16()
+    weight = (2 * torch.randn(300, 48, generator=generator)).bfloat16()
+    labels = torch.randint(0, 300, (64,), generator=generator)
+    exact = torch.log_softmax(hidden.float() @ weight.float().t(), -1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(token_logprobs(hidden, Head(weight), labels)[0], exact, rtol=1e-5, atol=1e-4)
+    total = cross_entropy_sum(hidden, Head(weight), labels)
+    torch.testing.assert_close(total, -exact.sum(), rtol=1e-5, atol=1e-3)

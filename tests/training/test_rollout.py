@@ -294,5 +294,5 @@ def test_what_cannot_be_generated_is_refused_with_a_sentence() -> None:
         engine.generate([[3]], GenerationConfig(stop=("x",)))
     with pytest.raises(ValueError, match="128 positions"):
         RolloutEngine(model, max_length=129).generate([[3]], GenerationConfig())
-    with pytest.raises(ValueError, match="supports"):
+    with pytest.raises(ValueError, match="generation knows"):
         RolloutEngine(torch.nn.Linear(2, 2)).generate([[3]], GenerationConfig())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ LAG = 2
 class Trainer:
     """Trains one module over a loader's steps.
 
-    per: what the loss is divided by, `targets` or `pairs`, counted over all micro-batches and ranks.
+    per: what the loss is divided by, `targets` or `pairs`, counted over all micro-batches and ranks. check: compares
+    the module with transformers on the first micro-batch, before anything is learned from it (models/agreement.py).
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Trainer:
         forward: Forward = lambda module, batch, _: module(batch),
         per: str = "targets",
         around: Callable[[PackedBatch], AbstractContextManager[None]] | None = None,
+        check: Callable[[PackedBatch], float] | None = None,
         write_weights: Callable[[Path], None] | None = None,
     ) -> None:
         self.run, self.loader, self.forward, self.per = run, loader, forward, per
+        self.check = check
         self.around = around or (lambda batch: nullcontext())
         self.write_weights = write_weights
         self.after_evaluation: Callable[[int, Any, Any], None] = lambda step, trained, telemetry: None
@@ -83,7 +86,11 @@ class Trainer:
             self._evaluate(0)
         self.telemetry.start_clock()
         source = self.loader.steps(self.total - self.step)
+        checked = False
         for batch, cursor in prefetched(source, self.loader.state_dict, pin=self.run.on_gpu):
+            if not checked:
+                self._check(batch)
+                checked = True
             self._train(batch)
             self.step += 1
             saved = False
@@ -102,6 +109,15 @@ class Trainer:
             self.save(self.loader.state_dict())
         self._evaluate(self.step, None)
         return self.last
+
+    def _check(self, step: StepBatch) -> None:
+        """Compare the model with transformers, where the strategy can show whole layers. Every rank must call it."""
+        if self.check is None or not self.strategy.capabilities.rollouts:
+            return
+        with self.strategy.generation(self.trained):
+            error = self.check(step.micro_batches[0].to(self.strategy.device))
+        self.run.note(f"the model computes what it does in transformers (difference {error:.1e})")
+        self.telemetry.start_clock()
 
     def _train(self, step: StepBatch) -> None:
         """One optimizer step over this rank's micro-batches; leaves its figures to be read later."""
@@ -271,9 +287,3 @@ class Trainer:
             self.run.note(
                 f"saved by {state['world_size']} ranks, now {self.strategy.world_size}: batches differ from here"
             )
-
-
-def batches(steps: Iterator[StepBatch]) -> Iterator[PackedBatch]:
-    """All micro-batches of some steps."""
-    for step in steps:
-        yield from step.micro_batches

@@ -2,9 +2,9 @@
 
 On CUDA (bf16, fp16) it is our own kernels (attention_kernels.py) for the head dimensions that they know, and torch's
 variable-length flash attention for others and for windows; elsewhere each document goes through SDPA by itself.
-Architectures of transformers 4.51.3 that route attention through its registry and pass keyword arguments down to it
-(LLaMA, Qwen2, Mistral, …) run packed; the others (BLOOM with its ALiBi, GPT-2, OPT, Falcon, …) get padded rows and
-their own attention, through the same function `packed_hidden`, with the same result.
+Architectures that route attention through transformers' registry and pass keyword arguments down to it (families.py
+says which) run packed; the others (BLOOM with its ALiBi, GPT-2, OPT, …) get padded rows and their own attention,
+through the same function `packed_hidden`, with the same result.
 
 Notation: t tokens of a packed row, n documents, h heads, e head dimension, d hidden size.
 """
@@ -12,6 +12,8 @@ Notation: t tokens of a packed row, n documents, h heads, e head dimension, d hi
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import pairwise
@@ -24,18 +26,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 from training.data.batch import PackedBatch
 from training.models import attention_kernels
+from training.models.blocks import forget, trunk_of
+from training.models.compile import uncompiled
+from training.models.families import family_of, rotary_limit
 
 PACKED = "navarch_packed"
-_PACKED = "cohere glm gpt_neox granite helium llama mistral olmo olmo2 phi phi3 qwen2 qwen3 starcoder2"
-PACKED_ARCHITECTURES = frozenset(_PACKED.split())
-"""model_type of the architectures whose packed forward the tests compare with the unpacked one."""
-
-
-def supports_packed(config: Any) -> bool:
-    """Whether a model with this config takes packed rows (else it gets padded ones)."""
-    if config.model_type not in PACKED_ARCHITECTURES:
-        return False
-    return not getattr(config, "attn_logit_softcapping", None)
 
 
 def packed_hidden(model: PreTrainedModel, batch: PackedBatch, *, pad_id: int = 0) -> Tensor:
@@ -43,9 +38,41 @@ def packed_hidden(model: PreTrainedModel, batch: PackedBatch, *, pad_id: int = 0
 
     `model` is a causal LM or its base model. A token sees its own document up to itself, whatever the architecture.
     """
-    base = model.base_model
+    base = trunk_of(model)
+    limit = rotary_limit(base.config)
+    if limit is not None and max(batch.lengths, default=0) > limit:
+        return _one_by_one(base, batch, pad_id)
+    return _together(base, batch, pad_id, limit)
+
+
+def _one_by_one(base: PreTrainedModel, batch: PackedBatch, pad_id: int) -> Tensor:
+    """Each document in a pass of its own: where its length decides all its angles, no other may be beside it."""
+    pieces = []
+    with uncompiled(base):
+        for tokens, labels in batch.documents():
+            pieces.append(_together(base, lone_document(tokens, labels), pad_id, None))
+    hidden = torch.cat(pieces)
+    return F.pad(hidden, (0, 0, 0, batch.tokens.shape[0] - hidden.shape[0]))
+
+
+def lone_document(tokens: Tensor, labels: Tensor) -> PackedBatch:
+    """A batch of one document, [n] each."""
+    length = tokens.shape[0]
+    return PackedBatch(
+        tokens=tokens, labels=labels, positions=torch.arange(length, device=tokens.device),
+        cu_seqlens=torch.tensor([0, length], dtype=torch.int32, device=tokens.device), max_seqlen=length,
+        num_targets=length, lengths=(length,), rows=("",),
+    )  # fmt: skip
+
+
+def _together(base: Any, batch: PackedBatch, pad_id: int, limit: int | None) -> Tensor:
+    """All documents in one pass; with a `limit`, none of them is longer (and what only fills the row mustn't be)."""
+    if family_of(base.config).keeps_state or rotary_limit(base.config) is not None:
+        forget(base)
     if getattr(base.config, "_attn_implementation", None) == PACKED:
         tokens, positions, bounds = batch.tokens, batch.positions, batch.cu_seqlens
+        if limit is not None:
+            positions = positions.clamp(max=limit - 1)
         if not tokens.is_cuda and batch.num_tokens:  # nothing is compiled for a fixed length there: no pad tail
             tokens, positions = tokens[: batch.num_tokens], positions[: batch.num_tokens]
             bounds = bounds[: batch.num_documents + 1]
@@ -132,39 +159,57 @@ def packed_attention(
         out = attention_kernels.document_attention(
             q.contiguous(), k.contiguous(), v.contiguous(), *document_work, scale
         )[0]
-    elif flash and _varlen is not None:
-        window = (sliding_window - 1, 0) if sliding_window else (-1, 0)
-        out = _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)
+    elif flash and _varlen is not None and _varlen.can(sliding_window, scaling, q.shape[2]):
+        assert max_length_q is not None
+        out = _varlen(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window)
     else:
         out = _each_document(q, k, v, cu_seq_lens_q, dropout, scaling, sliding_window)
     return out[None], None
 
 
-def _choose_varlen() -> Any:
-    """varlen_attn under one signature: torch 2.10 says is_causal, 2.11 window_size, 2.12 and later enable_gqa too."""
+class Varlen:
+    """torch's varlen_attn under one signature: 2.10 says is_causal, 2.11 window_size, 2.12 and later enable_gqa too.
+
+    What an installed signature can't express isn't asked of it: `can` says so, and the caller goes another way.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        known = frozenset(inspect.signature(function).parameters)
+        self.grouped, self.windowed, self.scaled = "enable_gqa" in known, "window_size" in known, "scale" in known
+        self.causal = self.windowed or "is_causal" in known
+
+    def can(self, window: int | None, scale: float | None, size: int) -> bool:
+        """Causal attention with this window, this factor on the scores and this head size."""
+        usual = scale is None or math.isclose(scale, size**-0.5)
+        return self.causal and (self.windowed or not window) and (self.scaled or usual)
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None, window: int | None
+    ) -> Any:
+        options: dict[str, Any] = {}
+        if self.scaled:
+            options["scale"] = scale
+        if self.grouped:
+            options["enable_gqa"] = q.shape[1] != k.shape[1]
+        if self.windowed:
+            options["window_size"] = (window - 1 if window else -1, 0)
+        else:
+            options["is_causal"] = True
+        parts = q.contiguous(), k.contiguous(), v.contiguous()
+        return self.function(*parts, bounds, bounds, longest, longest, **options)
+
+
+def _find_varlen() -> Varlen | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    known = frozenset(inspect.signature(varlen_attn).parameters)
-    grouped, windowed, scaled = "enable_gqa" in known, "window_size" in known, "scale" in known
-
-    def call(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None, window: Any) -> Any:
-        options: dict[str, Any] = {}
-        if scaled:
-            options["scale"] = scale
-        if grouped:
-            options["enable_gqa"] = q.shape[1] != k.shape[1]
-        if windowed:
-            options["window_size"] = window
-        else:
-            options["is_causal"] = True
-        return varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), bounds, bounds, longest, longest, **options)
-
-    return call
+    found = Varlen(varlen_attn)
+    return found if found.causal else None
 
 
-_varlen = _choose_varlen()
+_varlen = _find_varlen()
 HAS_VARLEN = _varlen is not None
 """torch 2.10 and later; without it packed attention loops over documents, which can't be compiled."""
 

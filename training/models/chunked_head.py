@@ -4,14 +4,15 @@ Notation: t tokens, c tokens of a chunk, d hidden size, V vocabulary.
 
 Cross-entropy's gradient is known in the forward pass, so each chunk's logits become gradients in place and nothing is
 computed twice. Log-probs get their upstream gradient only in the backward pass and recompute a chunk's logits there.
-Weight gradients are accumulated over chunks in fp32: sums of bf16-rounded partials would be biased.
+Weight gradients are accumulated over chunks in fp32: sums of bf16-rounded partials would be biased. Logits are fp32
+too, as the products' own sums are: rounding them to bf16 would move each log-prob by 0.02 and more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,19 @@ CPU_CHUNK = 512
 
 
 _MM_WIDENS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
-"""torch.addmm(…, out_dtype=) exists."""
+"""torch.mm(…, out_dtype=) and torch.addmm(…, out_dtype=) exist (on CUDA only)."""
+
+
+class Head(NamedTuple):
+    """A causal LM's output layer: logits = cap·tanh(scale·(hidden·weightᵀ + bias) / cap), without a cap its argument.
+
+    weight [V, d], bias [V] or None; the other two as `families.Logits` has them.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
 
 
 def chunk_size(tokens: Tensor, chunk: int) -> int:
@@ -32,33 +45,32 @@ def chunk_size(tokens: Tensor, chunk: int) -> int:
 
 def cross_entropy_sum(
     hidden: Tensor,
-    weight: Tensor,
+    head: Head,
     labels: Tensor,
     *,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
     chunk: int = 8192,
     num_targets: int | None = None,
     compiled: bool = False,
 ) -> Tensor:
-    """Sum over targets of −log softmax(scale · (hidden·weightᵀ + bias))[label], fp32 scalar.
+    """Sum over targets of −log softmax(logits)[label], fp32 scalar.
 
-    hidden [t, d], weight [V, d], labels [t] with -100 for no target. num_targets, when the host knows it, lets rows
-    without a target be left out of the products. Gradients flow to hidden, weight and bias.
+    hidden [t, d], labels [t] with -100 for no target. num_targets, when the host knows it, lets rows without a target
+    be left out of the products. Gradients flow to hidden, weight and bias.
     """
     size = chunk_size(hidden, chunk)
     hidden, labels = only_targets(hidden, labels, num_targets, size)
-    result: Tensor = _CrossEntropy.apply(hidden, weight, bias, labels, scale, size, torch.is_grad_enabled(), compiled)  # type: ignore[no-untyped-call]
+    weight, bias, *form = head
+    result: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, labels, _Form(*form), size, torch.is_grad_enabled(), compiled
+    )
     return result
 
 
 def token_logprobs(
     hidden: Tensor,
-    weight: Tensor,
+    head: Head,
     labels: Tensor,
     *,
-    bias: Tensor | None = None,
-    scale: float = 1.0,
     temperature: float = 1.0,
     chunk: int = 8192,
     compiled: bool = False,
@@ -67,8 +79,9 @@ def token_logprobs(
 
     Gradients flow from both to hidden, weight and bias.
     """
+    weight, bias, *form = head
     result: tuple[Tensor, Tensor] = _LogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, labels, scale / temperature, chunk_size(hidden, chunk), compiled
+        hidden, weight, bias, labels, _Form(*form, temperature), chunk_size(hidden, chunk), compiled
     )
     return result
 
@@ -85,22 +98,41 @@ def only_targets(hidden: Tensor, labels: Tensor, num_targets: int | None, chunk:
     return hidden.index_select(0, index), labels.index_select(0, index)
 
 
-def _softmax_gradient(logits: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(fp32 loss sum, d loss / d logits in the logits' dtype) for [c, V] unscaled logits."""
-    wide = logits.float() * scale
+class _Form(NamedTuple):
+    """How a product x becomes what the softmax gets: z = cap·tanh(scale·x / cap) / temperature."""
+
+    scale: float
+    cap: float | None
+    temperature: float = 1.0
+
+    def apply(self, product: Tensor) -> Tensor:
+        """[c, V] fp32 z of the products."""
+        if self.cap is None:
+            return product.float() * (self.scale / self.temperature)
+        return torch.tanh(product.float() * (self.scale / self.cap)) * (self.cap / self.temperature)
+
+    def slope(self, z: Tensor) -> Tensor | float:
+        """dz/dx, from z."""
+        flat = self.scale / self.temperature
+        return flat if self.cap is None else flat * (1 - (z * (self.temperature / self.cap)).square())
+
+
+def _softmax_gradient(product: Tensor, labels: Tensor, form: _Form, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(fp32 loss sum, d loss / d product in `dtype`) for [c, V] products of the head."""
+    wide = form.apply(product)
     target = labels != IGNORE
     safe = torch.where(target, labels, 0)
     normaliser = torch.logsumexp(wide, dim=-1)
     loss = torch.where(target, normaliser - wide.gather(1, safe[:, None])[:, 0], 0.0).sum()
     hit = torch.arange(wide.shape[1], device=wide.device)[None, :] == safe[:, None]
     gradient = torch.exp(wide - normaliser[:, None]) - hit.float()
-    gradient = torch.where(target[:, None], gradient * scale, 0.0)
-    return loss, gradient.to(logits.dtype)
+    gradient = torch.where(target[:, None], gradient * form.slope(wide), 0.0)
+    return loss, gradient.to(dtype)
 
 
-def _statistics(logits: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """([c] log-prob of the label, [c] entropy, [c] log-normaliser), fp32, of softmax(scale · logits)."""
-    wide = logits.float() * scale
+def _statistics(product: Tensor, labels: Tensor, form: _Form) -> tuple[Tensor, Tensor, Tensor]:
+    """([c] log-prob of the label, [c] entropy, [c] log-normaliser), fp32."""
+    wide = form.apply(product)
     target = labels != IGNORE
     normaliser = torch.logsumexp(wide, dim=-1)
     picked = wide.gather(1, torch.where(target, labels, 0)[:, None])[:, 0]
@@ -111,21 +143,23 @@ def _statistics(logits: Tensor, labels: Tensor, scale: float) -> tuple[Tensor, T
 
 
 def _statistics_gradient(
-    logits: Tensor,
+    product: Tensor,
     labels: Tensor,
     normaliser: Tensor,
     entropy: Tensor,
     grad_logprob: Tensor,
     grad_entropy: Tensor,
-    scale: float,
+    form: _Form,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """[c, V] gradient of the logits: g_l·(1[label] − p) − g_e·p·(log p + H), times the scale."""
+    """[c, V] gradient of the products: g_l·(1[label] − p) − g_e·p·(log p + H), times dz/dx."""
     target = labels != IGNORE
-    logp = logits.float() * scale - normaliser[:, None]
+    wide = form.apply(product)
+    logp = wide - normaliser[:, None]
     p = torch.exp(logp)
-    hit = (torch.arange(logits.shape[1], device=logits.device)[None, :] == labels[:, None]).float()
+    hit = (torch.arange(product.shape[1], device=product.device)[None, :] == labels[:, None]).float()
     gradient = grad_logprob[:, None] * (hit - p) - grad_entropy[:, None] * p * (logp + entropy[:, None])
-    return torch.where(target[:, None], gradient * scale, 0.0).to(logits.dtype)
+    return torch.where(target[:, None], gradient * form.slope(wide), 0.0).to(dtype)
 
 
 @cache
@@ -147,8 +181,17 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left.float(), right.float())
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
+def head_product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """hidden·weightᵀ + bias [c, V], with the sums of low-precision products kept in fp32 where torch can."""
+    if hidden.dtype not in (torch.bfloat16, torch.float16):
+        return hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
+    if hidden.is_cuda and _MM_WIDENS:
+        product = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    elif hidden.is_cuda:
+        product = hidden @ weight.t()
+    else:
+        product = hidden.float() @ weight.float().t()
+    return product if bias is None else product + bias
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -159,7 +202,7 @@ class _CrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        scale: float,
+        form: _Form,
         chunk: int,
         with_gradient: bool,
         compiled: bool,
@@ -173,7 +216,8 @@ class _CrossEntropy(torch.autograd.Function):
             grad_bias = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device) if need_bias else None
             for start in range(0, hidden.shape[0], chunk):
                 piece = hidden[start : start + chunk]
-                loss, gradient = compute(_logits(piece, weight, bias), labels[start : start + chunk], scale)
+                product = head_product(piece, weight, bias)
+                loss, gradient = compute(product, labels[start : start + chunk], form, hidden.dtype)
                 total += loss
                 if grad_hidden is not None:
                     torch.mm(gradient, weight, out=grad_hidden[start : start + chunk])
@@ -204,19 +248,19 @@ class _LogProbs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        scale: float,
+        form: _Form,
         chunk: int,
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         compute = _maybe(_statistics, compiled)
         with torch.autocast(hidden.device.type, enabled=False):
             pieces = [
-                compute(_logits(hidden[i : i + chunk], weight, bias), labels[i : i + chunk], scale)
+                compute(head_product(hidden[i : i + chunk], weight, bias), labels[i : i + chunk], form)
                 for i in range(0, hidden.shape[0], chunk)
             ]
         logprobs, entropy, normaliser = (torch.cat(column) for column in zip(*pieces, strict=True))
         ctx.save_for_backward(hidden, weight, bias, labels, normaliser, entropy)
-        ctx.scale, ctx.chunk, ctx.compiled = scale, chunk, compiled
+        ctx.form, ctx.chunk, ctx.compiled = form, chunk, compiled
         return logprobs, entropy
 
     @staticmethod
@@ -231,8 +275,8 @@ class _LogProbs(torch.autograd.Function):
             for start in range(0, hidden.shape[0], ctx.chunk):
                 part = slice(start, start + ctx.chunk)
                 gradient = compute(
-                    _logits(hidden[part], weight, bias), labels[part], normaliser[part], entropy[part],
-                    grad_logprobs[part], grad_entropy[part], ctx.scale,
+                    head_product(hidden[part], weight, bias), labels[part], normaliser[part], entropy[part],
+                    grad_logprobs[part], grad_entropy[part], ctx.form, hidden.dtype,
                 )  # fmt: skip
                 if grad_hidden is not None:
                     torch.mm(gradient, weight, out=grad_hidden[part])

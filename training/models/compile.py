@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from training.models.blocks import find_blocks
+from training.models.blocks import find_blocks, trunk_of
 
 
 def use_fast_matmul() -> None:
@@ -29,12 +31,25 @@ def speed_up_blocks(model: nn.Module, *, compiled: bool, checkpointing: str = "o
             recompute_cheap(block, keep_random_state=dropout)
     if compiled:
         torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
-        base = getattr(model, "base_model", model)
+        base = trunk_of(model)
         for name in ("norm", "ln_f", "final_layer_norm"):
             if isinstance(getattr(base, name, None), nn.Module):
                 getattr(base, name).compile(dynamic=False)
         for block in blocks:
             block.compile(dynamic=False, fullgraph=checkpointing != "selective")
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Inside, what `speed_up_blocks` compiled runs plainly: for passes whose shapes won't come again."""
+    compiled = [(part, part._compiled_call_impl) for part in model.modules() if part._compiled_call_impl is not None]
+    for part, _ in compiled:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, call in compiled:
+            part._compiled_call_impl = call
 
 
 _MATMULS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default}
@@ -49,7 +64,7 @@ def _keep(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy
 
 def recompute_all(model: Any, *, keep_random_state: bool) -> None:
     """Keep only each block's input, through transformers' own switch (around the block's call, for sharding)."""
-    base = getattr(model, "base_model", model)
+    base = trunk_of(model)
     function = partial(checkpoint, use_reentrant=False, preserve_rng_state=keep_random_state)
     base._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=function)
 

@@ -23,9 +23,8 @@ import training
 from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput, TrainingError
 from training.loop.checkpoint import atomic_directory
-from training.models.attention import PACKED, supports_packed
 from training.models.heads import RewardModel
-from training.models.load import default_attention, resolve_model
+from training.models.load import attention_for, resolve_model
 
 MANIFEST = "navarch.json"
 
@@ -129,9 +128,8 @@ def load_reward_model(path: str, *, dtype: torch.dtype | str = "auto", pad_id: i
     config = AutoConfig.from_pretrained(source)
     if getattr(config, "num_labels", None) != 1:
         raise MissingInput(f"{path} is no reward model: its config has {config.num_labels} labels, not 1.")
-    attention = PACKED if supports_packed(config) else default_attention(config)
     whole, report = AutoModelForSequenceClassification.from_pretrained(
-        source, config=config, torch_dtype=dtype, attn_implementation=attention, output_loading_info=True
+        source, config=config, torch_dtype=dtype, attn_implementation=attention_for(config), output_loading_info=True
     )
     if any("score" in name for name in report["missing_keys"]):
         raise MissingInput(f"{path} is no reward model: its weights have no score head.")
@@ -142,15 +140,6 @@ def load_reward_model(path: str, *, dtype: torch.dtype | str = "auto", pad_id: i
     return model
 
 
-def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The causal LM's base model, for a reward or value head."""
-    trunk = model.base_model
-    if trunk is model:
-        raise ConfigError(f"{type(model).__name__} has no separate trunk: a reward model can't be made from it.")
-    result: PreTrainedModel = trunk
-    return result
-
-
 __all__ = [
     "check_export",
     "load_reward_model",
@@ -158,5 +147,4 @@ __all__ = [
     "reward_weights",
     "save_model",
     "save_reward_model",
-    "trunk_of",
 ]

@@ -19,7 +19,8 @@ from training.config.stages import DPOLossConfig, RewardLossConfig
 from training.data.batch import IGNORE, PackedBatch
 from training.losses import PAIR_LOSSES, centering_loss, dpo_loss
 from training.models.attention import PACKED, packed_hidden
-from training.models.chunked_head import cross_entropy_sum, only_targets, token_logprobs
+from training.models.chunked_head import Head, cross_entropy_sum, only_targets, token_logprobs
+from training.models.families import logits_of
 from training.models.lora import adapters_off
 
 
@@ -34,16 +35,14 @@ class HeadOptions:
     """Let the model compute its loss by itself on padded rows (tensor parallelism splits its head)."""
 
 
-def head_parts(model: PreTrainedModel) -> tuple[Tensor, Tensor | None, float]:
-    """(weight [V, d], bias, factor on the logits) of a causal LM's output layer."""
-    layer = model.get_output_embeddings()
-    weight, config = layer.weight, model.config
-    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+def head_of(model: PreTrainedModel) -> Head:
+    """The output layer of a causal LM."""
+    layer, form = model.get_output_embeddings(), logits_of(model.config)
+    weight = layer.weight
     if type(weight) is not nn.Parameter:
         # sharded parameters gather their values when an operation reads them
         weight = weight.clone().as_subclass(torch.Tensor)
-    return weight, getattr(layer, "bias", None), scale
+    return Head(weight, getattr(layer, "bias", None), form.scale, form.cap)
 
 
 class LanguageModelLoss(nn.Module):
@@ -62,26 +61,22 @@ class LanguageModelLoss(nn.Module):
             total: Tensor = out.loss.float() * batch.num_targets
             return total
         hidden = packed_hidden(self.model, batch, pad_id=self.options.pad_id)
-        weight, bias, scale = head_parts(self.model)
         return cross_entropy_sum(
-            hidden, weight, batch.labels, bias=bias, scale=scale, chunk=self.options.chunk,
-            num_targets=batch.num_targets, compiled=self.options.compiled,
+            hidden, head_of(self.model), batch.labels, chunk=self.options.chunk, num_targets=batch.num_targets,
+            compiled=self.options.compiled,
         )  # fmt: skip
 
 
 def document_logprobs(model: PreTrainedModel, batch: PackedBatch, options: HeadOptions) -> Tensor:
     """[n] summed log-probs of each document's targets, fp32, with gradients."""
     hidden = packed_hidden(model, batch, pad_id=options.pad_id)
-    weight, bias, scale = head_parts(model)
     segments = batch.cu_seqlens.shape[0] - 1
     spans = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
     owner = torch.repeat_interleave(
         torch.arange(segments, device=spans.device), spans, output_size=batch.labels.shape[0]
     )
     hidden, labels, owner = _targets_with_owner(hidden, batch, owner, options.chunk)
-    logprobs, _ = token_logprobs(
-        hidden, weight, labels, bias=bias, scale=scale, chunk=options.chunk, compiled=options.compiled
-    )
+    logprobs, _ = token_logprobs(hidden, head_of(model), labels, chunk=options.chunk, compiled=options.compiled)
     sums = torch.zeros(segments, dtype=torch.float32, device=logprobs.device).index_add(0, owner, logprobs)
     return sums[: batch.num_documents]
 
@@ -227,5 +222,5 @@ class NoisyEmbedding:
 
 __all__ = [
     "HeadOptions", "LanguageModelLoss", "NoisyEmbedding", "PreferenceLoss", "RewardLoss", "RewardModel",
-    "document_logprobs", "head_parts", "only_targets",
+    "document_logprobs", "head_of", "only_targets",
 ]  # fmt: skip

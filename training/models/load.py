@@ -13,7 +13,8 @@ from transformers.modeling_utils import PreTrainedModel
 
 from training.errors import ConfigError, MissingInput
 from training.hub import hub_refusal, reach_hub
-from training.models.attention import PACKED, supports_packed
+from training.models import attention as _registered  # noqa: F401 - makes "navarch_packed" known to transformers
+from training.models.families import only_eager, takes_packed_rows
 
 HUB_PREFIX = "hf:"
 
@@ -65,7 +66,9 @@ def load_causal_lm(
     """
     source, config = resolve_model(path), load_config(path)
     if attention == "auto":
-        attention = "navarch_packed" if supports_packed(config) else default_attention(config)
+        attention = attention_for(config)
+    elif attention == "sdpa" and only_eager(config):
+        attention = "eager"
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source, config=config, torch_dtype=dtype, attn_implementation=attention, output_loading_info=True
@@ -86,20 +89,25 @@ def load_causal_lm(
 
 def from_config(config: Any, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A randomly initialised model of this config (benchmarks, tests), attention chosen as `load_causal_lm` does."""
-    attention = PACKED if supports_packed(config) else default_attention(config)
+    attention = attention_for(config)
     config = copy.deepcopy(config)  # transformers writes its choice of attention into it
     return ready(AutoModelForCausalLM.from_config(config, torch_dtype=dtype, attn_implementation=attention))
 
 
+def attention_for(config: Any) -> Literal["navarch_packed", "sdpa", "eager"]:
+    """The fastest attention that computes what the architecture means."""
+    return "navarch_packed" if takes_packed_rows(config) else default_attention(config)
+
+
 def default_attention(config: Any) -> Literal["sdpa", "eager"]:
-    """SDPA where transformers 4.51.3 has it for the architecture; BLOOM and some others are eager only."""
+    """SDPA where transformers has it and it computes what the architecture means; else the model's own."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     try:
         found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except KeyError:
         raise ConfigError(f"{config.model_type} is not a causal language model in transformers.") from None
-    return "sdpa" if getattr(found, "_supports_sdpa", False) and config.model_type != "bloom" else "eager"
+    return "sdpa" if getattr(found, "_supports_sdpa", False) and not only_eager(config) else "eager"
 
 
 def ready(model: Any) -> PreTrainedModel:

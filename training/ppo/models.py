@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 from training.data.batch import IGNORE, PackedBatch
 from training.models.attention import packed_hidden
 from training.models.chunked_head import token_logprobs
-from training.models.heads import RewardModel, head_parts
+from training.models.heads import RewardModel, head_of
 from training.ppo import formulas as rl
 from training.ppo.experience import ActionBatch, Completions, evaluate_actions
 
@@ -109,14 +109,12 @@ class Actor(nn.Module):
         return self._head(hidden, batch.actions, self.temperature)
 
     def _head(self, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        weight, bias, scale = head_parts(self.model)
         count = len(tokens)
         if self.compiled_head:  # rows that count for nothing keep the number of different shapes small
             filling = -count % HEAD_ROWS
             hidden, tokens = F.pad(hidden, (0, 0, 0, filling)), F.pad(tokens, (0, filling), value=IGNORE)
         logprobs, entropy = token_logprobs(
-            hidden, weight, tokens, bias=bias, scale=scale, temperature=temperature, chunk=self.chunk,
-            compiled=self.compiled_head,
+            hidden, head_of(self.model), tokens, temperature=temperature, chunk=self.chunk, compiled=self.compiled_head
         )  # fmt: skip
         return logprobs[:count], entropy[:count]
 

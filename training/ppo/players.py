@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,16 @@ from transformers.modeling_utils import PreTrainedModel
 
 from training.config.stages import LoraConfig, PPOConfig
 from training.config.strategies import OptimizerConfig
+from training.data.batch import PromptRow
 from training.data.template import TextCodec
 from training.errors import ConfigError
 from training.loop.run import Run
+from training.models.agreement import DOCUMENTS, check_hidden, check_loss
 from training.models.attention import PACKED
-from training.models.blocks import find_blocks
+from training.models.blocks import find_blocks, trunk_of
 from training.models.compile import speed_up_blocks
-from training.models.export import load_reward_model, trunk_of
+from training.models.export import load_reward_model
+from training.models.families import context_of, engine_context, engine_refusal
 from training.models.heads import RewardModel
 from training.models.load import check_vocabulary, load_causal_lm, load_config
 from training.models.lora import convert_to_lora
@@ -29,8 +32,14 @@ from training.strategies.base import Schedule, Strategy, Trained
 
 
 def check(config: PPOConfig, dp_size: int) -> None:
-    """Refuse batch sizes that can't be shared out over the ranks; ConfigError says which key to change."""
+    """Refuse an actor that can't be generated with, and batch sizes that can't be shared out over the ranks.
+
+    Reads no weights. ConfigError says which key to change.
+    """
     train = config.train
+    refusal = engine_refusal(load_config(config.model))
+    if refusal:
+        raise ConfigError(f"PPO can't roll out {config.model}: {refusal}.")
     for name in ("rollout_batch_size", "minibatch_size"):
         if getattr(train, name) % dp_size:
             raise ConfigError(f"train.{name} is {getattr(train, name)}: it must be a multiple of the {dp_size} ranks.")
@@ -41,15 +50,6 @@ def check(config: PPOConfig, dp_size: int) -> None:
         )
     if config.ptx.coef and config.ptx.batch_size % dp_size:
         raise ConfigError(f"ptx.batch_size is {config.ptx.batch_size}: it must be a multiple of the {dp_size} ranks.")
-
-
-def context_of(model_config: Any) -> int | None:
-    """Tokens that a model can read; None where positions have no limit (ALiBi)."""
-    for name in ("max_position_embeddings", "n_positions", "seq_length"):
-        value = getattr(model_config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
 
 
 def prompt_limit(config: PPOConfig) -> int:
@@ -64,7 +64,8 @@ def prompt_limit(config: PPOConfig) -> int:
         ("reward model", config.reward.model),
         ("critic", config.critic.model),
     ):
-        context = context_of(load_config(path)) if path is not None else None
+        limit_of = engine_context if what == "actor" else context_of
+        context = limit_of(load_config(path)) if path is not None else None
         if context is None:
             continue
         if new >= context:
@@ -165,6 +166,17 @@ def gather(run: Run, codec: TextCodec, schedule: Schedule) -> Players:
     faster(actor.model)
     trained = strategy.prepare(actor, _optimizer(config, config.train.lr), schedule, name="actor")
     return Players(trained, critic, reference, reward)
+
+
+def agree(run: Run, players: Players, prompts: Sequence[PromptRow], pad_id: int) -> None:
+    """Compare what actor and critic compute with transformers, on some prompts. Every rank must call it."""
+    device = run.strategy.device
+    documents = [torch.tensor(row.tokens, device=device) for row in prompts[:DOCUMENTS]]
+    with run.strategy.generation(players.actor) as actor:
+        error = check_loss(actor.model, documents, pad_id=pad_id)
+    with run.strategy.generation(players.critic) as critic:
+        error = max(error, check_hidden(critic.model.trunk, documents, pad_id=pad_id))
+    run.note(f"actor and critic compute what they do in transformers (difference {error:.1e})")
 
 
 def _optimizer(config: PPOConfig, lr: float) -> OptimizerConfig:

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.models.families import engine_context, engine_refusal
 from training.rollout import kernels, one_row
 from training.rollout.linear import Projection, QuantizedLinear, Weight, fuse_linears, product, weight_of
 
+ENDLESS = 1 << 20
+"""The context of models whose positions have no end."""
 State = Any  # what a family passes from block to block
 
 
@@ -155,15 +158,8 @@ class LlamaFamily:
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.vocabulary, self.context = config.vocab_size, config.max_position_embeddings
+        self.vocabulary, self.context = config.vocab_size, engine_context(config) or ENDLESS
         self.dtype = self.trunk.embed_tokens.weight.dtype
-        kind = (getattr(config, "rope_scaling", None) or {}).get("rope_type", "default")
-        if kind in ("dynamic", "longrope"):
-            raise ValueError(
-                f"rope_scaling {kind!r} changes with the length of the text: generation does not support it"
-            )
-        if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-            self.context = min(self.context, config.sliding_window)
         self.blocks: list[Block] = [LlamaBlock(layer, self) for layer in self.trunk.layers]
         self.norm = (self.trunk.norm.weight, float(self.trunk.norm.variance_epsilon))
         self.head_weight = weight_of([self.lm_head])
@@ -217,7 +213,7 @@ class GPT2Family:
         self.trunk, self.lm_head = model.transformer, model.lm_head
         self.heads = self.kv_heads = config.n_head
         self.head_size = config.n_embd // config.n_head
-        self.vocabulary, self.context = config.vocab_size, config.n_positions
+        self.vocabulary, self.context = config.vocab_size, engine_context(config) or ENDLESS
         self.dtype = self.trunk.wte.weight.dtype
         self.blocks: list[Block] = [GPT2Block(layer, self) for layer in self.trunk.h]
         self.head_weight = weight_of([self.lm_head])
@@ -265,7 +261,7 @@ class OPTFamily:
         self.trunk, self.lm_head = model.model.decoder, model.lm_head
         self.heads = self.kv_heads = config.num_attention_heads
         self.head_size = config.hidden_size // config.num_attention_heads
-        self.vocabulary, self.context = config.vocab_size, config.max_position_embeddings
+        self.vocabulary, self.context = config.vocab_size, engine_context(config) or ENDLESS
         self.dtype = self.trunk.embed_tokens.weight.dtype
         self.blocks: list[Block] = [OPTBlock(layer, self) for layer in self.trunk.layers]
         self.head_weight = weight_of([self.lm_head])
@@ -317,7 +313,7 @@ class BloomFamily:
         self.trunk, self.lm_head = model.transformer, model.lm_head
         self.heads = self.kv_heads = config.n_head
         self.head_size = config.hidden_size // config.n_head
-        self.vocabulary, self.context = config.vocab_size, 1 << 20  # ALiBi has no last position
+        self.vocabulary, self.context = config.vocab_size, engine_context(config) or ENDLESS
         self.dtype = self.trunk.word_embeddings.weight.dtype
         self.blocks: list[Block] = [BloomBlock(layer, self) for layer in self.trunk.h]
         self.slopes: Tensor | None = alibi_slopes(self.heads).to(self.trunk.word_embeddings.weight.device)
@@ -341,7 +337,7 @@ def alibi_slopes(heads: int) -> Tensor:
     return torch.tensor(slopes)
 
 
-FAMILIES: dict[str, type] = {
+READERS: dict[str, type] = {
     "llama": LlamaFamily,
     "mistral": LlamaFamily,
     "qwen2": LlamaFamily,
@@ -353,10 +349,10 @@ FAMILIES: dict[str, type] = {
 
 def family_of(model: nn.Module) -> Family:
     """The family that reads this model. Raises ValueError for an architecture that generation doesn't know."""
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in FAMILIES:
-        raise ValueError(f"generation supports {', '.join(sorted(FAMILIES))} models; this one is {kind!r}")
-    return FAMILIES[kind](model)
+    refusal = engine_refusal(model.config)
+    if refusal:
+        raise ValueError(refusal)
+    return READERS[model.config.model_type](model)  # type: ignore[no-any-return, union-attr, index]
 
 
 def fuse_projections(model: nn.Module) -> int:

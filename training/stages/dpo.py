@@ -16,6 +16,7 @@ from training.loop.run import Run, open_run
 from training.loop.samples import Samples
 from training.loop.schedule import total_steps
 from training.loop.trainer import Trainer
+from training.models.agreement import check_loss, documents_of
 from training.models.heads import PreferenceLoss
 from training.stages.language import export, write_checkpoint
 
@@ -38,6 +39,7 @@ def run(config: DPOConfig) -> None:
             reference.precompute(loader)
         trainer = Trainer(
             run, module, loader, per="pairs", forward=reference.forward,
+            check=lambda batch: check_loss(model, documents_of(batch), pad_id=codec.pad_id),
             write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
         )  # fmt: skip
         samples = Samples(run, model, codec, config.samples)
@@ -70,6 +72,9 @@ class Reference:
         cursor = loader.state_dict()
         for step in loader.steps(total_steps(self.run.config.train, loader.steps_per_epoch)):
             for batch in step.micro_batches:
+                if not self.known:  # this may take long: a model that computes something else is refused before it
+                    documents = documents_of(batch.to(strategy.device))
+                    check_loss(self.module.model, documents, pad_id=self.module.options.pad_id)
                 self._score(batch)
         loader.load_state_dict(cursor)
         for batch in loader.evaluation():

@@ -14,6 +14,7 @@ from training.data.template import TextCodec
 from training.loop.run import Run, open_run
 from training.loop.samples import Samples
 from training.loop.trainer import Trainer
+from training.models.agreement import check_loss, documents_of
 from training.models.export import check_export, manifest, save_model, write_weights
 from training.models.heads import LanguageModelLoss, NoisyEmbedding
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
@@ -46,6 +47,7 @@ def run_language_stage(stage: str, config: PTConfig | SFTConfig) -> None:
         trainer = Trainer(
             run, module, loader, per="targets",
             around=noise.noise_for if noise else None,
+            check=lambda batch: check_loss(model, documents_of(batch), pad_id=codec.pad_id),
             write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
         )  # fmt: skip
         samples = Samples(run, model, codec, config.samples)

@@ -11,7 +11,9 @@ from training.data.loader import build_loader
 from training.data.template import TextCodec
 from training.loop.run import Run, open_run
 from training.loop.trainer import Trainer
-from training.models.export import load_reward_model, manifest, reward_weights, save_reward_model, trunk_of
+from training.models.agreement import check_hidden, documents_of
+from training.models.blocks import trunk_of
+from training.models.export import load_reward_model, manifest, reward_weights, save_reward_model
 from training.models.heads import RewardLoss, RewardModel
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
 
@@ -37,6 +39,7 @@ def run(config: RMConfig) -> None:
             run.note(f"the trunk is frozen: {model.score.weight.numel():,} weights of the head are trained")
         trainer = Trainer(
             run, RewardLoss(model, config.reward), loader, per="pairs",
+            check=lambda batch: check_hidden(model.trunk, documents_of(batch), pad_id=codec.pad_id),
             write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
         )  # fmt: skip
         trainer.fit()
