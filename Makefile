@@ -45,7 +45,7 @@ bench: $(VENV)/.dev ## the control plane's figures, printed and appended to .nav
 	$(BIN)/python tests/bench/control_plane.py
 
 clean: down ## also remove the environment and all data under .navarch
-	rm -rf $(VENV) $(STATE)
+	rm -rf $(VENV) $(STATE) data
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Navarch needs Python 3.11 or newer: make PYTHON=python3.11 …")'

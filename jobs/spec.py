@@ -19,6 +19,8 @@ SSH_PORT = 22
 DEFAULT_SERVE_PORT = 8000
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_NOT_OVER = frozenset({"/", "/run", "/run/navarch", "/workspace/run"})
+"""Places in the container that hold what Navarch puts there."""
 
 
 class JobType(StrEnum):
@@ -82,10 +84,16 @@ def _parse_mount(value: object) -> object:
     for side, path in zip(("host", "container"), parts[:2], strict=True):
         if not path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise ValueError(f"has a {side} path that isn't absolute: {path!r}")
-    target = parts[1].rstrip("/") or "/"
-    if target == "/" or target == "/run/navarch" or target.startswith("/run/navarch/"):
+    source, target = _plain_path(parts[0]), _plain_path(parts[1])
+    meant = f"/{target.removeprefix('/var/')}" if target == "/var/run" or target.startswith("/var/run/") else target
+    if meant in _NOT_OVER or meant.startswith("/run/navarch/"):
         raise ValueError(f"can't be mounted over {target} in the container")
-    return Mount(source=parts[0].rstrip("/") or "/", target=target, read_only=parts[2:] == ["ro"])
+    return Mount(source=source, target=target, read_only=parts[2:] == ["ro"])
+
+
+def _plain_path(path: str) -> str:
+    """One spelling of an absolute path: no double slashes, dots or slash at its end."""
+    return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _parse_env(value: object) -> object:

@@ -21,6 +21,8 @@ from training.data.synthetic import synthesize
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = Path(os.environ.get("NAVARCH_STATE", ".navarch")).resolve()
+DATA = ROOT / "data"
+"""What jobs may read: never the data folder, which holds keys and tokens."""
 NAVARCH = str(Path(sys.executable).parent / "navarch")
 PORT = int(os.environ.get("NAVARCH_PORT", "8470"))
 URL = f"http://127.0.0.1:{PORT}"
@@ -92,12 +94,13 @@ def _short(path: str) -> str:
 def main() -> None:
     started = time.monotonic()
     os.chdir(ROOT)
-    navarch("up", "--detach", "--data-dir", str(STATE), "--port", str(PORT))
+    DATA.mkdir(exist_ok=True)
+    navarch("up", "--detach", "--data-dir", str(STATE), "--mount-root", str(DATA), "--port", str(PORT))
     navarch("image", "build", "cpu", "--wheelhouse", str(STATE / "wheelhouse"))
     client = Client(URL)
     if MODEL not in {artifact.name for artifact in client.artifacts()}:
         navarch("artifact", "import", str(fetch_model()), "--name", MODEL)
-    synthesize(STATE / "demo" / "train.jsonl", rows=640)
+    synthesize(DATA / "demo" / "train.jsonl", rows=640)
     name = f"demo-sft-{time.strftime('%H%M%S')}"
     setup = time.monotonic() - started
     code = navarch("submit", str(EXAMPLE), f"name={name}", "--follow", check=False)

@@ -11,6 +11,7 @@ from typing import TextIO
 from sqlalchemy import text, update
 from sqlmodel import Session
 
+from service.access.mounts import MountRules
 from service.access.secrets import SecretBox
 from service.artifacts.digests import Digests
 from service.artifacts.registry import Artifacts
@@ -49,7 +50,7 @@ class Runtime:
         self.jobs = Jobs(self.database, settings, self._submitted, self._stopping, _REMOVAL_PATIENCE_S)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
         self.artifacts = Artifacts(self.database, settings)
-        self.digests = Digests(self.database)
+        self.digests = Digests(self.database, MountRules.of(settings))
         self.engines = DockerHosts(self.database, settings)
         self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub, self._owner)

@@ -4,13 +4,14 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import structlog
 from sqlalchemy import update
 from sqlmodel import col, or_, select
 
+from service.access.mounts import Checked, MountRules
+from service.access.paths import Opened, files_below
+from service.contract.errors import Problem
 from service.store.database import Database
 from service.store.tables import Artifact, Job, JobInput
 
@@ -23,42 +24,30 @@ class Interrupted(Exception):
     """The control plane ends; the next start begins anew with this artifact."""
 
 
-def digest_of(path: Path, stopping: threading.Event | None = None) -> tuple[str, int]:
+def digest_of(found: Checked, stopping: threading.Event | None = None) -> tuple[str, int]:
     """`sha256:…` of a file or folder, and its bytes.
 
     A file's is its SHA-256. A folder's is the SHA-256 of what `sha256sum` prints of its files in the order of their
     paths, so anybody can check it:
     `find . -xtype f -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum`.
-    Raises OSError when something can't be read.
+    Files behind links count, folders behind links don't. Raises OSError when something can't be read, or lies outside
+    of the folder in which the artifact was allowed.
     """
     stopping = stopping or threading.Event()
-    if not path.is_dir():
-        hexadecimal, size = _file(path, stopping)
+    if not found.opened.is_dir:
+        hexadecimal, size = _file(found.opened, stopping)
         return f"sha256:{hexadecimal}", size
     whole, total = hashlib.sha256(), 0
-    for name in sorted(_files(path)):
-        hexadecimal, size = _file(path / os.fsdecode(name), stopping)
+    for name, opened in files_below(found.opened, found.anchor):
+        hexadecimal, size = _file(opened, stopping)
         whole.update(hexadecimal.encode() + b"  " + name + b"\n")
         total += size
     return f"sha256:{whole.hexdigest()}", total
 
 
-def _files(folder: Path) -> Iterator[bytes]:
-    """Relative paths of the files in a folder, as bytes; files behind links count, folders behind links don't."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, _, names in os.walk(folder, onerror=fail):
-        for name in names:
-            file = Path(parent, name)
-            if file.is_file():
-                yield os.fsencode(file.relative_to(folder))
-
-
-def _file(path: Path, stopping: threading.Event) -> tuple[str, int]:
+def _file(opened: Opened, stopping: threading.Event) -> tuple[str, int]:
     found, size = hashlib.sha256(), 0
-    with path.open("rb", buffering=0) as file:
+    with os.fdopen(opened.readable(), "rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
             if stopping.is_set():
                 raise Interrupted
@@ -70,8 +59,8 @@ def _file(path: Path, stopping: threading.Event) -> tuple[str, int]:
 class Digests:
     """One thread that reads one artifact after the other, without holding a transaction meanwhile."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, rules: MountRules) -> None:
+        self._database, self._rules = database, rules
         self._stopping = threading.Event()
         self._unreadable: set[tuple[str, float]] = set()
         """Artifacts not tried again before the next start: (id, when it was made)."""
@@ -115,10 +104,12 @@ class Digests:
         found: tuple[str, int] | None = None
         message = None
         try:
-            found = digest_of(Path(row.path), self._stopping)
-        except OSError as error:
+            with (checked := self._rules.open_any(row.path, "Its path")).opened:
+                found = digest_of(checked, self._stopping)
+        except (Problem, OSError) as error:
             self._unreadable.add((row.id, row.created_at))
-            message = f"It has no digest: {error.strerror or error}: {error.filename or row.path}"
+            said = f"{error.strerror or error}: {error.filename or row.path}" if isinstance(error, OSError) else error
+            message = f"It has no digest: {said}"
         with self._database.write() as session:
             now = session.get(Artifact, row.id)
             if now is None or (now.path, now.created_at, now.attempt) != (row.path, row.created_at, row.attempt):

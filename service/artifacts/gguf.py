@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from service.access.paths import Opened
 from service.contract.errors import Problem
 from service.settings import Settings
 
 TIMEOUT_S = 3600
+_CHUNK = 1 << 22
 IMAGE = "cpu"
 _TRAIN = "/opt/navarch/bin/navarch-train"
 
 
-def convert_gguf(source: Path, target: Path, settings: Settings) -> None:
-    """Write the model in `source` to the new folder `target`. Raises Problem `import_failed`."""
-    local = local_command()
-    if local is not None:
-        code, said = _run_here([*local, str(source), str(target)])
-    else:
-        code, said = _run_in_container(source, target, settings)
+def convert_gguf(source: Opened, target: Path, settings: Settings) -> None:
+    """Write the model in `source` to the new folder `target`. Raises Problem `import_failed`.
+
+    The converter gets the open file under a name of ours in a folder beside `target`, whatever happens to its own.
+    """
+    name = source.path.name
+    with TemporaryDirectory(prefix=".import-", dir=target.parent) as folder:
+        given = Path(folder, name)
+        local = local_command()
+        if local is not None and hasattr(os, "O_PATH"):
+            given.symlink_to(f"/proc/{os.getpid()}/fd/{source.fd}")
+        else:
+            with os.fdopen(source.readable(), "rb") as file, given.open("wb") as copy:
+                shutil.copyfileobj(file, copy, _CHUNK)
+        if local is not None:
+            code, said = _run_here([*local, str(given), str(target)])
+        else:
+            code, said = _run_in_container(given, target, settings)
     if code != 0:
-        raise Problem("import_failed", f"{source.name} could not be converted: {_reason(said)}", _hint(code))
+        raise Problem("import_failed", f"{name} could not be converted: {_reason(said)}", _hint(code))
     if not (target / "config.json").is_file():
-        raise Problem("import_failed", f"The conversion of {source.name} left no model in {target}.", _hint(code))
+        raise Problem("import_failed", f"The conversion of {name} left no model in {target}.", _hint(code))
 
 
 def local_command() -> list[str] | None:

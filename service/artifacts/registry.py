@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from service.access.mounts import check_mount
+from service.access.mounts import Checked, MountRules
+from service.access.paths import Opened, files_below, open_below
 from service.artifacts.versions import find_artifact, newest, next_version, versions_of
 from service.contract.errors import Problem
 from service.intake.commands import awaited_by
@@ -24,6 +25,7 @@ class Artifacts:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
+        self._rules = MountRules.of(settings)
 
     def add(
         self,
@@ -39,37 +41,48 @@ class Artifacts:
         Under a name that exists only with `new_version`. Raises Problem `path_missing`, `mount_not_allowed`,
         `artifact_exists`, `invalid_request`, `import_failed`.
         """
-        source = Path(path)
-        is_gguf = source.suffix == ".gguf"
-        if not source.is_absolute():
+        if not Path(path).is_absolute():
             raise Problem("invalid_request", f"{path!r} is not an absolute path.", "Give the whole path.")
-        if is_gguf and not source.is_file():
-            raise Problem("path_missing", f"{source} does not exist.", "Check the path.", path=path)
-        if not is_gguf:
-            roots = [self._settings.data_dir, *self._settings.mount_roots]
-            source = check_mount(source, roots, "The artifact")
-        name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem if is_gguf else source.name).strip("-.")
-        if not _NAME.match(name):
-            raise Problem(
-                "invalid_request", f"{name!r} can't be an artifact's name.", "Use letters, digits, dot, _ and -."
-            )
-        with self._database.read() as session:
-            _check_free(session, name, new_version)
-        row = Artifact(id=new_id(), name=name, kind="", path="", source=str(source))
-        converted = self._convert(source, name, row.id) if is_gguf else None
-        files = converted or source
-        row.kind, row.size, row.created_at = kind or _kind(files), _size(files), time.time()
-        try:
-            with self._database.write() as session:
+        is_gguf = Path(path).suffix == ".gguf"
+        found = self._rules.open_anywhere(path, "The file") if is_gguf else self._rules.open(path, "The artifact")
+        with found.opened:
+            source = found.opened.path
+            name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem if is_gguf else source.name).strip("-.")
+            if not _NAME.match(name):
+                raise Problem(
+                    "invalid_request", f"{name!r} can't be an artifact's name.", "Use letters, digits, dot, _ and -."
+                )
+            with self._database.read() as session:
                 _check_free(session, name, new_version)
-                row.version = next_version(session, name)
-                row.path = str(self._settle(converted, row) if converted else source)
-                session.add(row)
-                said = f"{row.kind} {name}@{row.version} is {row.path}"
-                record(session, "artifact.registered", f"artifact/{name}", said, actor=actor)
+            row = Artifact(id=new_id(), name=name, kind="", path=str(source), source=str(source))
+            if not is_gguf:
+                return self._register(row, found, kind, new_version, actor)
+            converted = self._convert(found.opened, name, row.id)
+        row.path = str(converted)
+        try:
+            with (made := self._rules.open_any(converted, "The model")).opened:
+                return self._register(row, made, kind, new_version, actor, converted)
         finally:
-            if converted:
-                shutil.rmtree(converted, ignore_errors=True)
+            shutil.rmtree(converted, ignore_errors=True)  # it has another name when all went well
+
+    def _register(
+        self,
+        row: Artifact,
+        files: Checked,
+        kind: str | None,
+        new_version: bool,
+        actor: str,
+        converted: Path | None = None,
+    ) -> Artifact:
+        row.kind, row.size, row.created_at = kind or _kind(files), _size(files), time.time()
+        with self._database.write() as session:
+            _check_free(session, row.name, new_version)
+            row.version = next_version(session, row.name)
+            if converted is not None:
+                row.path = str(self._settle(converted, row))
+            session.add(row)
+            said = f"{row.kind} {row.name}@{row.version} is {row.path}"
+            record(session, "artifact.registered", f"artifact/{row.name}", said, actor=actor)
         return row
 
     def delete(self, ref: str, *, actor: str = "") -> None:
@@ -99,7 +112,7 @@ class Artifacts:
         if own in Path(row.path).parents:
             shutil.rmtree(row.path, ignore_errors=True)
 
-    def _convert(self, source: Path, name: str, row_id: str) -> Path:
+    def _convert(self, source: Opened, name: str, row_id: str) -> Path:
         """The converted model in a hidden folder, which gets its name when its version has a number."""
         from service.artifacts.gguf import convert_gguf
 
@@ -132,19 +145,20 @@ def _check_free(session: Session, name: str, new_version: bool) -> None:
     )
 
 
-def _kind(path: Path) -> str:
+def _kind(files: Checked) -> str:
     """model, adapter, checkpoint or dataset, by what is in it."""
-    if path.is_dir():
-        if (path / "adapter_config.json").exists():
-            return "adapter"
-        if (path / "trainer").is_dir():
-            return "checkpoint"
-        if (path / "config.json").exists():
-            return "model"
+    if files.opened.is_dir:
+        for marker, kind in (("adapter_config.json", "adapter"), ("trainer", "checkpoint"), ("config.json", "model")):
+            try:
+                open_below(files.anchor, str(files.opened.path.relative_to(files.anchor) / marker)).close()
+            except OSError:
+                continue
+            return kind
     return "dataset"
 
 
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+def _size(files: Checked) -> int:
+    """Bytes of the files; what is behind links is counted where it lies."""
+    if files.opened.is_file:
+        return files.opened.size
+    return sum(opened.size for _, opened in files_below(files.opened, files.anchor, links=False))

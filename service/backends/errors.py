@@ -41,6 +41,14 @@ class BadContainer(EngineError):
     """The engine refuses the container itself: a mount, a limit, a command that isn't there."""
 
 
+class MountRefused(EngineError):
+    """What a mount names may not be mounted now, or is not there (`missing`)."""
+
+    def __init__(self, message: str, hint: str | None, *, missing: bool) -> None:
+        super().__init__(f"{message} {hint or ''}".strip())
+        self.missing = missing
+
+
 class NameTaken(EngineError):
     """A container of this name exists and is another one's."""
 

@@ -10,9 +10,10 @@ from jobs.placement import NEVER, Demand, HostCapacity
 from jobs.possible import impossible
 from jobs.problems import SpecError
 from jobs.spec import JobSpec, JobType, parse_spec
-from service.access.mounts import Resolved, resolve_paths
+from service.access.mounts import MountRules
 from service.contract.errors import Problem
 from service.intake.inputs import find_inputs, find_predecessors
+from service.intake.spec_paths import Resolved, resolve_paths
 from service.settings import Settings
 
 
@@ -43,7 +44,7 @@ def demand_of(spec: JobSpec) -> Demand:
 
 def resolve(session: Session, spec: JobSpec, settings: Settings) -> Resolved:
     """The mounts and training sections that the spec's paths come to, and what it waits for. Raises Problem."""
-    resolved = resolve_paths(spec, [settings.data_dir, *settings.mount_roots], find_inputs(session))
+    resolved = resolve_paths(spec, MountRules.of(settings), find_inputs(session))
     resolved.inputs.update({wait.key: (wait, "") for wait in find_predecessors(session, spec.after)})
     return resolved
 

@@ -1,8 +1,8 @@
 """What a job may start from: artifacts that are there, and those that a job in the queue or under way will leave."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -129,7 +129,7 @@ def _ready(session: Session, reference: str) -> Artifact:
     artifact = find_artifact(session, reference)
     if artifact.state != "ready":
         raise Problem("artifact_not_found", f"Artifact {reference!r} is {artifact.state}, not ready.")
-    if not Path(artifact.path).exists():
+    if not os.path.lexists(artifact.path):
         exact = f"{artifact.name}@{artifact.version}"
         raise Problem(
             "path_missing",

@@ -8,12 +8,12 @@ from sqlmodel import Session, col, select
 from jobs.launch import Address, ContainerPlan, Launch, plan_containers
 from jobs.placement import HostCapacity, Placement, Waits, place
 from jobs.spec import JobSpec, redacted
-from service.access.mounts import Resolved
 from service.backends.base import Engines, ImageFacts
 from service.backends.errors import EngineError, ImageMissing
 from service.builds.references import SYSTEM_LABEL, find_image, how_to_get, lacks_layer, same_image
 from service.contract import schemas
 from service.intake.admission import check_possible, demand_of, parse, resolve
+from service.intake.spec_paths import Resolved
 from service.settings import Settings
 from service.store.capacity import capacities
 from service.store.database import Database

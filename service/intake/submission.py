@@ -12,11 +12,11 @@ from sqlmodel import Session, col, select
 from jobs.placement import HostCapacity
 from jobs.spec import JobSpec, redacted
 from jobs.states import JobState
-from service.access.mounts import Resolved
 from service.access.secrets import SecretBox
 from service.contract.errors import Problem
 from service.intake.admission import check_possible, demand_of, parse, resolve
 from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
+from service.intake.spec_paths import Resolved
 from service.settings import Settings
 from service.store.capacity import capacities
 from service.store.database import Database

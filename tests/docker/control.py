@@ -128,7 +128,7 @@ class Plane(Store):
             self.runtime.jobs.stop(job_id)
         self.runtime.stop()
         for container in self.containers():
-            container.remove(force=True)
+            container.remove(force=True, v=True)
         self.client.close()
 
 

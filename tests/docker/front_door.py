@@ -27,6 +27,8 @@ class FrontDoor:
     url: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    prefix: tuple[str, ...] = ()
+    """What `navarch up` is started by, such as unshare."""
 
     @property
     def data_dir(self) -> Path:
@@ -43,6 +45,7 @@ class FrontDoor:
             "NAVARCH_CONFIG_DIR": str(self.folder / "config"),
             "NAVARCH_PORT_RANGE": "[24000, 25999]",
             "COLUMNS": "200",
+            "PYTHONPATH": str(REPOSITORY),  # the code that is tested, whatever is installed
         }
         return {**kept, **own, **self.environment}
 
@@ -53,7 +56,7 @@ class FrontDoor:
         """`navarch up` in the foreground of a process of its own; returns when it answers."""
         with (self.folder / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command("up", "--port", str(self.port), *options),
+                [*self.prefix, *self.command("up", "--port", str(self.port), *options)],
                 env=self.environ(),
                 cwd=self.folder,
                 stdout=log,

@@ -120,9 +120,17 @@ class World:
     jobs: Jobs = field(init=False)
     plans: Plans = field(init=False)
 
+    @property
+    def shared(self) -> Path:
+        """The folder that jobs may mount."""
+        return self.folder / "shared"
+
     def __post_init__(self) -> None:
-        self.settings = Settings(data_dir=self.folder, lease_s=30, unreachable_grace_s=600)
-        shutil.copy(_empty_database(), self.folder / "navarch.db")
+        data_dir = self.folder / "data"
+        for folder in (data_dir, self.shared):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.settings = Settings(data_dir=data_dir, mount_roots=[self.shared], lease_s=30, unreachable_grace_s=600)
+        shutil.copy(_empty_database(), data_dir / "navarch.db")
         self.database = Database(self.settings.url)
         self.jobs = Jobs(self.database, self.settings)
         self.plans = Plans(self.database, self.settings, self)

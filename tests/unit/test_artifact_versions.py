@@ -7,6 +7,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
+from service.access.mounts import MountRules
 from service.artifacts.digests import Digests
 from service.artifacts.registry import Artifacts
 from service.artifacts.versions import find_artifact
@@ -95,7 +96,7 @@ def test_every_attempt_of_a_job_uses_the_version_that_the_first_one_did(world: W
 
 def test_two_versions_in_one_job_are_two_folders(world: World) -> None:
     run(world, "sft"), run(world, "sft")
-    data = world.settings.data_dir / "d.jsonl"
+    data = world.shared / "d.jsonl"
     data.write_text("")
     spec = {"type": "ppo", "image": "cpu", "model": "artifact:sft-model", "data": [{"path": str(data)}]}
     job = world.jobs.submit({**spec, "reward": {"model": "artifact:sft-model@1"}}).job
@@ -107,7 +108,7 @@ def test_two_versions_in_one_job_are_two_folders(world: World) -> None:
 def test_a_job_tells_the_digest_of_what_it_used_even_when_that_is_gone(world: World) -> None:
     run(world, "sft")
     job = serve(world, "sft-model")
-    digests = Digests(world.database)
+    digests = Digests(world.database, MountRules.of(world.settings))
     row = digests._next()
     assert row is not None
     digests._fill(row)
@@ -119,7 +120,7 @@ def test_a_job_tells_the_digest_of_what_it_used_even_when_that_is_gone(world: Wo
 
 def test_a_number_is_never_given_twice(world: World) -> None:
     artifacts = Artifacts(world.database, world.settings)
-    folder = world.settings.data_dir / "data"
+    folder = world.shared / "data"
     folder.mkdir()
     assert artifacts.add(str(folder), name="d").version == 1
     with pytest.raises(Problem) as exists:

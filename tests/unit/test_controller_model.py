@@ -92,7 +92,7 @@ class Life(RuleBasedStateMachine):
         """A training that starts from the hub, or from what another one leaves or will leave."""
         makers = [job.name for job in self.world.rows(Job) if job.type == "sft"]
         model = f"artifact:{makers[pick % len(makers)]}-model" if makers and not first else "hf:org/base"
-        rows = self.folder / "rows.jsonl"
+        rows = self.world.shared / "rows.jsonl"
         rows.touch()
         document = {"type": "sft", "image": "cpu", "model": model, "data": [{"path": str(rows)}], "grace": 5}
         try:

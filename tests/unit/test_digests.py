@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts.digests import Digests, Interrupted, digest_of
+from service.access.mounts import MountRules
+from service.artifacts import digests as reading
+from service.artifacts.digests import Digests, Interrupted
 from service.store.database import Database
 from service.store.tables import Artifact, Job
 
@@ -35,6 +37,11 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.migrate()
     yield database
     database.close()
+
+
+def digest_of(path: Path, stopping: threading.Event | None = None) -> tuple[str, int]:
+    with (checked := MountRules(path / "nowhere", [path.parent]).open(path, "It")).opened:
+        return reading.digest_of(checked, stopping)
 
 
 def test_digest_is_what_sha256sum_says(folder: Path) -> None:
@@ -69,12 +76,12 @@ def test_filled_in_once_the_job_has_ended(database: Database, folder: Path, tmp_
         session.add(Artifact(id="a", name="a", kind="model", path=str(folder), job_id="j"))
         session.add(Artifact(id="b", name="b", kind="model", path=str(folder)))
         session.add(Artifact(id="c", name="c", kind="dataset", path=str(tmp_path / "gone")))
-    digests = Digests(database)
+    digests = Digests(database, MountRules(tmp_path / "data", [tmp_path]))
     digests.start()
     try:
         assert wait(database, "b").digest == digest_of(folder)[0]
         gone = wait(database, "c")
-        assert gone.digest is None and "No such file" in (gone.message or "")
+        assert gone.digest is None and "does not exist" in (gone.message or "")
         with database.write() as session:
             row, job = session.get(Artifact, "a"), session.get(Job, "j")
             assert row is not None and job is not None and row.digest is None
@@ -82,6 +89,25 @@ def test_filled_in_once_the_job_has_ended(database: Database, folder: Path, tmp_
             job.state, job.finished_at = "succeeded", time.time()
         done = wait(database, "a")
         assert (done.digest, done.size) == digest_of(folder)
+    finally:
+        digests.stop()
+
+
+def test_nothing_outside_of_the_root_is_read(database: Database, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "model").mkdir()
+    (root / "model" / "shadow").symlink_to("/etc/passwd")
+    (root / "swapped").symlink_to("/etc")
+    with database.write() as session:
+        session.add(Artifact(id="a", name="a", kind="model", path=str(root / "model")))
+        session.add(Artifact(id="b", name="b", kind="model", path=str(root / "swapped")))
+    digests = Digests(database, MountRules(tmp_path / "data", [root]))
+    digests.start()
+    try:
+        assert "model/shadow" in (wait(database, "a").message or "")
+        assert "leads to /etc" in (wait(database, "b").message or "")
+        assert wait(database, "a").digest is wait(database, "b").digest is None
     finally:
         digests.stop()
 

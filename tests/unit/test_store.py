@@ -76,7 +76,7 @@ def test_a_refused_submission_leaves_its_neighbours_alone(world: World) -> None:
 
 
 def test_paths_are_checked_at_submit(world: World, tmp_path: Path) -> None:
-    data = world.settings.data_dir / "d.json"
+    data = world.shared / "d.json"
     data.write_text("[]")
     sft = {"type": "sft", "image": "cpu", "model": "hf:org/m", "data": [{"path": str(data)}]}
     job = world.jobs.submit(sft).job
@@ -84,7 +84,7 @@ def test_paths_are_checked_at_submit(world: World, tmp_path: Path) -> None:
     assert code(world, {**sft, "data": [{"path": f"{data}.not"}]}) == "path_missing"
     assert code(world, {**sft, "data": [{"path": "/etc/passwd"}]}) == "mount_not_allowed"
     assert code(world, {**COMMAND, "mounts": ["/etc:/x"]}) == "mount_not_allowed"
-    link = world.settings.data_dir / "link"
+    link = world.shared / "link"
     link.symlink_to("/etc")
     assert code(world, {**COMMAND, "mounts": [f"{link}:/x"]}) == "mount_not_allowed"
     assert code(world, {**sft, "model": "artifact:m"}) == "artifact_not_found"
@@ -93,7 +93,7 @@ def test_paths_are_checked_at_submit(world: World, tmp_path: Path) -> None:
     training = world.jobs.submit({**sft, "model": "artifact:m"}).job.resolved
     assert training["training"]["model"] == "/workspace/artifacts/m"
     assert training["mounts"][0]["target"] == "/workspace/artifacts/m"
-    inside = {**sft, "model": "/models/x", "mounts": [f"{world.settings.data_dir}:/models"]}
+    inside = {**sft, "model": "/models/x", "mounts": [f"{world.shared}:/models"]}
     assert world.jobs.submit(inside).job.resolved["training"]["model"] == "/models/x"
 
 

@@ -14,8 +14,9 @@ from tests.unit.simulation import SimulatedController, World
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    (tmp_path / "rows.jsonl").write_text("")
-    return World(tmp_path)
+    world = World(tmp_path)
+    (world.shared / "rows.jsonl").write_text("")
+    return world
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def controller(world: World) -> SimulatedController:
 def submit(world: World, stage: str, model: str, **more: Any) -> Job:
     spec = {"type": stage, "name": stage, "image": "cpu", "model": model, **more}
     if stage != "serve":
-        spec["data"] = [{"path": str(world.folder / "rows.jsonl")}]
+        spec["data"] = [{"path": str(world.shared / "rows.jsonl")}]
     return world.jobs.submit(spec).job
 
 

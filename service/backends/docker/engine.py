@@ -4,22 +4,23 @@ import io
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import docker
 import docker.errors
 from docker.types import DeviceRequest, Ulimit
-from docker.types import Mount as DockerMount
 from docker.utils import parse_repository_tag
 
 from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, LABEL_JOB, ContainerPlan
+from service.access.mounts import MountRules
 from service.backends.base import ContainerFacts, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
 from service.backends.docker import local_machine
 from service.backends.docker.gpus import probe
 from service.backends.docker.log_frames import records
-from service.backends.errors import BadContainer, EngineError, ImageMissing, NameTaken, Unreachable, engine_errors
+from service.backends.docker.mounting import Mounting, Prepared, put_links
+from service.backends.errors import EngineError, ImageMissing, NameTaken, Unreachable, engine_errors
 
 CALL_TIMEOUT_S = 60
 _PROBE_PATIENCE_S = 10
@@ -29,9 +30,12 @@ _REGISTRY_PATIENCE_S = 10
 class DockerHost:
     """Calls of one Docker Engine; any thread may use it. Connects at the first call."""
 
-    def __init__(self, url: str, bind_address: str = "0.0.0.0") -> None:
+    def __init__(self, url: str, rules: MountRules, bind_address: str = "0.0.0.0") -> None:
         self._url = url
         self._bind_address = bind_address
+        self._mounting = Mounting(rules)
+        self._prepared: dict[str, Prepared] = {}
+        """By container: what its mounts name, held open until it runs."""
         self._client: docker.APIClient | None = None
         self._lock = threading.Lock()
         self._probing = threading.Lock()
@@ -111,29 +115,51 @@ class DockerHost:
         return found
 
     def create(self, plan: ContainerPlan) -> str:
-        arguments = create_arguments(self.api, plan, self._bind_address)
         with engine_errors(f"Container {plan.name} could not be created"):
+            prepared = self._mounting.prepare(self.api, plan.image, plan.mounts)
             try:
-                container_id = str(self.api.create_container(**arguments)["Id"])
-            except docker.errors.APIError as error:
-                if error.status_code != 409:
-                    raise
-                container_id = self._adopt(plan)
+                container_id = self._create(plan, prepared)
+            except BaseException:
+                prepared.close()
+                raise
+        self._let_go(container_id)
+        self._prepared[container_id] = prepared
+        return container_id
+
+    def _create(self, plan: ContainerPlan, prepared: Prepared) -> str:
+        arguments = create_arguments(self.api, plan, prepared.mounts, self._bind_address)
+        try:
+            container_id = str(self.api.create_container(**arguments)["Id"])
+        except docker.errors.APIError as error:
+            if error.status_code != 409:
+                raise
+            found = self._namesake(plan)
+            if found.started:
+                return found.id
+            self.remove(found.id)  # its mounts may name a process that isn't there any more
+            container_id = str(self.api.create_container(**arguments)["Id"])
+        put_links(self.api, container_id, prepared)
         self.put(container_id, plan.files)
         return container_id
 
-    def _adopt(self, plan: ContainerPlan) -> str:
-        """The id of the container that has the name, when it is the very one that was asked for."""
+    def _namesake(self, plan: ContainerPlan) -> ContainerFacts:
+        """The container that has the name, when it is the very one that was asked for."""
         found = self.inspect(plan.name)
         if found is None:
             raise EngineError(f"The name {plan.name} was taken a moment ago and is free now")
         if dict(found.labels).items() >= dict(plan.labels).items():
-            return found.id
+            return found
         raise NameTaken(f"A container named {plan.name} exists and belongs to something else", found.id)
 
     def start(self, container_id: str) -> None:
         with engine_errors("The container could not be started"):
             self.api.start(container_id)
+        self._let_go(container_id)
+
+    def _let_go(self, container_id: str) -> None:
+        prepared = self._prepared.pop(container_id, None)
+        if prepared is not None:
+            prepared.close()
 
     def put(self, container_id: str, files: Mapping[str, bytes]) -> None:
         with engine_errors(f"Files could not be put into container {container_id[:12]}"):
@@ -176,6 +202,7 @@ class DockerHost:
             except docker.errors.APIError as error:
                 if error.status_code not in (404, 409):  # gone, or being removed right now
                     raise
+        self._let_go(container_id)
 
     def follow(self, container_id: str, since: int, *, wait: bool) -> Iterator[LogRecord]:
         with engine_errors(f"The log of container {container_id[:12]} could not be read"):
@@ -220,13 +247,12 @@ def archive(files: Mapping[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-def create_arguments(api: Any, plan: ContainerPlan, bind_address: str) -> dict[str, Any]:
-    """The SDK's arguments for a container."""
-    for mount in plan.mounts:
-        if "," in mount.source or "," in mount.target:
-            raise BadContainer(f"the mount {mount.source}:{mount.target} has a comma in its path")
+def create_arguments(
+    api: Any, plan: ContainerPlan, mounts: Sequence[Mapping[str, Any]], bind_address: str
+) -> dict[str, Any]:
+    """The SDK's arguments for a container; `mounts` as the engine takes them."""
     host: dict[str, Any] = {
-        "mounts": [DockerMount(m.target, m.source, type="bind", read_only=m.read_only) for m in plan.mounts],
+        "mounts": list(mounts),
         "network_mode": "host" if plan.host_network else "bridge",
         "extra_hosts": dict(plan.extra_hosts) or None,
         "shm_size": plan.shm_size,

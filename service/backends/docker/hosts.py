@@ -4,6 +4,7 @@ import threading
 
 from sqlmodel import select
 
+from service.access.mounts import MountRules
 from service.backends.base import Engine
 from service.backends.docker.engine import DockerHost
 from service.backends.errors import EngineError
@@ -43,7 +44,7 @@ class DockerHosts:
             host = session.get(Host, host_id)
         if host is None:
             raise EngineError(f"there is no host {host_id}")
-        return DockerHost(host.url, self._settings.bind_address)
+        return DockerHost(host.url, MountRules.of(self._settings), self._settings.bind_address)
 
 
 def ensure_local_host(database: Database, settings: Settings, cpus: int) -> None:

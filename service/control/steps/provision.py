@@ -22,6 +22,7 @@ from service.backends.errors import (
     EngineError,
     GpuUnavailable,
     ImageMissing,
+    MountRefused,
     NameTaken,
     NoSpace,
     PortTaken,
@@ -167,6 +168,9 @@ def _start(context: Context, work: Work, spec: JobSpec, replica: Replica, plan: 
         ) from error
     except NoSpace as error:
         raise _Failed(Outcome(Reason.NO_SPACE, f"the engine's disk is full: {error}", final=True)) from error
+    except MountRefused as error:
+        reason = Reason.MISSING_INPUT if error.missing else Reason.BAD_CONFIG
+        raise _Failed(Outcome(reason, str(error), final=True)) from error
     except BadContainer as error:
         raise _Failed(Outcome(Reason.USER_ERROR, f"the engine refused the container: {error}", final=True)) from error
     with context.fenced(work) as (session, job):

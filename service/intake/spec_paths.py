@@ -1,0 +1,73 @@
+"""Turns the paths of a spec into mounts: artifacts by name, host paths under allowed roots, everything else as is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.launch import RUN_TARGET
+from jobs.spec import JobSpec, Mount
+from service.access.mounts import MountRules
+from service.contract.errors import Problem
+from service.intake.inputs import FindInput, Input, wait_sentence
+
+ARTIFACT_PREFIX = "artifact:"
+_NO_PATHS = frozenset({"run_dir", "resume", "prompts", "stop", "system", "template"})
+"""Training keys that hold text, or paths that the training itself makes inside the container."""
+
+
+@dataclass
+class Resolved:
+    """The training sections as the container sees them, and what has to be mounted for that."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    mounts: dict[str, Mount] = field(default_factory=dict)
+    inputs: dict[str, tuple[Input, str]] = field(default_factory=dict)
+    """Key of the spec → the artifact there, and where the container sees it."""
+
+    @property
+    def why(self) -> str | None:
+        """What has to be made before the job can be placed."""
+        return wait_sentence(found.awaited for found, _ in self.inputs.values() if found.awaited)
+
+
+def resolve_paths(spec: JobSpec, rules: MountRules, find_input: FindInput) -> Resolved:
+    """Checks every host path of a spec and rewrites `artifact:NAME`. Raises Problem."""
+    for mount in spec.mounts:
+        rules.check(mount.source, "The mount")
+    resolved = Resolved()
+    targets = [*(m.target for m in spec.mounts), RUN_TARGET]
+
+    def walk(value: Any, where: str) -> Any:
+        if isinstance(value, Mapping):
+            return {k: v if k in _NO_PATHS else walk(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [walk(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return path(value, where) if isinstance(value, str) else value
+
+    def path(value: str, where: str) -> str:
+        if value.startswith(ARTIFACT_PREFIX):
+            reference, _, rest = value.removeprefix(ARTIFACT_PREFIX).partition("/")
+            found, target = find_input(reference, where), f"/workspace/artifacts/{reference}"
+            resolved.inputs[where] = (found, target)
+            if found.path is not None:
+                resolved.mounts[target] = Mount(source=found.path, target=target, read_only=True)
+            return f"{target}/{rest}" if rest else target
+        if not value.startswith("/"):
+            return value
+        file, colon, _ = value.partition(".py:")
+        host_path = file + ".py" if colon else value
+        if any(host_path == t or host_path.startswith(t + "/") for t in targets):
+            return value
+        try:
+            rules.check(host_path, f"`{where}`:")
+        except Problem as problem:
+            if not Path(host_path).suffix and not colon:
+                problem.hint = f"{problem.hint or ''} The Hugging Face hub's are written hf:org/name.".strip()
+            raise
+        resolved.mounts.setdefault(host_path, Mount(source=host_path, target=host_path, read_only=True))
+        return value
+
+    for key, section in spec.training.items():
+        resolved.training[key] = section if key in _NO_PATHS else walk(section, key)
+    return resolved
