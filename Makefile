@@ -4,6 +4,7 @@ STATE  := .navarch
 VENV   := .venv
 BIN    := $(VENV)/bin
 export NAVARCH_STATE := $(STATE)
+export PYTHON
 
 .PHONY: help demo down test test-unit test-training test-docker lint bench clean
 
@@ -12,6 +13,7 @@ help:                 ## what can be made
 
 demo: $(VENV)/.control ## train a real chat model in a real container, and show the result
 	@bash scripts/engine.sh
+	@bash scripts/packages.sh demo
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
 	@$(BIN)/python scripts/demo.py
 
@@ -22,15 +24,16 @@ down: ## stop and remove everything that the demo started
 test: test-unit test-training test-docker ## all tests: pure, training on CPU ranks, real Docker Engine
 
 test-unit: $(VENV)/.dev
+	@bash scripts/packages.sh unit
 	$(BIN)/python -m pytest tests/unit -q -n 2
 
 test-training: $(VENV)/.dev
-	@bash scripts/test_tools.sh training
+	@bash scripts/packages.sh training
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training -q
 
 test-docker: $(VENV)/.dev
 	@bash scripts/engine.sh
-	@bash scripts/test_tools.sh docker
+	@bash scripts/packages.sh docker
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
 	$(BIN)/python -m pytest tests/docker -q
 
@@ -42,6 +45,7 @@ lint: $(VENV)/.dev ## ruff, ruff format, mypy --strict, import contracts
 
 bench: $(VENV)/.dev ## the control plane's figures, printed and appended to .navarch/bench.jsonl
 	@bash scripts/engine.sh
+	@bash scripts/packages.sh demo
 	$(BIN)/python tests/bench/control_plane.py
 
 clean: down ## also remove the environment and all data under .navarch

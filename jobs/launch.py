@@ -155,6 +155,7 @@ def _container(
         "NAVARCH_RUN_DIR": RUN_TARGET,
         "NAVARCH_HOSTFILE": f"{CONTAINER_DIR}/hostfile",
         "PYTHONUNBUFFERED": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait bring a busy machine to a standstill
     }
     if spec.host_network:
         environment["NAVARCH_SSH_PORT"] = str(ports[SSH_PORT])

@@ -7,7 +7,16 @@ set -euo pipefail
 STATE=${NAVARCH_STATE:-.navarch}/engine
 SOCKET=${DOCKER_HOST:-unix:///var/run/docker.sock}
 
-answers() { curl -sf --max-time 5 --unix-socket "${SOCKET#unix://}" http://docker/_ping >/dev/null 2>&1; }
+answers() {
+    "${PYTHON:-python3}" - "${SOCKET#unix://}" 2>/dev/null <<'ASK'
+import socket, sys
+engine = socket.socket(socket.AF_UNIX)
+engine.settimeout(5)
+engine.connect(sys.argv[1])
+engine.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+sys.exit(b" 200 " not in engine.recv(64))
+ASK
+}
 
 fail() {
     echo "No Docker Engine answers at $SOCKET, and $1." >&2
@@ -28,7 +37,6 @@ if [ "${1:-}" = stop ]; then
     exit 0
 fi
 
-command -v curl >/dev/null || { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq curl >/dev/null; } || fail "curl, which asks it, is missing"
 if answers; then
     echo "Using the Docker Engine at $SOCKET."
     exit 0

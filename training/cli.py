@@ -52,6 +52,7 @@ TOOLS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code says whose fault a failure was: 64–66 the user's, 70 ours, 74 the disk's, 75 resume me, 76 NaN."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: waiting threads sleep, not spin
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import docker
 import pytest
+from docker.models.containers import Container
 
 from tests.docker.front_door import front_door
 
@@ -45,17 +45,23 @@ def mirror() -> Iterator[Mirror]:
         server.shutdown()
 
 
+def as_containers_see_it(container: Container) -> str:
+    """This machine's address on the bridge network; a new engine's network itself doesn't name it."""
+    container.reload()
+    return str(container.attrs["NetworkSettings"]["Networks"]["bridge"]["Gateway"])
+
+
 def test_pip_asks_the_indexes_that_the_command_names(
-    tmp_path: Path, docker_client: docker.DockerClient, system_image: str, mirror: Mirror
+    tmp_path: Path, system_image: str, run_container: Callable[..., Container], mirror: Mirror
 ) -> None:
     """The build fails, as the mirrors have no torch; what counts is who was asked for it."""
-    gateway = docker_client.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    gateway = as_containers_see_it(run_container(system_image, ["sleep", "60"]))
     url = f"http://{gateway}:{mirror.server_address[1]}"
     with front_door(tmp_path) as door:
         done = door.navarch(
             *("image", "build", "cpu", "--tag", "navarch-test/mirrors", "--verbose"),
             *("--index-url", f"{url}/main/simple", "--extra-index-url", f"{url}/extra/simple"),
-            *("--torch-index-url", f"{url}/torch/whl", "--trusted-host", str(gateway)),
+            *("--torch-index-url", f"{url}/torch/whl", "--trusted-host", gateway),
             timeout_s=200,
         )
     assert done.returncode == 1 and "No matching distribution found for torch" in done.stdout + done.stderr, done.stdout

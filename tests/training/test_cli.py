@@ -45,6 +45,15 @@ def test_a_wrong_key_is_refused_without_importing_torch(tmp_path: Path) -> None:
     assert time.monotonic() - started < 20  # a second on an idle machine; far from torch's import on any
 
 
+def test_threads_that_wait_sleep(tmp_path: Path) -> None:
+    """As OpenMP's own runtime tells it: those that spin bring a machine with other work to a standstill."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from training.cli import main; main(['--help']); import torch"], cwd=ROOT,
+        env={**environment(), "OMP_DISPLAY_ENV": "TRUE"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -82,6 +82,7 @@ def test_training_with_one_process_runs_directly() -> None:
     assert "NAVARCH_BARRIER" not in plan.environment
     assert "NAVARCH_RESUME" not in plan.environment
     assert plan.environment["WORLD_SIZE"] == "1"
+    assert plan.environment["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_another_attempt_resumes() -> None:
