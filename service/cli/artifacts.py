@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.cli import output
 from service.cli.context import Json, complete_artifacts, connect
+from service.cli.listing import Column, listing, remove, single
 from service.contract.errors import Problem
+
+if TYPE_CHECKING:
+    from service.contract.schemas import Artifact
 
 app = typer.Typer(help="Models, adapters, checkpoints and data sets.", no_args_is_help=True)
 
@@ -43,8 +47,20 @@ def import_(
         with output.errors().status(f"{doing} {output.escape(absolute.name)}…"):
             artifact = client.add_artifact(str(absolute), name=name, kind=kind, new_version=new_version)
     called = output.escape(f"{artifact.name}@{artifact.version}" if artifact.version > 1 else artifact.name)
-    output.say(f"[bold]{called}[/] {artifact.kind} {output.size(artifact.size)} [dim]{artifact.path}[/]")
-    output.say(f"[dim]in a spec: model: artifact:{artifact.name}[/]")
+    where = output.escape(artifact.path)
+    output.say(f"[bold]{called}[/] {output.escape(artifact.kind)} {output.size(artifact.size)} [dim]{where}[/]")
+    output.say(f"[dim]in a spec: model: artifact:{output.escape(artifact.name)}[/]")
+
+
+COLUMNS: list[Column[Artifact]] = [
+    Column("NAME", lambda artifact: f"[bold]{output.escape(artifact.name)}[/]"),
+    Column("VERSION", lambda artifact: str(artifact.version), right=True),
+    Column("KIND", lambda artifact: output.escape(artifact.kind), gives_way=3),
+    Column("SIZE", lambda artifact: output.size(artifact.size), right=True, gives_way=2),
+    Column("STATE", lambda artifact: output.state(artifact.state)),
+    Column("MADE", lambda artifact: output.ago(artifact.created_at), gives_way=1),
+    Column("FROM", lambda artifact: f"[dim]{output.escape(artifact.source or artifact.path)}[/]"),
+]
 
 
 @app.command("ls")
@@ -52,24 +68,8 @@ def ls(as_json: Json = False) -> None:
     """List artifacts: NAME in a spec means the newest version, NAME@2 the second."""
     with connect() as client:
         artifacts = client.artifacts()
-    if as_json:
-        output.as_json(artifacts)
-        return
-    if not artifacts:
-        output.say("No artifacts yet. [dim]navarch artifact import FILE.gguf|DIR registers one; jobs leave theirs.[/]")
-        return
-    table = output.table("NAME", "VERSION", "KIND", "SIZE", "STATE", "MADE", "FROM", right=("VERSION", "SIZE"))
-    for artifact in artifacts:
-        table.add_row(
-            f"[bold]{output.escape(artifact.name)}[/]",
-            str(artifact.version),
-            artifact.kind,
-            output.size(artifact.size),
-            output.state(artifact.state),
-            output.ago(artifact.created_at),
-            f"[dim]{output.escape(artifact.source or artifact.path)}[/]",
-        )
-    output.console().print(table)
+    none = "No artifacts yet. [dim]navarch artifact import FILE.gguf|DIR registers one; jobs leave theirs.[/]"
+    listing(artifacts, COLUMNS, as_json=as_json, empty=none)
 
 
 @app.command("show")
@@ -77,21 +77,24 @@ def show(artifact: Name, as_json: Json = False) -> None:
     """Show one artifact."""
     with connect() as client:
         found = client.artifact(artifact)
-    if as_json:
-        output.as_json(found)
-        return
     called = output.escape(f"{found.name}@{found.version}")
-    output.say(f"[bold]{called}[/] {found.kind} {output.state(found.state)} [dim]{found.id}[/]")
-    digest = found.digest or ("" if found.message else "not computed yet")
-    rows = (("path", found.path), ("size", output.size(found.size)), ("digest", digest), ("from", found.source))
-    for name, value in (*rows, ("made", output.date(found.created_at)), ("message", found.message)):
-        output.fact(name, output.escape(value or ""))
+    title = f"[bold]{called}[/] {output.escape(found.kind)} {output.state(found.state)} [dim]{found.id}[/]"
+    facts = (
+        ("path", found.path),
+        ("size", output.size(found.size)),
+        ("digest", found.digest or ("" if found.message else "not computed yet")),
+        ("from", found.source),
+        ("made", output.date(found.created_at)),
+        ("message", found.message),
+    )
+    single(found, title, facts, as_json=as_json)
 
 
 @app.command("rm")
-def rm(artifacts: Annotated[list[str], typer.Argument(metavar="ARTIFACT…", autocompletion=complete_artifacts)]) -> None:
+def rm(
+    artifacts: Annotated[list[str], typer.Argument(metavar="ARTIFACT…", autocompletion=complete_artifacts)],
+    as_json: Json = False,
+) -> None:
     """Forget artifacts; files that Navarch made are removed, yours are left alone."""
     with connect() as client:
-        for ref in artifacts:
-            client.delete_artifact(ref)
-            output.say(f"{output.escape(ref)} removed")
+        remove(artifacts, client.delete_artifact, as_json=as_json)

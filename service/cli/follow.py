@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from service.cli import output
+from service.cli.clean import clean, json_text
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -28,12 +28,12 @@ def follow_job(
     """Print a job's log until it ends. The exit code: 0 it succeeded, 1 it did not, 130 interrupted (it goes on)."""
     from service.contract.schemas import LogLine
 
-    printer = Printer(as_json=as_json, timestamps=timestamps, replicas=None if replica is None else 1)
+    printer = Printer(as_json=as_json, timestamps=timestamps, raw=raw, replicas=None if replica is None else 1)
     job = client.job(ref)
     printer.replicas = printer.replicas or int(job.spec.get("resources", {}).get("nodes", 1) or 1)
     announced = False
     try:
-        with _display(as_json) as display:
+        with _display(as_json, raw) as display:
             for item in client.follow(job.id, replica=replica, tail=tail, events=raw):
                 if isinstance(item, LogLine):
                     printer.line(item)
@@ -41,12 +41,13 @@ def follow_job(
                     display.show(item)
                     announced = announced or (item.progress.ready is not None and _announce(client, job, as_json))
     except KeyboardInterrupt:
-        output.note(f"\nLeft [bold]{output.escape(job.name)}[/] running.")
-        output.note(f"[dim]navarch logs -f {job.name} follows it again; navarch stop {job.name} stops it.[/]")
+        name = output.escape(job.name)
+        output.note(f"\nLeft [bold]{name}[/] running.")
+        output.note(f"[dim]navarch logs -f {name} follows it again; navarch stop {name} stops it.[/]")
         return output.INTERRUPTED
     job = client.job(job.id)
     if as_json:
-        output.plain(json.dumps({"job": job.model_dump(mode="json")}, ensure_ascii=False))
+        output.verbatim(json_text({"job": job.model_dump(mode="json")}))
     else:
         summary(client, job)
     return 0 if job.state == "succeeded" else output.FAILED
@@ -63,26 +64,36 @@ def _announce(client: Client, job: Job, as_json: bool) -> bool:
 class Printer:
     """Prints log lines, with the replica's number where a job has several."""
 
-    def __init__(self, *, as_json: bool, timestamps: bool, replicas: int | None) -> None:
+    def __init__(self, *, as_json: bool, timestamps: bool, raw: bool, replicas: int | None) -> None:
         self.as_json = as_json
+        self.raw = raw
         self.timestamps = timestamps
         self.replicas = replicas
 
     def line(self, line: LogLine) -> None:
         if self.as_json:
-            output.plain(line.model_dump_json())
-            sys.stdout.flush()
-            return
-        text = line.line
+            output.verbatim(json_text(line.model_dump(mode="json")))
+        else:
+            self._text(line)
+        sys.stdout.flush()
+
+    def _text(self, line: LogLine) -> None:
+        text = line.line if self.raw else clean(_as_left(line.line))
         if (self.replicas or 1) > 1:
             text = f"[{line.replica}] {text}"
         if self.timestamps:
             text = f"{output.clock(line.time)} {text}"
-        if sys.stdout.isatty():
+        if self.raw:
+            output.verbatim(text)
+        elif sys.stdout.isatty():
             output.console().print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             output.plain(text)
-            sys.stdout.flush()
+
+
+def _as_left(line: str) -> str:
+    """What a line of several that were written over each other leaves on a terminal: the last."""
+    return line.rstrip("\r").rpartition("\r")[2]
 
 
 class _Display(AbstractContextManager["_Display"]):
@@ -138,12 +149,12 @@ class _Quiet(nullcontext[Any]):
         now = (job.state, job.why)
         if now != self._last and not self._silent:
             because = f": {output.escape(job.why)}" if job.why and job.state == "queued" else ""
-            output.note(f"[dim]{output.escape(job.name)} is {job.state}{because}[/]")
+            output.note(f"[dim]{output.escape(job.name)} is {output.escape(job.state)}{because}[/]")
         self._last = now
 
 
-def _display(as_json: bool) -> Any:
-    return _Display() if sys.stdout.isatty() and not as_json else _Quiet(as_json)
+def _display(as_json: bool, raw: bool) -> Any:
+    return _Display() if sys.stdout.isatty() and not as_json and not raw else _Quiet(as_json)
 
 
 def figures(job: JobStatus | Job) -> str:
@@ -170,7 +181,8 @@ def summary(client: Client, job: Job) -> None:
     if figures(job):
         output.say(f"  [dim]{figures(job)}[/]")
     for artifact in job.artifacts:
-        output.say(f"  [dim]{artifact.kind:<7}[/] {output.escape(f'artifact:{artifact.name}@{artifact.version}')}")
+        exact = output.escape(f"artifact:{artifact.name}@{artifact.version}")
+        output.say(f"  [dim]{output.escape(f'{artifact.kind:<7}')}[/] {exact}")
         output.say(f"          [dim]{output.escape(artifact.location)}[/]")
     if job.type != "command":
         samples(client, job.id)

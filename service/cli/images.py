@@ -11,11 +11,12 @@ import typer
 
 from service.cli import output
 from service.cli.context import Json, complete_recipes, connect
+from service.cli.listing import Column, listing, remove, single
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.contract.schemas import Build
+    from service.contract.schemas import Build, Image
 
 #: Lines of a build's log that are worth showing where there is no terminal to redraw.
 LANDMARKS = ("Building ", "FROM ", "RUN ", "navarch: ")
@@ -62,7 +63,9 @@ def build(
             no_cache=no_cache or None,
         )
         if detach:
-            output.as_json(started) if as_json else output.say(f"building {started.tag} [dim](id {started.id})[/]")
+            output.as_json(started) if as_json else output.say(
+                f"building {output.escape(started.tag)} [dim](id {started.id})[/]"
+            )
             return
         try:
             tail = _follow(client.follow_build(started.id), started, verbose=verbose, silent=as_json)
@@ -113,25 +116,21 @@ def _report(ended: Build, tail: deque[str], *, as_json: bool, verbose: bool) -> 
         raise typer.Exit(output.FAILED)
 
 
+COLUMNS: list[Column[Image]] = [
+    Column("IMAGE", lambda image: f"[bold]{output.escape(', '.join(image.tags) or '(untagged)')}[/]"),
+    Column("RECIPE", lambda image: output.escape(image.recipe or ""), gives_way=1),
+    Column("SIZE", lambda image: output.size(image.size), right=True),
+    Column("MADE", lambda image: output.ago(image.created_at), gives_way=2),
+    Column("DIGEST", lambda image: f"[dim]{image.id.removeprefix('sha256:')[:12]}[/]"),
+]
+
+
 @app.command("ls")
 def ls(as_json: Json = False) -> None:
     """List the images that Navarch built or uses."""
     with connect() as client:
         images = client.images()
-    if as_json:
-        output.as_json(images)
-        return
-    if not images:
-        output.say("No images yet. [dim]navarch image build RECIPE makes one.[/]")
-        return
-    table = output.table("IMAGE", "RECIPE", "SIZE", "MADE", "DIGEST", right=("SIZE",))
-    for image in images:
-        name = output.escape(", ".join(image.tags) or "(untagged)")
-        digest = f"[dim]{image.id.removeprefix('sha256:')[:12]}[/]"
-        table.add_row(
-            f"[bold]{name}[/]", image.recipe or "", output.size(image.size), output.ago(image.created_at), digest
-        )
-    output.console().print(table)
+    listing(images, COLUMNS, as_json=as_json, empty="No images yet. [dim]navarch image build RECIPE makes one.[/]")
 
 
 @app.command("show")
@@ -139,21 +138,18 @@ def show(image: str, as_json: Json = False) -> None:
     """Show one image, by tag or digest."""
     with connect() as client:
         found = client.image(image)
-    if as_json:
-        output.as_json(found)
-        return
-    output.say(f"[bold]{output.escape(', '.join(found.tags) or found.id)}[/]")
-    for name, value in (("digest", found.id), ("recipe", found.recipe), ("size", output.size(found.size))):
-        output.fact(name, output.escape(value or ""))
-    output.fact("made", output.date(found.created_at))
-    for name, value in sorted(found.labels.items()):
-        output.fact("label", output.escape(f"{name}={value}"))
+    facts = (
+        ("digest", found.id),
+        ("recipe", found.recipe),
+        ("size", output.size(found.size)),
+        ("made", output.date(found.created_at)),
+        *(("label", f"{name}={value}") for name, value in sorted(found.labels.items())),
+    )
+    single(found, f"[bold]{output.escape(', '.join(found.tags) or found.id)}[/]", facts, as_json=as_json)
 
 
 @app.command("rm")
-def rm(images: Annotated[list[str], typer.Argument(metavar="IMAGE…")]) -> None:
+def rm(images: Annotated[list[str], typer.Argument(metavar="IMAGE…")], as_json: Json = False) -> None:
     """Remove images by tag or digest."""
     with connect() as client:
-        for ref in images:
-            client.delete_image(ref)
-            output.say(f"{output.escape(ref)} removed")
+        remove(images, client.delete_image, as_json=as_json)

@@ -9,12 +9,11 @@ import typer
 
 from service.cli import output
 from service.cli.context import JobName, Json, complete_active_jobs, complete_jobs, connect
+from service.cli.listing import Column, listing, remove, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from service.client import Client
-    from service.contract.schemas import Job, SshAccess
+    from service.contract.schemas import Job, Replica, SshAccess
 
 ACTIVE = ["queued", "provisioning", "running", "stopping"]
 
@@ -34,12 +33,8 @@ def ps(
             _watch(client, states, kind, limit)
             return
         jobs = list(client.jobs(states=states, types=kind, limit=limit))
-    if as_json:
-        output.as_json(jobs)
-    elif jobs:
-        output.console().print(_table(jobs))
-    else:
-        output.say("No jobs." if everything else "No active jobs. [dim]navarch ps -a lists finished ones.[/]")
+    none = "No jobs." if everything else "No active jobs. [dim]navarch ps -a lists finished ones.[/]"
+    listing(jobs, COLUMNS, as_json=as_json, empty=none)
 
 
 def _watch(client: Client, states: list[str] | None, types: list[str] | None, limit: int) -> None:
@@ -51,7 +46,8 @@ def _watch(client: Client, states: list[str] | None, types: list[str] | None, li
         try:
             while True:
                 try:
-                    live.update(_table(list(client.jobs(states=states, types=types, limit=limit))), refresh=True)
+                    jobs = list(client.jobs(states=states, types=types, limit=limit))
+                    live.update(table(jobs, COLUMNS, output.console().width), refresh=True)
                 except Unreachable as error:
                     live.update(f"[red]{output.escape(error)}[/] Trying again…", refresh=True)
                 time.sleep(1)
@@ -59,23 +55,10 @@ def _watch(client: Client, states: list[str] | None, types: list[str] | None, li
             return
 
 
-def _table(jobs: list[Job]) -> Table:
-    table = output.table("NAME", "TYPE", "STATE", "AGE", "RAN", "GPUS", "HOST", "SSH", "DETAIL", right=("AGE", "GPUS"))
-    for job in jobs:
-        resources = job.spec.get("resources") or {}
-        gpus = int(resources.get("gpus") or 0) * int(resources.get("nodes") or 1)
-        table.add_row(
-            f"[bold]{output.escape(job.name)}[/]",
-            job.type,
-            output.state(job.state),
-            output.duration(time.time() - job.created_at),
-            _ran(job),
-            str(gpus) if gpus else "–",
-            output.escape(", ".join(dict.fromkeys(_hosts(job)))),
-            str(job.ssh.port) if job.ssh else "",
-            _detail(job),
-        )
-    return table
+def _gpus(job: Job) -> str:
+    resources = job.spec.get("resources") or {}
+    count = int(resources.get("gpus") or 0) * int(resources.get("nodes") or 1)
+    return str(count) if count else "–"
 
 
 def _hosts(job: Job) -> list[str]:
@@ -100,6 +83,19 @@ def _detail(job: Job) -> str:
     if job.type == "serve" and job.state == "running":
         return output.escape(job.url) if job.url else "[dim]loads its model[/]"
     return f"[dim]{figures(job)}[/]"
+
+
+COLUMNS: list[Column[Job]] = [
+    Column("NAME", lambda job: f"[bold]{output.escape(job.name)}[/]"),
+    Column("TYPE", lambda job: output.escape(job.type), gives_way=6),
+    Column("STATE", lambda job: output.state(job.state)),
+    Column("AGE", lambda job: output.duration(time.time() - job.created_at), right=True, gives_way=5),
+    Column("RAN", _ran, gives_way=3),
+    Column("GPUS", _gpus, right=True, gives_way=2),
+    Column("HOST", lambda job: output.escape(", ".join(dict.fromkeys(_hosts(job)))), gives_way=1),
+    Column("SSH", lambda job: str(job.ssh.port) if job.ssh else "", gives_way=4),
+    Column("DETAIL", _detail),
+]
 
 
 def show(
@@ -143,9 +139,13 @@ def show(
 def _show(job: Job) -> None:
     from service.cli.follow import figures
 
-    output.say(f"[bold]{output.escape(job.name)}[/]  {output.state(job.state)}  [dim]{job.type} · {job.id}[/]")
+    output.say(
+        f"[bold]{output.escape(job.name)}[/]  {output.state(job.state)}  [dim]{output.escape(job.type)} · {job.id}[/]"
+    )
     if job.message:
-        output.fact("message", output.escape(job.message) + (f" [dim]({job.reason})[/]" if job.reason else ""))
+        output.fact(
+            "message", output.escape(job.message) + (f" [dim]({output.escape(job.reason)})[/]" if job.reason else "")
+        )
     if job.why and job.state == "queued":
         output.fact("waits", output.escape(job.why))
     if job.unreachable_since is not None:
@@ -156,7 +156,7 @@ def _show(job: Job) -> None:
     if figures(job):
         output.fact("progress", figures(job))
     if job.ssh is not None:
-        output.fact("ssh", f"{_ssh_line(job.ssh)}   [dim]or: navarch ssh {job.name}[/]")
+        output.fact("ssh", f"{_ssh_line(job.ssh)}   [dim]or: navarch ssh {output.escape(job.name)}[/]")
     if job.url is not None:
         output.fact("url", output.escape(job.url))
     elif job.type == "serve" and job.state == "running":
@@ -165,26 +165,30 @@ def _show(job: Job) -> None:
         exact = f"artifact:{used.name}@{used.version}" if used.version else f"artifact:{used.name}"
         facts = (f"of job {used.job}" if used.job else "", (used.digest or "")[:19])
         said = "  ".join(fact for fact in facts if fact)
-        output.fact("uses", f"{used.key}: {output.escape(exact)}  [dim]{output.escape(said)}[/]")
+        output.fact("uses", f"{output.escape(used.key)}: {output.escape(exact)}  [dim]{output.escape(said)}[/]")
     for artifact in job.artifacts:
         exact = output.escape(f"artifact:{artifact.name}@{artifact.version}")
-        output.fact(artifact.kind, f"{exact}  [dim]{output.escape(artifact.location)}[/]")
+        output.fact(output.escape(artifact.kind), f"{exact}  [dim]{output.escape(artifact.location)}[/]")
     for attempt in job.attempts:
         said = f"  {output.escape(attempt.message)}" if attempt.message else ""
         output.say(f"\n[bold]attempt {attempt.number}[/] {output.state(attempt.state)}{said}")
-        table = output.table("RANK", "HOST", "CONTAINER", "STATE", "EXIT", "GPUS", "PORTS")
-        for replica in attempt.replicas:
-            exited = "" if replica.exit_code is None else str(replica.exit_code)
-            table.add_row(
-                str(replica.node_rank),
-                output.escape(replica.host or ""),
-                output.escape(replica.container_name or ""),
-                replica.state,
-                exited + (" [red]OOM[/]" if replica.oom_killed else ""),
-                str(len(replica.gpus)) if replica.gpus else "–",
-                ", ".join(f"{outside}→{inside}" for inside, outside in replica.ports.items()),
-            )
-        output.console().print(table)
+        output.console().print(table(attempt.replicas, REPLICA_COLUMNS, output.console().width))
+
+
+REPLICA_COLUMNS: list[Column[Replica]] = [
+    Column("RANK", lambda replica: str(replica.node_rank)),
+    Column("HOST", lambda replica: output.escape(replica.host or ""), gives_way=1),
+    Column("CONTAINER", lambda replica: output.escape(replica.container_name or "")),
+    Column("STATE", lambda replica: output.escape(replica.state)),
+    Column("EXIT", lambda replica: _exited(replica)),
+    Column("GPUS", lambda replica: str(len(replica.gpus)) if replica.gpus else "–", gives_way=2),
+    Column("PORTS", lambda replica: ", ".join(f"{outside}→{inside}" for inside, outside in replica.ports.items())),
+]
+
+
+def _exited(replica: Replica) -> str:
+    code = "" if replica.exit_code is None else str(replica.exit_code)
+    return code + (" [red]OOM[/]" if replica.oom_killed else "")
 
 
 def _ssh_line(access: SshAccess) -> str:
@@ -225,16 +229,13 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Remove finished jobs with their logs, metrics and files."""
-    removed = []
     with connect() as client:
-        for ref in jobs:
+
+        def delete(ref: str) -> None:
             job = client.job(ref)
             if force and not job.finished:
                 client.stop(job.id)
                 client.wait(job.id)
             client.delete(job.id)
-            removed.append(job.id)
-            if not as_json:
-                output.say(f"{output.escape(job.name)} removed")
-    if as_json:
-        output.as_json({"removed": removed})
+
+        remove(jobs, delete, as_json=as_json)

@@ -15,7 +15,13 @@ def logs(
     replica: Annotated[int | None, typer.Option(min=0, help="Of this replica only.")] = None,
     tail: Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only the last N lines.")] = None,
     timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="When each line was printed.")] = False,
-    raw: Annotated[bool, typer.Option(help="Also the lines in which the training reports its figures.")] = False,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="As it was printed: with colours and whatever else a terminal obeys, and with reported figures.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show a job's log."""
@@ -27,7 +33,7 @@ def logs(
             raise typer.Exit(code)
         found = client.job(job)
         nodes = int(found.spec.get("resources", {}).get("nodes", 1) or 1)
-        printer = Printer(as_json=as_json, timestamps=timestamps, replicas=1 if replica is not None else nodes)
+        printer = Printer(as_json=as_json, timestamps=timestamps, raw=raw, replicas=1 if replica is not None else nodes)
         cursor = None
         while True:
             page = client.logs(found.id, cursor=cursor, limit=1000, replica=replica, tail=tail, events=raw)

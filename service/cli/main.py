@@ -21,11 +21,22 @@ app = typer.Typer(
 )
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"navarch {version('navarch')}")
+        raise typer.Exit()
+
+
 @app.callback()
 def options(
     url: Annotated[
         str | None, typer.Option(help="The control plane; default: NAVARCH_URL, or the one that runs here.")
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version of this command.", callback=_say_version, is_eager=True)
+    ] = False,
 ) -> None:
     chosen.url = url
 

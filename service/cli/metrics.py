@@ -55,7 +55,7 @@ def _plot(series: Series) -> None:
     )
     if len(values) < 2:
         return
-    output.plain(_drawn([step for step, _ in pairs], values))
+    output.verbatim(_drawn([step for step, _ in pairs], values))
 
 
 def _drawn(steps: list[int], values: list[float]) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from service.cli.clean import clean, json_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
-    from rich.table import Table
 
 #: Exit codes: what a script can branch on.
 FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
@@ -33,19 +33,19 @@ STATE_STYLES = {
 
 @cache
 def console() -> Console:
-    from rich.console import Console
+    from service.cli.terminal import CleanConsole
 
     if sys.stdout.isatty():
-        return Console(highlight=False)
+        return CleanConsole(highlight=False)
     # Lines for files and pipes are as long as they need to be.
-    return Console(highlight=False, soft_wrap=True, width=int(os.environ.get("COLUMNS") or 0) or 240)
+    return CleanConsole(highlight=False, soft_wrap=True, width=int(os.environ.get("COLUMNS") or 0) or 240)
 
 
 @cache
 def errors() -> Console:
-    from rich.console import Console
+    from service.cli.terminal import CleanConsole
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return CleanConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -59,15 +59,20 @@ def note(text: str) -> None:
 
 
 def plain(text: str) -> None:
-    """Text as it stands, without markup or wrapping."""
+    """Text without markup or wrapping, and without control codes."""
+    verbatim(clean(text))
+
+
+def verbatim(text: str) -> None:
+    """Text exactly as it stands: what we made ourselves, or what the user asked to get so."""
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
 def escape(text: object) -> str:
-    """Text from elsewhere, safe within markup."""
+    """Text from elsewhere, safe within markup: no markup of its own and no control codes."""
     from rich.markup import escape as rich_escape
 
-    return rich_escape(str(text))
+    return rich_escape(clean(str(text)))
 
 
 def as_json(value: BaseModel | Iterable[BaseModel] | dict[str, Any]) -> None:
@@ -80,28 +85,17 @@ def as_json(value: BaseModel | Iterable[BaseModel] | dict[str, Any]) -> None:
         data = value
     else:
         data = [item.model_dump(mode="json") for item in value]
-    plain(json.dumps(data, indent=2, ensure_ascii=False))
+    verbatim(json_text(data, indent=2))
 
 
 def report(message: str, hint: str | None, *, code: str | None = None, machine: bool = False) -> None:
     """An error: a clear sentence, what to do next; as JSON where the caller asked for JSON."""
     if machine:
-        sys.stderr.write(json.dumps({"code": code, "detail": message, "hint": hint}, ensure_ascii=False) + "\n")
+        sys.stderr.write(json_text({"code": code, "detail": message, "hint": hint}) + "\n")
         return
     errors().print(f"[bold red]error:[/] {escape(message)}")
     if hint:
         errors().print(f"[dim]hint:[/] {escape(hint)}")
-
-
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    from rich.table import Table
-
-    made = Table(box=None, pad_edge=False, header_style="bold dim", padding=(0, 2, 0, 0))
-    for name in columns:  # the last one gives way where the terminal is narrow
-        last = name == columns[-1]
-        justify: Literal["left", "right"] = "right" if name in right else "left"
-        made.add_column(name, justify=justify, no_wrap=not last, overflow="fold" if last else "ellipsis")
-    return made
 
 
 def fact(name: str, value: object) -> None:
@@ -111,7 +105,7 @@ def fact(name: str, value: object) -> None:
 
 
 def state(name: str) -> str:
-    return f"[{STATE_STYLES.get(name, 'default')}]{name}[/]"
+    return f"[{STATE_STYLES.get(name, 'default')}]{escape(name)}[/]"
 
 
 def duration(seconds: float | None) -> str:

@@ -47,14 +47,15 @@ def submit(
             output.as_json(job)
             return
         if not as_json:
-            output.say(f"[bold]{output.escape(job.name)}[/] submitted [dim]({job.type}, id {job.id})[/]")
+            output.say(f"[bold]{output.escape(job.name)}[/] submitted [dim]({output.escape(job.type)}, id {job.id})[/]")
             if (job.why or "").startswith("waits for "):
                 output.say(f"[dim]it {output.escape(job.why)}[/]")
         if follow:
             from service.cli.follow import follow_job
 
             raise typer.Exit(follow_job(client, job.id, as_json=as_json))
-        output.say(f"[dim]navarch logs -f {job.name}   navarch show {job.name}   navarch stop {job.name}[/]")
+        name = output.escape(job.name)
+        output.say(f"[dim]navarch logs -f {name}   navarch show {name}   navarch stop {name}[/]")
         if job.type == "serve":
             output.say("[dim]`navarch show` and `navarch ps` tell its URL as soon as it has answered a request.[/]")
 

@@ -188,6 +188,37 @@ def test_a_terminal_sees_progress_below_the_log(door: FrontDoor, spec: SpecWrite
     assert "succeeded" in shown
 
 
+SPITEFUL = r"""
+printf 'log \033]52;c;ZXZpbA==\007\033[2J\302\233 end\n'
+C='\u001b]52;c;ZXZpbA==\u0007\u001b[2J\u009b'
+echo '@navarch {"event": "metrics", "step": 1, "total_steps": 1, "values": {"loss": 1, "acc'$C'": 1}}'
+echo '@navarch {"event": "metrics", "step": 2, "total_steps": 2, "values": {"loss": 2, "acc'$C'": 2}}'
+echo '@navarch {"event": "sample", "title": "t'$C'", "columns": ["c'$C'", "d"], "rows": [["r'$C'", "[link=http://x]s[/]"]]}'
+mkdir -p "$NAVARCH_RUN_DIR/model$(printf '\033')[2J"
+echo '@navarch {"event": "artifact", "kind": "model", "path": "model'$C'"}'
+echo '@navarch {"event": "error", "kind": "bad_config", "message": "m'$C'"}'
+exit 3
+"""
+
+
+def test_nothing_that_a_job_says_is_obeyed_by_the_terminal(door: FrontDoor, spec: SpecWriter) -> None:
+    file = spec("spiteful", SPITEFUL.strip())
+    followed = door.navarch("submit", file, 'env.EVIL="\\e[2J[/] [link=http://x]"', "--follow")
+    assert followed.returncode == 1, followed.stderr
+    controls = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+    assert not controls.search(followed.stdout + followed.stderr) and "log  end" in followed.stdout
+    for command in (
+        "ps -a", "show spiteful", "show spiteful --samples", "show spiteful --spec", "show spiteful --json",
+        "logs spiteful", "logs -t spiteful", "metrics spiteful", "metrics --all spiteful", "events spiteful",
+        "artifact ls",
+    ):  # fmt: skip
+        shown = on_a_terminal(door, *command.split())
+        ours = re.sub(r"\x1b\[[0-9;]*m|\r\n", "", shown)
+        assert not controls.search(ours), (command, ours)
+    raw = door.navarch("logs", "spiteful", "--raw").stdout
+    assert "log \x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b end" in raw, "that is what --raw is for"
+
+
 def on_a_terminal(door: FrontDoor, *arguments: str) -> str:
     """What a person sees: the command runs on a pseudo-terminal."""
     ours, theirs = pty.openpty()
