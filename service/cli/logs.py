@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.cli.context import JobName, Json, connect
+
+if TYPE_CHECKING:
+    from service.client import Client
+    from service.contract.schemas import LogLine
+
+PAGE = 1000
 
 
 def logs(
@@ -34,11 +41,20 @@ def logs(
         found = client.job(job)
         nodes = int(found.spec.get("resources", {}).get("nodes", 1) or 1)
         printer = Printer(as_json=as_json, timestamps=timestamps, raw=raw, replicas=1 if replica is not None else nodes)
-        cursor = None
-        while True:
-            page = client.logs(found.id, cursor=cursor, limit=1000, replica=replica, tail=tail, events=raw)
-            for line in page.items:
-                printer.line(line)
-            if not page.items:
-                return
-            cursor, tail = page.next_cursor, None
+        for line in _there(client, found.id, replica, tail, raw):
+            printer.line(line)
+
+
+def _there(client: Client, job: str, replica: int | None, tail: int | None, events: bool) -> Iterator[LogLine]:
+    """What is in the log now, or the last of it; what comes meanwhile is left out, or a busy log would never end."""
+    until = client.logs(job, tail=0, replica=replica).next_cursor if tail is None else None
+    cursor, left = None, tail
+    while left is None or left > 0:
+        limit = PAGE if left is None else min(left, PAGE)
+        page = client.logs(
+            job, cursor=cursor, until=until, limit=limit, replica=replica, tail=None if cursor else left, events=events
+        )
+        yield from page.items
+        if not page.items:
+            return
+        cursor, left = page.next_cursor, None if left is None else left - len(page.items)

@@ -117,9 +117,11 @@ class Client:
         replica: int | None = None,
         tail: int | None = None,
         events: bool = False,
+        until: str | None = None,
     ) -> LogPage:
-        """One page of what a job's containers printed."""
-        params = {"cursor": cursor, "limit": limit, "replica": replica, "tail": tail, "events": _flag(events)}
+        """One page of what a job's containers printed; `until`: the cursor behind which nothing is wanted."""
+        params = {"cursor": cursor, "until": until, "limit": limit, "replica": replica, "tail": tail}
+        params["events"] = _flag(events)
         return self._get(LogPage, f"jobs/{_segment(ref)}/logs", params)
 
     def follow_logs(

@@ -87,18 +87,19 @@ def tail_offset(path: Path, lines: int) -> int:
     with file:
         logical, physical = _start(file)
         size = os.fstat(file.fileno()).st_size
-        position, found, keep = size, 0, b""
+        position, found = size, 0
         while position > physical:
             step = min(65536, position - physical)
             position -= step
             file.seek(position)
-            keep = file.read(step) + keep
-            found = keep.count(b"\n")
-            if found > lines:
-                cut = len(keep)
-                for _ in range(lines + 1):
-                    cut = keep.rindex(b"\n", 0, cut)
+            block = file.read(step)
+            here = block.count(b"\n")
+            if found + here > lines:
+                cut = len(block)
+                for _ in range(lines + 1 - found):
+                    cut = block.rindex(b"\n", 0, cut)
                 return logical + position + cut + 1 - physical
+            found += here
         return logical
 
 

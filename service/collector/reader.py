@@ -68,17 +68,22 @@ class LogReader:
         replica: int | None = None,
         tail: int | None = None,
         events: bool = False,
+        until: str | None = None,
     ) -> LogPage:
         """Up to `limit` lines behind `cursor`, attempt by attempt, within one in the order of time.
 
-        `tail`: without a cursor, begin that many lines before the end. Lines that carry training events are left out
-        unless `events`. Raises Problem `invalid_cursor`.
+        `tail`: without a cursor, begin that many lines before the end of the newest attempt. `until`: stop where this
+        cursor stands. Lines that carry training events are left out unless `events`. Raises Problem `invalid_cursor`.
         """
         folder = self._logs_dir(job_id)
         offsets = _parse(cursor)
         keys = [key for key in self._keys(folder) if replica is None or key[1] == replica]
+        ends = _parse(until)
+        if ends:
+            keys = [key for key in keys if key in ends or key[0] < max(ends)[0]]
         if tail is not None and not cursor:
-            return self._tail(folder, keys, min(tail, limit), events)
+            keys = [key for key in keys if key[0] == keys[-1][0]]
+            offsets = self._tail(folder, keys, tail, events)
         items: list[LogLine] = []
         newest = max((attempt for attempt, _ in offsets), default=0)
         attempts = sorted({attempt for attempt, _ in keys})
@@ -86,7 +91,7 @@ class LogReader:
             of_attempt = [key for key in keys if key[0] == attempt]
             if attempt < newest and not any(key in offsets for key in of_attempt):
                 continue  # the cursor began at the tail of a newer one
-            for key, line in self._merged(folder, of_attempt, offsets, limit - len(items), events):
+            for key, line in self._merged(folder, of_attempt, offsets, ends, limit - len(items), events):
                 offsets[key] = line.end
                 if events or not line.text.startswith(PREFIX):
                     items.append(LogLine(_text(offsets), seconds(line.time), key[0], key[1], line.text))
@@ -110,14 +115,24 @@ class LogReader:
         return sorted((int(match.group(1)), int(match.group(2))) for match in matches if match)
 
     def _merged(
-        self, folder: Path, keys: list[Key], offsets: dict[Key, int], limit: int, events: bool
+        self,
+        folder: Path,
+        keys: list[Key],
+        offsets: dict[Key, int],
+        ends: dict[Key, int],
+        limit: int,
+        events: bool,
     ) -> "list[tuple[Key, StoredLine]]":
         """Enough lines of one attempt for `limit` shown ones, in the order of time; each file's own order is kept."""
         taken: list[tuple[Key, StoredLine]] = []
         ahead = dict(offsets)
         while True:
             chunks = [
-                [(key, line) for line in read_lines(path_of(folder, *key), ahead.get(key, 0), limit + 1)]
+                [
+                    (key, line)
+                    for line in read_lines(path_of(folder, *key), ahead.get(key, 0), limit + 1)
+                    if line.end <= ends.get(key, line.end)
+                ]
                 for key in keys
             ]
             if not any(chunks):
@@ -130,26 +145,22 @@ class LogReader:
             if shown >= limit:
                 return taken
 
-    def _tail(self, folder: Path, keys: list[Key], count: int, events: bool) -> LogPage:
-        """The last lines of the newest attempt."""
-        if not keys:
-            return LogPage([], _text({}))
-        newest = [key for key in keys if key[0] == keys[-1][0]]
+    def _tail(self, folder: Path, keys: list[Key], count: int, events: bool) -> dict[Key, int]:
+        """Where the last `count` lines of one attempt begin in each of its files."""
         wanted = count
         while True:
-            offsets = {key: tail_offset(path_of(folder, *key), wanted) for key in newest}
-            taken: list[tuple[Key, StoredLine]] = []
-            for key in newest:
-                taken += [(key, line) for line in read_lines(path_of(folder, *key), offsets[key], wanted)]
-            shown = [item for item in taken if events or not item[1].text.startswith(PREFIX)]
-            if len(shown) >= count or all(offset == 0 for offset in offsets.values()) or wanted > 1_000_000:
+            first = {key: tail_offset(path_of(folder, *key), wanted) for key in keys}
+            last = dict(first)
+            found: list[tuple[str, Key, int]] = []
+            for key in keys:
+                for line in read_lines(path_of(folder, *key), first[key], wanted):
+                    if events or not line.text.startswith(PREFIX):
+                        found.append((line.time, key, last[key]))
+                    last[key] = line.end
+            if len(found) >= count or not any(first.values()) or wanted > 1_000_000:
                 break
             wanted *= 4
-        shown.sort(key=lambda item: item[1].time)
-        items = []
-        for key, line in shown[-count:] if count else []:
-            offsets[key] = line.end
-            items.append(LogLine(_text(offsets), seconds(line.time), key[0], key[1], line.text))
-        for key, line in taken:
-            offsets[key] = max(offsets[key], line.end)
-        return LogPage(items, _text(offsets))
+        found.sort(key=lambda item: item[0])
+        for _, key, begin in reversed(found[-count:] if count else []):
+            last[key] = begin
+        return last

@@ -132,6 +132,33 @@ def test_tail_and_one_replica(reader: LogReader) -> None:
     assert [line.line for line in reader.read("job", replica=1).lines] == [f"line {n}" for n in range(1, 10, 2)]
 
 
+def test_a_tail_is_read_in_pages_and_over_replicas_in_the_order_of_time(tmp_path: Path) -> None:
+    for rank in (0, 1):
+        writer = LogWriter(path_of(tmp_path, 1, rank), 1 << 20)
+        for number in range(rank, 20, 2):
+            writer.append(LogRecord(stamp(number), f"line {number}"))
+            writer.append(LogRecord(stamp(number), "@navarch {}"))
+        writer.close()
+    reader = LogReader(lambda _: tmp_path, Hub())
+    found, cursor = [], None
+    while (page := reader.read("job", cursor, limit=3, tail=7)).lines:
+        found += [line.line for line in page.lines]
+        cursor = page.next_cursor
+    assert found == [f"line {number}" for number in range(13, 20)]
+
+
+def test_what_comes_after_a_cursor_can_be_left_out(reader: LogReader, tmp_path: Path) -> None:
+    end = reader.read("job", tail=0).next_cursor
+    writer = LogWriter(path_of(tmp_path, 2, 0), 1 << 20)
+    writer.append(LogRecord(stamp(100), "later"))
+    writer.close()
+    path_of(tmp_path, 2, 1).write_text(f"{stamp(100)} of a replica that came later\n")
+    path_of(tmp_path, 3, 0).write_text(f"{stamp(101)} of the next attempt\n")
+    assert [line.line for line in reader.read("job", until=end).lines] == [f"line {n}" for n in range(15)]
+    assert len(reader.read("job").lines) == 18
+    assert reader.read("job", cursor=end, until=end).lines == []
+
+
 def test_a_foreign_cursor_is_refused(reader: LogReader) -> None:
     for wrong in ("x", "1:2", "1-0:-3", "1-0:1;drop"):
         with pytest.raises(Problem) as refused:
@@ -145,6 +172,7 @@ def test_tail_offset_counts_lines(tmp_path: Path) -> None:
     last = [line.text for line in read_lines(path, tail_offset(path, 3), 10)]
     assert last == ["line 19997", "line 19998", "line 19999"]
     assert tail_offset(path, 100000) == 0
+    assert [line.text for line in read_lines(path, tail_offset(path, 9000), 1)] == ["line 11000"]
 
 
 def test_a_waiting_reader_learns_at_once_that_there_is_more(reader: LogReader) -> None:

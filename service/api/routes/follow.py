@@ -52,6 +52,9 @@ async def logs(
     limit: Annotated[int, Query(ge=1, le=5000, description="Lines on a page.")] = 500,
     replica: Annotated[int | None, Query(ge=0, le=1023, description="Of this replica only.")] = None,
     tail: Annotated[int | None, Query(ge=0, le=100000, description="Start with the last N lines.")] = None,
+    until: Annotated[
+        str | None, Query(max_length=4000, description="Stop at this cursor; `tail=0` gives that of the end.")
+    ] = None,
     events: Annotated[bool, Query(description="Also the lines in which the training reports its figures.")] = False,
     follow: Annotated[bool, Query(description="Stream server-sent events until the job ends.")] = False,
     last_event_id: Annotated[str | None, Header(max_length=4000, description="Resume a stream after this.")] = None,
@@ -69,6 +72,7 @@ async def logs(
             replica=replica,
             tail=None if cursor else tail,
             events=events,
+            until=until,
         )
         end = job.finished_at is not None and not page.lines
         body = schemas.LogPage(
