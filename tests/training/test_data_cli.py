@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.data_making import preferences, questions, tokenizer_folder, write_jsonl
+from tests.training.data_making import CHATML, preferences, questions, tokenizer_folder, write_jsonl
 from training.data.cli import main
 from training.data.files import read_rows
 from training.data.formats import detect_format
@@ -31,7 +31,7 @@ def test_check_lists_every_bad_row_with_file_and_line(tmp_path: Path, capsys: py
     out = capsys.readouterr().out
     for line in (
         "problem: a.jsonl:3: output is empty",
-        "problem: a.jsonl:4: has no output / response / completion / answer; its fields are instruction",
+        "problem: a.jsonl:4: has no output / response / completion / answer / answers; its fields are instruction",
         "problem: a.jsonl:6: is not valid JSON",
         "problem: a.jsonl:7: is not UTF-8: byte 0xff",
         "warning: a.jsonl:5: repeats a.jsonl:1 word for word",
@@ -58,9 +58,34 @@ def test_check_counts_tokens_when_a_model_is_given(
     assert "problem: a.jsonl:2: is too long: " in (out := capsys.readouterr().out) and "a.jsonl:1" not in out
     write_jsonl(path, [{"instruction": "a", "output": "b<|im_end|>c"}])
     assert main(["check", str(path), "--model", model]) == 0
-    assert "warning: a.jsonl:1: its text holds the special token <|im_end|>" in capsys.readouterr().out
+    assert "its text holds the special token <|im_end|>, which is read as plain text" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="give --model too"):
         main(["check", str(path), "--max-length", "9"])
+
+
+def test_check_refuses_what_the_run_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    template = "{% if messages | length > 2 %}{{ raise_exception('one question only') }}{% endif %}" + CHATML
+    model = str(tokenizer_folder(tmp_path / "model", template=template))
+    talk = [{"role": r, "content": r} for r in ("user", "assistant")]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"messages": talk, "tools": [{"name": "f"}]}, {"messages": talk * 2}])
+    assert main(["check", str(path), "--limit", "0"]) == 0
+    assert "no problem found; tools need a chat template with a place for them" in capsys.readouterr().out
+    assert main(["check", str(path), "--model", model]) == 65
+    out = capsys.readouterr().out
+    assert "a.jsonl:1: The chat template 'tokenizer' has no place for tools" in out
+    assert "a.jsonl:2: The chat template 'tokenizer' refuses this conversation: one question only" in out
+    assert main(["stats", str(path), "--model", model]) == 0
+    assert "2 of them bad (a.jsonl:1: The chat template 'tokenizer' has no place" in capsys.readouterr().out
+    path = write_jsonl(tmp_path / "b.jsonl", [{"instruction": "long " * 50, "output": "b"}, *questions(1)])
+    assert main(["check", str(path), "--model", model, "--max-length", "40"]) == 65
+    out = capsys.readouterr().out
+    assert "b.jsonl:1: nothing is left to learn within max_length" in out and "1 of 2 rows are left out" in out
+
+
+def test_check_names_fields_of_which_nothing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{**row, "source": "web"} for row in questions(3)])
+    assert main(["check", str(path)]) == 0
+    assert "no problem found; fields not used: source (3 rows)" in capsys.readouterr().out
 
 
 def test_check_as_json_and_for_a_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +111,8 @@ def test_stats_show_lengths_and_what_is_learned(tmp_path: Path, model: str, caps
 
 
 def test_stats_paint_what_is_learned_green(tmp_path: Path, model: str) -> None:
-    from training.data.formats import Chat, Pair, Text
+    from training.data.formats import Chat, Text
+    from training.data.preferences import Pair
     from training.data.stats import CONTEXT, LEARNED, RESET, TURN_END, coloured
     from training.data.template import TextCodec
 

@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.training.data_making import preferences, questions, tokenizer_folder, write_jsonl
 from training.config.data import DataSource
-from training.data.encode import EncodeOptions, Report, encode_source
+from training.data.encode import EncodeOptions, encode_source
 from training.data.records import open_source
+from training.data.report import Report
 from training.data.store import DOCUMENT, StoreWriter, TokenStore, cache_folder, open_store
 from training.data.template import TextCodec
 from training.errors import DataError
@@ -28,9 +30,9 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> TextCodec:
 
 
 def encode(
-    codec: TextCodec, path: Path, cache: Path, stage: str = "sft", options: EncodeOptions = OPTIONS, workers: int = 0
+    codec: TextCodec, path: Path, cache: Path, stage: str = "sft", options: EncodeOptions = OPTIONS, **more: Any
 ) -> tuple[TokenStore, Report]:
-    return encode_source(open_source(DataSource(str(path)), stage), codec, options, cache, workers=workers)
+    return encode_source(open_source(DataSource(str(path)), stage), codec, options, cache, **more)
 
 
 def documents(store: TokenStore) -> list[tuple[list[int], list[bool]]]:
@@ -187,6 +189,37 @@ def test_nothing_left_is_an_error_with_the_reason(codec: TextCodec, tmp_path: Pa
     path = write_jsonl(tmp_path / "a.jsonl", questions(3))
     with pytest.raises(DataError, match=r"nothing usable is left of 3 rows .* 3 left out: over max_length"):
         encode(codec, path, tmp_path / "c", options=EncodeOptions(4, "drop"))
+
+
+def test_a_run_that_would_lose_most_rows_is_refused(codec: TextCodec, tmp_path: Path) -> None:
+    """Also from the cache, and also where the longest rows only lose their answers."""
+    rows = [{"instruction": "long " * 99, "output": f"b {i}"} for i in range(9)]
+    path = write_jsonl(tmp_path / "a.jsonl", [*rows, *questions(1)])
+    for _ in range(2):
+        with pytest.raises(DataError) as caught:
+            encode(codec, path, tmp_path / "c", max_left_out=0.5)
+        said = str(caught.value)
+        assert (
+            "9 left out: nothing to learn. That 9 of 10 rows are left out is more than data.max_left_out (0.5)" in said
+        )
+        assert "Raise train.max_length (now 64; the longest row has " in said
+    assert encode(codec, path, tmp_path / "c", max_left_out=0.9)[1].unlearnable == 9
+    talk = [{"role": r, "content": "word " * 9} for _ in range(4) for r in ("user", "assistant")]
+    chats = write_jsonl(tmp_path / "b.jsonl", [{"messages": talk}])
+    with pytest.raises(DataError, match=r"That \d of 4 answers of the assistant would not be learned is more than"):
+        encode(codec, chats, tmp_path / "c", max_left_out=0.1)
+    report = encode(codec, chats, tmp_path / "c")[1]
+    assert report.answers == 4 and 0 < report.lost < 4 and f"{report.lost} of 4 answers not learned" in str(report)
+
+
+def test_answers_that_nobody_wants_are_not_lost(codec: TextCodec, tmp_path: Path) -> None:
+    talk = [{"role": r, "content": r, "weight": 0} for _ in range(2) for r in ("user", "assistant")]
+    talk[-1]["weight"] = 1
+    store, report = encode(codec, write_jsonl(tmp_path / "a.jsonl", [{"messages": talk, "id": 1}]), tmp_path / "c")
+    assert (report.answers, report.lost, report.unused) == (1, 0, {"id": 1})
+    tokens, targets = documents(store)[0]
+    assert codec.decode(np.array(tokens)[targets], skip_special=False) == "assistant<|im_end|>"
+    assert "fields not used: id" in str(report)
 
 
 def test_pairs_that_become_equal_when_cut_are_left_out(codec: TextCodec, tmp_path: Path) -> None:

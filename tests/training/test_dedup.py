@@ -15,6 +15,26 @@ def test_case_and_punctuation_do_not_count() -> None:
     assert shingles("The old, stone bridge!") == shingles("the old stone bridge")
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["Compute 12 + 4\nx + y", "Compute 12 - 4\nx - y", "Compute 12 * 4\nx * y", "Compute 12 / 4\nx / y"],
+        ["if (a < b) return a;", "if (a > b) return a;", "if (a == b) return a;", "if (!a) return b;"],
+        ["call(a.b)", "call(a, b)", "x = -1", "x = 1"],
+        ["😀😀😀", "🚢🚢🚢", "⚓", "!!!", "???", "👍🏽", "👍🏿"],
+        ["เรือออกจากท่าเวลาเช้าทุกวัน", "เรือออกจากท่าเวลาเย็นทุกวัน", "ประภาคารสีขาวและแดงอยู่ที่ปลายแหลม"],
+        ["नाव सुबह बंदरगाह से निकलती है", "नाव शाम को बंदरगाह में लौटती है"],
+    ],
+)
+def test_signs_that_mean_something_keep_rows_apart(rows: list[str]) -> None:
+    assert find_duplicates(rows, 0.8) == []
+
+
+def test_thai_near_duplicates_are_found() -> None:
+    found = find_duplicates(["เรือออกจากท่าเวลาเช้าทุกวัน", "สีขาว", "เรือออกจากท่าเวลาเช้าทุกวันครับ"], 0.8)
+    assert [(d.number, d.of) for d in found] == [(2, 0)]
+
+
 def test_chinese_is_compared_by_characters() -> None:
     assert "今 天 天" in shingles("今天天气很好")
     assert likeness(shingles("今天天气很好我们去公园玩"), shingles("今天天气很好我们去公园吧")) > 0.7

@@ -316,9 +316,10 @@ def test_mixing_by_weight(codec: TextCodec, cache: str, tmp_path: Path) -> None:
 # -- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def prompts(codec: TextCodec, path: Path, **options: Any) -> Any:
+def prompts(codec: TextCodec, path: Path, max_left_out: float = 0.1, **options: Any) -> Any:
     options = {"max_length": 64, "note": lambda text: None, **options}
-    return build_prompts(DataConfig(sources=(DataSource(str(path)),)), codec, **options)
+    config = DataConfig(sources=(DataSource(str(path)),), max_left_out=max_left_out, bad_rows="skip")
+    return build_prompts(config, codec, **options)
 
 
 def test_prompts_are_disjoint_over_ranks_and_the_same_for_any_number(codec: TextCodec, rows: Path) -> None:
@@ -354,7 +355,22 @@ def test_long_prompts_are_refused_or_dropped(codec: TextCodec, tmp_path: Path) -
     with pytest.raises(DataError, match=r"p.jsonl:2: the prompt has .* more than train.max_prompt_length \(64\)"):
         prompts(codec, path)
     said: list[str] = []
-    loader = prompts(codec, path, long_prompts="drop", note=said.append)
+    loader = prompts(codec, path, 0.5, long_prompts="drop", note=said.append)
     assert len(loader) == 2 and "1 left out: over 64 tokens" in said[0]
     with pytest.raises(DataError, match="No prompt is left"):
-        prompts(codec, path, max_length=2, long_prompts="drop")
+        prompts(codec, path, 1.0, max_length=2, long_prompts="drop")
+    with pytest.raises(DataError, match=r"Raise train.max_prompt_length \(now 64; the longest row has \d+ tokens\)"):
+        prompts(codec, path, long_prompts="drop")
+
+
+def test_a_prompt_that_the_template_refuses_is_a_bad_row(codec: TextCodec, tmp_path: Path) -> None:
+    call = {"function": {"name": "f"}}
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "b"},
+    ]
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": talk}])
+    assert len(prompts(codec, path, 0.5)) == 1
+    with pytest.raises(DataError, match=r"p.jsonl:2: The chat template .* has no place for tool calls"):
+        build_prompts(DataConfig(sources=(DataSource(str(path)),)), codec, max_length=64, note=lambda text: None)

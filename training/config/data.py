@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-Format = Literal["auto", "alpaca", "sharegpt", "messages", "rm-static", "hh-rlhf", "dpo", "prompt", "text"]
+Format = Literal[
+    "auto", "alpaca", "prompt-completion", "sharegpt", "messages", "rm-static", "hh-rlhf", "dpo", "prompt", "text"
+]
 OverLong = Literal["auto", "truncate", "split", "drop"]
 BadRows = Literal["stop", "skip"]
 TrainOn = Literal["assistant", "last"]
@@ -24,6 +26,10 @@ class DataSource:
     weight: float = field(default=1.0, metadata={"help": "passes over this source per epoch: 2 = twice, 0.5 = half"})
     max_samples: int | None = field(default=None, metadata={"help": "use the first N rows only"})
     split: str = field(default="train", metadata={"help": "which files of a folder or hub data set: train, test …"})
+    columns: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "field names that differ: {prompt: my_question, chosen: better}"}
+    )
+    ignore: tuple[str, ...] = field(default=(), metadata={"help": "fields that are left out on purpose"})
 
     def __post_init__(self) -> None:
         if not self.path.strip():
@@ -34,6 +40,8 @@ class DataSource:
             raise ValueError(f"weight must be between 0 and 1000, not {self.weight:g}")
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"max_samples must be at least 1, not {self.max_samples}")
+        if len(set(self.columns.values())) < len(self.columns):
+            raise ValueError("columns names one field of the rows twice")
 
     @classmethod
     def shorthand(cls, value: object) -> Mapping[str, Any]:
@@ -80,6 +88,12 @@ class DataConfig:
         },
     )
     bad_rows: BadRows = field(default="stop", metadata={"help": "stop at the first bad row, or skip and count them"})
+    max_left_out: float = field(
+        default=0.1,
+        metadata={
+            "help": "share of the rows, and of the assistant's turns, that may go unlearned before a run is refused"
+        },
+    )
     window: int = field(default=16384, metadata={"help": "documents that are shuffled and packed together"})
     shuffle: bool = True
     cache_dir: str = field(default="", metadata={"help": "where tokens are kept; default $NAVARCH_CACHE_DIR, ~/.cache"})
@@ -90,6 +104,8 @@ class DataConfig:
             raise ValueError(f"eval_fraction must be in [0, 1), not {self.eval_fraction:g}")
         if self.eval and self.eval_fraction:
             raise ValueError("give either eval sources or eval_fraction, not both")
+        if not 0 <= self.max_left_out <= 1:
+            raise ValueError(f"max_left_out is a share, from 0 to 1, not {self.max_left_out:g}")
         if self.window < 1:
             raise ValueError(f"window must be at least 1, not {self.window}")
         if self.workers < 0:

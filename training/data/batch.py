@@ -151,10 +151,11 @@ class StepBatch:
 @dataclass(frozen=True)
 class PromptRow:
     """One PPO prompt: row id, the conversation up to the assistant's turn, its text as rendered, its tokens, and the
-    row's other fields (a reward function may want a reference answer)."""
+    row's other fields (a reward function may want a reference answer). tools: what the assistant may call."""
 
     row: str
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     text: str
     tokens: tuple[int, ...]
     fields: dict[str, Any]
+    tools: tuple[Any, ...] = ()

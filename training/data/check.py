@@ -7,23 +7,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from training.config.data import DataSource
-from training.data.encode import content_key
+from training.data.encode import EncodeOptions, RecordEncoder, content_key
 from training.data.files import resolve
-from training.data.formats import STAGE_KINDS, Chat, Kind, Pair, Prompt, Record, RowError, Text, kind_for
+from training.data.formats import STAGE_KINDS, Chat, Kind, Prompt, Record, Text, kind_for
+from training.data.messages import Message, RowError
+from training.data.preferences import Pair
 from training.data.records import Placed, Problem, SourceRows, detect, open_source
+from training.data.report import Report, refuse_losses
 from training.data.template import TextCodec
 from training.errors import DataError
 
 
 @dataclass
 class CheckResult:
-    """problems: rows that a run would refuse; warnings: rows that it would take, but that look wrong."""
+    """problems: rows that a run would refuse; warnings: rows that it would take, but that look wrong. unused: rows that
+    have a field of which nothing is made; tools: rows that need a chat template with a place for tools."""
 
     format: str = ""
     kind: Kind | None = None
     rows: int = 0
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    tools: int = 0
 
     @property
     def fine(self) -> bool:
@@ -51,40 +57,70 @@ def open_for(source: DataSource, stage: str | None) -> SourceRows:
     if stage:
         return open_source(source, stage)
     files = tuple(resolve(source))
-    format = detect(files) if source.format == "auto" else source.format
+    format = detect(files, source) if source.format == "auto" else source.format
     kind = kind_for(format, stages_for(format)[0])
     return SourceRows(source, files, format, kind)
 
 
-def check_rows(rows: SourceRows, codec: TextCodec | None = None, max_length: int | None = None) -> CheckResult:
-    """Checks each row by itself, exact repetitions, and (with a codec) lengths in tokens."""
+def check_rows(
+    rows: SourceRows, codec: TextCodec | None = None, max_length: int | None = None, max_left_out: float = 1.0
+) -> CheckResult:
+    """Checks each row by itself, exact repetitions, and (with a codec) all that a run would refuse."""
     result = CheckResult(rows.format, rows.kind)
     seen: dict[int, str] = {}
     special = codec.special_words if codec else ()
+    trial = Trial(codec, max_length) if codec else None
     try:
         for item in rows:
             result.rows += 1
             if isinstance(item, Problem):
                 result.problems.append(item)
                 continue
-            result.problems += _too_long(item, codec, max_length)
+            if trial:
+                result.problems += trial(item)
             result.warnings += _odd(item, seen)
             result.warnings += _special(item, special)
+            result.unused.update(item.rest)
+            result.tools += bool(getattr(item.record, "tools", ()))
     except DataError as error:  # the rest of the file can't be read
         result.problems.append(Problem("", str(error)))
+    if trial and max_length:
+        result.problems += trial.losses(rows, result, max_left_out)
     return result
 
 
-def _too_long(item: Placed, codec: TextCodec | None, max_length: int | None) -> Iterator[Problem]:
-    if codec is None or max_length is None:
-        return
-    try:
-        longest = max(token_lengths(item.record, codec))
-    except DataError as error:
-        yield Problem(item.raw.place, str(error))
-        return
-    if longest > max_length:
-        yield Problem(item.raw.place, f"is too long: {longest:,} tokens, over max_length {max_length:,}")
+class Trial:
+    """Rows made into documents as a run does, to see which it would refuse."""
+
+    def __init__(self, codec: TextCodec, max_length: int | None) -> None:
+        self.max_length = max_length
+        self.encoder = RecordEncoder(codec, EncodeOptions(max_length or 1 << 60, "truncate"))
+        self.counts: Counter[str] = Counter()
+        self.longest = 0
+
+    def __call__(self, item: Placed) -> Iterator[Problem]:
+        (made,) = self.encoder.encode([item.record])
+        if isinstance(made, str):
+            yield Problem(item.raw.place, made)
+            return
+        longest = max(map(len, made))
+        self.longest = max(self.longest, longest)
+        if not isinstance(item.record, Prompt) and not self.encoder.fit(
+            made, isinstance(item.record, Pair), self.counts
+        ):
+            yield Problem(
+                item.raw.place, "nothing is left to learn" + (" within max_length" if self.max_length else "")
+            )
+        elif self.max_length and longest > self.max_length:
+            yield Problem(item.raw.place, f"is too long: {longest:,} tokens, over max_length {self.max_length:,}")
+
+    def losses(self, rows: SourceRows, result: CheckResult, limit: float) -> Iterator[Problem]:
+        counts = {name: self.counts[name] for name in ("unlearnable", "answers", "lost", "truncated")}
+        report = Report(rows.source.path, rows.format, result.rows, 0, 0, 0, longest=self.longest, **counts)
+        try:
+            refuse_losses(report, limit, self.max_length or 0)
+        except DataError as error:
+            yield Problem("", str(error))
 
 
 def token_lengths(record: Record, codec: TextCodec) -> list[int]:
@@ -92,11 +128,12 @@ def token_lengths(record: Record, codec: TextCodec) -> list[int]:
     if isinstance(record, Text):
         return [len(codec.encode_text(record.text))]
     if isinstance(record, Prompt):
-        return [len(codec.encode_prompt(record.messages))]
-    return [len(encoded) for encoded in codec.encode_chats(conversations(record))]
+        return [len(codec.encode_prompt(record.messages, record.tools))]
+    talks = conversations(record)
+    return [len(encoded) for encoded in codec.encode_chats(talks, [record.tools] * len(talks))]
 
 
-def conversations(record: Chat | Pair) -> list[list[dict[str, str]]]:
+def conversations(record: Chat | Pair) -> list[list[Message]]:
     """The conversations that end with an answer: one of a chat, chosen and rejected of a pair."""
     if isinstance(record, Chat):
         return [list(record.messages)]
@@ -131,4 +168,5 @@ def _special(item: Placed, special: tuple[str, ...]) -> Iterator[Problem]:
     text = all_text(item.record)
     found = [word for word in special if word in text]
     if found:
-        yield Problem(item.raw.place, f"its text holds the special token {found[0]}, which would act as one")
+        acts = "acts as one" if isinstance(item.record, Text) else "is read as plain text"
+        yield Problem(item.raw.place, f"its text holds the special token {found[0]}, which {acts}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.config.data import DataSource
+from training.config.data import DataConfig, DataSource
 from training.data.formats import FORMATS, STAGE_KINDS
 from training.data.records import Placed, SourceRows
 from training.data.synthetic import KINDS, synthesize
@@ -99,7 +99,7 @@ def _check(options: argparse.Namespace) -> int:
     from training.data.check import check_rows, stages_for
 
     rows, codec = _open(options)
-    result = check_rows(rows, codec, options.max_length)
+    result = check_rows(rows, codec, options.max_length, DataConfig().max_left_out)
     if options.json:
         facts = {
             "path": options.path,
@@ -108,6 +108,7 @@ def _check(options: argparse.Namespace) -> int:
             "rows": result.rows,
             "problems": [{"place": p.place, "problem": p.what} for p in result.problems],
             "warnings": [{"place": p.place, "problem": p.what} for p in result.warnings],
+            "unused": dict(result.unused),
         }
         print(json.dumps(facts, ensure_ascii=False, indent=1))
         return 0 if result.fine else DataError.exit_code
@@ -119,7 +120,13 @@ def _check(options: argparse.Namespace) -> int:
             print(f"… and {len(found) - len(shown):,} more {title}s (--limit 0 lists all)")
     print(f"{options.path}: {result.rows:,} rows of format {result.format}, for {', '.join(stages_for(result.format))}")
     if result.fine:
-        print(f"no problem found, {len(result.warnings):,} warnings" if result.warnings else "no problem found")
+        notes = [f"{len(result.warnings):,} warnings"] if result.warnings else []
+        if result.unused:
+            fields = ", ".join(f"{name} ({count:,} rows)" for name, count in result.unused.items())
+            notes.append(f"fields not used: {fields}")
+        if result.tools and codec is None:
+            notes.append("tools need a chat template with a place for them: check with --model too")
+        print("; ".join(["no problem found", *notes]))
         return 0
     print(f"{len(result.problems):,} problems:")
     for what, count in result.summary().most_common(10):
@@ -132,7 +139,7 @@ def _stats(options: argparse.Namespace) -> int:
 
     rows, codec = _open(options)
     stats = collect(rows, codec, options.show)
-    bad = f", {stats.bad:,} of them bad (see `data check`)" if stats.bad else ""
+    bad = f", {stats.bad:,} of them bad ({stats.problem})" if stats.bad else ""
     amount = f"{len(stats.lengths):,} documents, {int(stats.lengths.sum()):,} {stats.unit}"
     print(f"{options.path}: {stats.rows:,} rows of format {stats.format}{bad}; {amount}")
     print("  ".join(f"{name} {value:,}" for name, value in stats.percentiles().items()) + f"  ({stats.unit})")
@@ -145,6 +152,8 @@ def _stats(options: argparse.Namespace) -> int:
         print(f"\n{stats.sample.raw.place} ({key if codec else 'give --model to see it tokenised'}):")
         for text in coloured(stats.sample.record, codec, colour=colour):
             print(text + "\n")
+        if stats.sample.rest:
+            print("fields not used: " + ", ".join(stats.sample.rest))
     return 0
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-_WORD = re.compile(r"\w+", re.UNICODE)
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+_PROSE = re.compile(r"""[.,;:!?…]+(?=[\s"'”’»)]|$)|["“”‘’«»、。，；：！？（）「」『』《》]|(?<!\w)'|'(?!\w)""")
+"""Punctuation that says nothing: after a word, or quoting. Operators, brackets, signs, emoji and `a.b` are words."""
+_MARKS = "".join(chr(code) for code in range(0x300, 0xFE00) if unicodedata.category(chr(code)) in ("Mn", "Mc"))
+_PIECE = re.compile(rf"(?:[^\W_][{re.escape(_MARKS)}]*)+|\S")
+_SPACELESS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]")
+"""Thai, Lao, Burmese, Khmer, Japanese, Chinese, Korean: words aren't separated by spaces, or are very short."""
 PERMUTATIONS = 128
 
 
@@ -23,14 +28,11 @@ class Duplicate:
 
 
 def shingles(text: str) -> set[str]:
-    """What two texts are compared by: runs of three words; of three characters where words aren't separated by spaces
-    (Chinese, Japanese, Korean). Case and punctuation don't count."""
-    words = [word.lower() for word in _WORD.findall(text)]
+    """What two texts are compared by: runs of three words and signs; of three characters where words aren't separated
+    by spaces. Case and the punctuation of prose don't count; operators, signs and emoji are words of their own."""
+    words = _PIECE.findall(_PROSE.sub(" ", text).lower()) or _PIECE.findall(text)
     joined = "".join(words)
-    if len(_CJK.findall(joined)) * 3 > len(joined):
-        pieces: Sequence[str] = joined
-    else:
-        pieces = words
+    pieces: Sequence[str] = joined if len(_SPACELESS.findall(joined)) * 3 > len(joined) else words
     if len(pieces) < 3:
         return {" ".join(pieces)}
     return {" ".join(pieces[i : i + 3]) for i in range(len(pieces) - 2)}

@@ -125,7 +125,9 @@ def _join(
     )
     stores, reports = [], []
     for source in sources:
-        store, report = encode_source(open_source(source, stage), codec, options, cache, workers=config.workers)
+        store, report = encode_source(
+            open_source(source, stage), codec, options, cache, workers=config.workers, max_left_out=config.max_left_out
+        )
         stores.append(store)
         reports.append(report)
     return join_stores(stores, [source.weight for source in sources], reports)

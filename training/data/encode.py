@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from training.data.files import RawRow
-from training.data.formats import Chat, Pair, Record, Text
+from training.data.formats import Chat, Pair, Prompt, Record, Text
 from training.data.records import Problem, SourceRows
+from training.data.report import Report, refuse_losses
 from training.data.store import DOCUMENT, StoreWriter, TokenStore, concatenate, open_store
 from training.data.template import Encoded, TextCodec
 from training.errors import DataError
 
-VERSION = 1
+VERSION = 2
 _CHUNK = 256
 _PARALLEL_BYTES = 64 << 20  # below this, starting processes costs more than they save
 _KEPT_PROBLEMS = 20
@@ -42,52 +43,14 @@ class EncodeOptions:
 
 @dataclass(frozen=True)
 class EncodedChunk:
-    """Some rows as documents. counts: what happened to them (see `Report`)."""
+    """Some rows as documents. counts: what happened to them (see `Report`); longest: tokens before anything is cut."""
 
     documents: np.ndarray
     tokens: np.ndarray
     targets: np.ndarray
     counts: dict[str, int]
     problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of a source's rows.
-
-    rows: read; documents: kept (two per pair); bad: unusable, skipped because `bad_rows: skip`; truncated, split: over
-    max_length; too_long: left out for it; unlearnable: left out because nothing to learn remained.
-    """
-
-    path: str
-    format: str
-    rows: int
-    documents: int
-    tokens: int
-    targets: int
-    bad: int = 0
-    truncated: int = 0
-    split: int = 0
-    too_long: int = 0
-    unlearnable: int = 0
-    problems: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        left = [
-            f"{value:,} {text}"
-            for value, text in (
-                (self.truncated, "cut to max_length"),
-                (self.split, "split at max_length"),
-                (self.too_long, "left out: over max_length"),
-                (self.unlearnable, "left out: nothing to learn"),
-                (self.bad, "bad and skipped"),
-            )
-            if value
-        ]
-        main = (
-            f"{self.path} ({self.format}): {self.rows:,} rows, {self.documents:,} documents, {self.tokens:,} tokens, "
-        )
-        return main + f"{self.targets:,} to learn" + ("; " + "; ".join(left) if left else "")
+    longest: int = 0
 
 
 class RecordEncoder:
@@ -99,22 +62,16 @@ class RecordEncoder:
 
     def __call__(self, placed: list[tuple[Record, int, RawRow]]) -> EncodedChunk:
         """placed: (record, number of its file, raw row)."""
-        try:
-            encoded = self._encode([record for record, _, _ in placed])
-            problems: list[Problem] = []
-        except DataError:  # some row of the chunk: find which
-            encoded, problems, kept = [], [], []
-            for item in placed:
-                try:
-                    encoded += self._encode([item[0]])
-                    kept.append(item)
-                except DataError as error:
-                    problems.append(Problem(item[2].place, str(error)))
-            placed = kept
+        each = self.encode([record for record, _, _ in placed])
+        problems = [
+            Problem(raw.place, made) for (_, _, raw), made in zip(placed, each, strict=True) if isinstance(made, str)
+        ]
+        kept = [(item, made) for item, made in zip(placed, each, strict=True) if not isinstance(made, str)]
+        longest = max((len(part) for _, parts in kept for part in parts), default=0)
         counts: Counter[str] = Counter()
         documents, tokens, targets = [], [], []
-        for (record, file, raw), parts in zip(placed, encoded, strict=True):
-            pieces = self._fit(parts, isinstance(record, Pair), counts)
+        for (record, file, raw), parts in kept:
+            pieces = self.fit(parts, isinstance(record, Pair), counts)
             if not pieces:
                 continue
             entry = np.zeros(len(pieces), DOCUMENT)
@@ -134,29 +91,45 @@ class RecordEncoder:
             concatenate(targets, np.bool_),
             dict(counts),
             tuple(problems),
+            longest,
         )
 
+    def encode(self, records: list[Record]) -> list[list[Encoded] | str]:
+        """The documents of each record, one or two of a pair; or what is wrong with it."""
+        try:
+            return list(self._encode(records))
+        except DataError as error:  # some record: find which
+            if len(records) == 1:
+                return [str(error)]
+            return [made for record in records for made in self.encode([record])]
+
     def _encode(self, records: list[Record]) -> list[list[Encoded]]:
-        """The documents of each record: one, or two of a pair."""
         if not records:
             return []
+        if isinstance(records[0], Prompt):
+            asked = [r for r in records if isinstance(r, Prompt)]
+            prompts = self.codec.encode_prompts([r.messages for r in asked], [r.tools for r in asked])
+            return [[Encoded(np.array(ids, np.int32), np.zeros(len(ids), np.bool_), len(ids))] for ids in prompts]
         if isinstance(records[0], Text):
             return [[e] for e in self.codec.encode_texts([r.text for r in records if isinstance(r, Text)])]
         if isinstance(records[0], Chat):
-            chats = [r.messages for r in records if isinstance(r, Chat)]
-            return [[e] for e in self.codec.encode_chats(chats, train_on=self.options.train_on)]
+            chats = [r for r in records if isinstance(r, Chat)]
+            talks, tools = [r.messages for r in chats], [r.tools for r in chats]
+            return [[e] for e in self.codec.encode_chats(talks, tools, train_on=self.options.train_on)]
         pairs = [r for r in records if isinstance(r, Pair)]
-        talks = [
+        answered = [
             (*pair.prompt, {"role": "assistant", "content": answer})
             for pair in pairs
             for answer in (pair.chosen, pair.rejected)
         ]
-        both = self.codec.encode_chats(talks, train_on="last")
+        given = [pair.tools for pair in pairs for _ in range(2)]
+        both = self.codec.encode_chats(answered, given, train_on="last")
         return [both[i : i + 2] for i in range(0, len(both), 2)]
 
-    def _fit(self, parts: list[Encoded], pair: bool, counts: Counter[str]) -> list[Encoded]:
+    def fit(self, parts: list[Encoded], pair: bool, counts: Counter[str]) -> list[Encoded]:
         """The documents within max_length, or none of them; counts what was done."""
         limit = self.options.max_length
+        whole = parts
         if any(len(part) > limit for part in parts):
             how = self.options.over_long
             if how == "drop":
@@ -178,13 +151,26 @@ class RecordEncoder:
             kept = []
         if not kept:
             counts["unlearnable"] += 1
+        else:
+            for part in whole:
+                counts["answers"] += len(part.answers) + part.unmarked
+                counts["lost"] += part.unmarked + sum(start >= limit for start in part.answers)
         return kept
 
 
 def encode_source(
-    rows: SourceRows, codec: TextCodec, options: EncodeOptions, cache: Path, *, workers: int = 0
+    rows: SourceRows,
+    codec: TextCodec,
+    options: EncodeOptions,
+    cache: Path,
+    *,
+    workers: int = 0,
+    max_left_out: float = 1.0,
 ) -> tuple[TokenStore, Report]:
-    """The source's store, from the cache where its content, the codec and the options are the same."""
+    """The source's store, from the cache where its content, the codec and the options are the same.
+
+    Raises DataError when more than the share `max_left_out` of its rows or answers is not in it.
+    """
     key = store_key(rows, codec, options)
 
     def build(folder: Path) -> None:
@@ -195,11 +181,14 @@ def encode_source(
     if not len(store.documents):
         reason = f" First problem: {report.problems[0]}." if report.problems else ""
         raise DataError(f"{rows.source.path}: nothing usable is left of {report.rows:,} rows ({report}).{reason}")
+    refuse_losses(report, max_left_out, options.max_length)
     return store, report
 
 
 def _build(rows: SourceRows, codec: TextCodec, options: EncodeOptions, folder: Path, workers: int) -> None:
     counts: Counter[str] = Counter()
+    unused: Counter[str] = Counter()
+    longest = 0
     problems: list[Problem] = []
 
     def bad(problem: Problem) -> None:
@@ -216,6 +205,7 @@ def _build(rows: SourceRows, codec: TextCodec, options: EncodeOptions, folder: P
             if isinstance(item, Problem):
                 bad(item)
             else:
+                unused.update(item.rest)
                 yield item.record, numbers[item.raw.file], RawRow(None, item.raw.file, item.raw.index, item.raw.line)
 
     writer = StoreWriter(folder, max(codec.tokenizer.get_vocab().values(), default=0) + 1)
@@ -223,12 +213,16 @@ def _build(rows: SourceRows, codec: TextCodec, options: EncodeOptions, folder: P
         for problem in chunk.problems:
             bad(problem)
         counts.update(chunk.counts)
+        longest = max(longest, chunk.longest)
         counts.update(
             documents=len(chunk.documents), tokens=len(chunk.tokens), targets=int(chunk.documents["targets"].sum())
         )
         writer.append(chunk.documents, chunk.tokens, chunk.targets)
-    numbers = {name: counts[name] for name in Report.__dataclass_fields__ if name not in ("path", "format", "problems")}
-    report = Report(path=rows.source.path, format=rows.format, problems=tuple(str(p) for p in problems), **numbers)
+    counted = set(Report.__dataclass_fields__) - {"path", "format", "problems", "unused", "longest"}
+    report = Report(
+        path=rows.source.path, format=rows.format, problems=tuple(str(p) for p in problems), unused=dict(unused),
+        longest=longest, **{name: counts[name] for name in counted},
+    )  # fmt: skip
     writer.finish({"files": list(rows.names), "kind": rows.kind, "report": asdict(report)})
 
 
@@ -295,6 +289,8 @@ def store_key(rows: SourceRows, codec: TextCodec, options: EncodeOptions) -> str
     for file in rows.files:
         facts_of_file = file.stat()
         digest.update(_content_digest(file, facts_of_file.st_size, facts_of_file.st_mtime_ns))
-    facts = [VERSION, rows.names, rows.format, rows.kind, rows.source.max_samples, codec.fingerprint, asdict(options)]
+    source = rows.source
+    facts = [VERSION, rows.names, rows.format, rows.kind, source.max_samples, source.columns, source.ignore]
+    facts += [codec.cache_key, asdict(options)]
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -11,10 +13,11 @@ import numpy as np
 from training.config.data import DataConfig
 from training.data.batch import PromptRow
 from training.data.documents import hold_out
-from training.data.encode import content_key
+from training.data.encode import EncodeOptions, RecordEncoder, content_key
 from training.data.formats import Prompt
 from training.data.packing import PackingRule, epoch_order
-from training.data.records import Placed, Problem, open_source
+from training.data.records import Placed, Problem, SourceRows, open_source
+from training.data.report import Report, refuse_losses
 from training.data.template import TextCodec
 from training.errors import ConfigError, DataError
 
@@ -103,26 +106,44 @@ def build_prompts(
     rows: list[PromptRow] = []
     weights: list[float] = []
     keys: list[np.uint64] = []
+    encoder = RecordEncoder(codec, EncodeOptions(max_length, "drop"))
     for source in data.sources:
         opened = open_source(source, "ppo")
-        before, long, bad = len(rows), 0, 0
-        chunk: list[Placed] = []
+        before, counts = len(rows), Counter[str]()
+        problems: list[str] = []
+        longest = 0
 
-        for item in opened:
-            if isinstance(item, Problem):
+        for made in _encoded(opened, encoder, counts):
+            if isinstance(made, Problem):
                 if data.bad_rows == "stop":
-                    raise DataError(f"{item}. Mend or remove the row, or set data.bad_rows: skip.")
-                bad += 1
+                    raise DataError(f"{made}. Mend or remove the row, or set data.bad_rows: skip.")
+                counts["bad"] += 1
+                problems.append(str(made))
                 continue
-            chunk.append(item)
-            if len(chunk) == _CHUNK:
-                long += _add(chunk, codec, max_length, long_prompts, rows, keys)
-        long += _add(chunk, codec, max_length, long_prompts, rows, keys)
+            row, key = made
+            longest = max(longest, len(row.tokens))
+            if len(row.tokens) > max_length:
+                if long_prompts == "refuse":
+                    raise DataError(
+                        f"{row.row}: the prompt has {len(row.tokens):,} tokens, more than train.max_prompt_length "
+                        f"({max_length:,}). Raise it, or leave long prompts out with train.long_prompts: drop."
+                    )
+                counts["too_long"] += 1
+                continue
+            rows.append(row)
+            keys.append(key)
         weights += [source.weight] * (len(rows) - before)
+        report = Report(
+            source.path, opened.format, counts["rows"], len(rows) - before, 0, 0, bad=counts["bad"],
+            too_long=counts["too_long"], longest=longest, problems=tuple(problems[:1]),
+        )  # fmt: skip
         left = "".join(
-            f"; {n:,} left out: {why}" for n, why in ((long, f"over {max_length} tokens"), (bad, "bad rows")) if n
+            f"; {n:,} left out: {why}"
+            for n, why in ((report.too_long, f"over {max_length} tokens"), (report.bad, "bad rows"))
+            if n
         )
         note(f"{source.path} ({opened.format}): {len(rows) - before:,} prompts{left}")
+        refuse_losses(report, data.max_left_out, max_length, key="train.max_prompt_length")
     if not rows:
         raise DataError("No prompt is left: " + (", ".join(data.paths) or "data.sources is empty") + ".")
     kept = np.ones(len(rows), bool)
@@ -140,24 +161,25 @@ def build_prompts(
     )
 
 
-def _add(
-    chunk: list[Placed], codec: TextCodec, limit: int, long_prompts: str, rows: list[PromptRow], keys: list[np.uint64]
-) -> int:
-    """Moves the chunk's prompts into rows and keys; returns how many were left out for their length."""
-    long = 0
-    prompts = [(placed, placed.record) for placed in chunk if isinstance(placed.record, Prompt)]
-    encoded = codec.encode_prompts([prompt.messages for _, prompt in prompts])
-    for (placed, prompt), tokens in zip(prompts, encoded, strict=True):
-        if len(tokens) > limit:
-            if long_prompts == "refuse":
-                raise DataError(
-                    f"{placed.raw.place}: the prompt has {len(tokens):,} tokens, more than train.max_prompt_length "
-                    f"({limit:,}). Raise it, or leave long prompts out with train.long_prompts: drop."
-                )
-            long += 1
-            continue
-        text = codec.render(prompt.messages, add_generation_prompt=True)
-        rows.append(PromptRow(placed.raw.place, prompt.messages, text, tuple(tokens), prompt.fields))
-        keys.append(content_key(prompt))
-    chunk.clear()
-    return long
+def _encoded(
+    opened: SourceRows, encoder: RecordEncoder, counts: Counter[str]
+) -> Iterator[tuple[PromptRow, np.uint64] | Problem]:
+    """Each row of a source as a prompt with its content's key, or what is wrong with it."""
+    items = iter(opened)
+    while chunk := list(islice(items, _CHUNK)):
+        counts["rows"] += len(chunk)
+        placed = [item for item in chunk if isinstance(item, Placed)]
+        made = iter(encoder.encode([item.record for item in placed]))
+        for item in chunk:
+            if isinstance(item, Problem):
+                yield item
+                continue
+            parts, prompt = next(made), item.record
+            if isinstance(parts, str):
+                yield Problem(item.raw.place, parts)
+                continue
+            assert isinstance(prompt, Prompt)
+            text = encoder.codec.render(prompt.messages, prompt.tools, add_generation_prompt=True)
+            tokens = tuple(parts[0].tokens.tolist())
+            row = PromptRow(item.raw.place, prompt.messages, text, tokens, prompt.fields, prompt.tools)
+            yield row, content_key(prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,9 +10,12 @@ from itertools import pairwise
 import numpy as np
 
 from training.data.check import all_text, conversations, token_lengths
-from training.data.formats import Chat, Pair, Prompt, Record, Text
-from training.data.records import Placed, SourceRows
+from training.data.formats import Chat, Prompt, Record, Text
+from training.data.messages import Message
+from training.data.preferences import Pair
+from training.data.records import Placed, Problem, SourceRows
 from training.data.template import TextCodec
+from training.errors import DataError
 
 LEARNED, CONTEXT, TURN_END, RESET = "\033[32m", "\033[2m", "\033[1;35m", "\033[0m"
 _PERCENTILES = (0, 25, 50, 75, 90, 99, 100)
@@ -19,7 +23,7 @@ _PERCENTILES = (0, 25, 50, 75, 90, 99, 100)
 
 @dataclass(frozen=True)
 class Stats:
-    """lengths: [documents] in `unit` (tokens or characters); bad: rows that can't be used."""
+    """lengths: [documents] in `unit` (tokens or characters); bad: unusable rows, of which `problem` is the first."""
 
     format: str
     kind: str
@@ -28,6 +32,7 @@ class Stats:
     unit: str
     lengths: np.ndarray
     sample: Placed | None
+    problem: Problem | None = None
 
     def percentiles(self) -> dict[str, int]:
         if not len(self.lengths):
@@ -44,16 +49,19 @@ def collect(rows: SourceRows, codec: TextCodec | None, show: int = 0) -> Stats:
     lengths: list[int] = []
     count = bad = 0
     sample: Placed | None = None
+    problem: Problem | None = None
     for item in rows:
         count += 1
-        if not isinstance(item, Placed):
-            bad += 1
-            continue
-        if sample is None or item.raw.index == show:
-            sample = item
-        lengths += token_lengths(item.record, codec) if codec else [len(text) for text in _documents(item.record)]
+        try:
+            if isinstance(item, Placed):
+                lengths += token_lengths(item.record, codec) if codec else [len(t) for t in _documents(item.record)]
+                sample = item if sample is None or item.raw.index == show else sample
+                continue
+        except DataError as error:
+            item = Problem(item.raw.place, str(error))
+        bad, problem = bad + 1, problem or item
     unit = "tokens" if codec else "characters"
-    return Stats(rows.format, rows.kind, count, bad, unit, np.array(lengths, dtype=np.int64), sample)
+    return Stats(rows.format, rows.kind, count, bad, unit, np.array(lengths, dtype=np.int64), sample, problem)
 
 
 def _documents(record: Record) -> list[str]:
@@ -93,12 +101,13 @@ def coloured(record: Record, codec: TextCodec | None, *, colour: bool = True, tr
     if codec is None:
         return [_by_role(record, colour)]
     if isinstance(record, Prompt):
-        return [_paint(codec.render(record.messages, add_generation_prompt=True), CONTEXT, colour)]
+        return [_paint(codec.render(record.messages, record.tools, add_generation_prompt=True), CONTEXT, colour)]
     if isinstance(record, Text):
         documents = [codec.encode_text(record.text)]
     else:
         last = "last" if isinstance(record, Pair) else train_on
-        documents = codec.encode_chats(conversations(record), train_on=last)
+        talks = conversations(record)
+        documents = codec.encode_chats(talks, [record.tools] * len(talks), train_on=last)
     return [_by_mask(document.tokens, document.targets, codec, colour) for document in documents]
 
 
@@ -118,11 +127,12 @@ def _by_mask(tokens: np.ndarray, targets: np.ndarray, codec: TextCodec, colour: 
 def _by_role(record: Record, colour: bool) -> str:
     if isinstance(record, Text):
         return _paint(record.text, LEARNED, colour)
-    turns: Sequence[dict[str, str]] = record.prompt if isinstance(record, Pair) else record.messages
+    turns: Sequence[Message] = record.prompt if isinstance(record, Pair) else record.messages
     lines = []
     for turn in turns:
-        learned = isinstance(record, Chat) and turn["role"] == "assistant"
-        lines.append(f"{turn['role']}: " + _paint(turn["content"], LEARNED if learned else CONTEXT, colour))
+        learned = isinstance(record, Chat) and turn["role"] == "assistant" and turn.get("learn", True)
+        calls = "".join(json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ()))
+        lines.append(f"{turn['role']}: " + _paint(turn["content"] + calls, LEARNED if learned else CONTEXT, colour))
     if isinstance(record, Pair):
         lines += [
             "chosen: " + _paint(record.chosen, LEARNED, colour),

@@ -1,19 +1,23 @@
 """Named chat templates, for tokenizers that bring none: Jinja text with the variables that transformers gives.
 
-Each ends the assistant's turn with `eos_token`, and none ends the generation prompt with a space (the first word of the
-answer would otherwise be cut into other tokens than in training).
+The plain ones end the assistant's turn with `eos_token`, chatml and llama3 with their own token. None ends the
+generation prompt with a space (the first word of the answer would otherwise be cut into other tokens than in training).
+Where the tokenizer begins texts with a BOS, the codec puts it before them.
 """
 
 from __future__ import annotations
 
 DEFAULT_TEMPLATE = "human"
 
+_NO_TOOLS = r"""{{ raise_exception('it has no place for the turns of ' ~ message['role'] ~ 's') }}"""
 _HUMAN = r"""
 {%- for message in messages -%}
 {%- set content = message['content'] | trim -%}
 {%- if message['role'] == 'system' -%}{{ content + '\n\n' }}
 {%- elif message['role'] == 'user' -%}{{ 'Human: ' + content + '\n\n' }}
-{%- else -%}{{ 'Assistant: ' + content + eos_token }}{%- if not loop.last -%}{{ '\n\n' }}{%- endif -%}
+{%- elif message['role'] == 'assistant' -%}
+{{ 'Assistant: ' + content + eos_token }}{%- if not loop.last -%}{{ '\n\n' }}{%- endif -%}
+{%- else -%}NO_TOOLS
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
@@ -28,14 +32,14 @@ _ALPACA = r"""
 {%- if message['role'] == 'user' -%}{{ '### Instruction:\n' + content + '\n\n' }}
 {%- elif message['role'] == 'assistant' -%}
 {{ '### Response:\n' + content + eos_token }}{%- if not loop.last -%}{{ '\n\n' }}{%- endif -%}
+{%- elif message['role'] != 'system' -%}NO_TOOLS
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '### Response:\n' }}{%- endif -%}
 """
 _CHATML = r"""
 {%- for message in messages -%}
-{%- set end = eos_token if message['role'] == 'assistant' else '<|im_end|>' -%}
-{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + end + '\n' }}
+{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}
 """
@@ -48,14 +52,15 @@ _LLAMA3 = r"""
 """
 _NONE = r"""
 {%- for message in messages -%}
+{%- if message['role'] not in ('system', 'user', 'assistant') -%}NO_TOOLS{%- endif -%}
 {{ message['content'] }}{%- if message['role'] == 'assistant' -%}{{ eos_token }}{%- endif -%}
 {%- endfor -%}
 """
 
 TEMPLATES: dict[str, str] = {
-    "human": _HUMAN,
-    "alpaca": _ALPACA,
+    "human": _HUMAN.replace("NO_TOOLS", _NO_TOOLS),
+    "alpaca": _ALPACA.replace("NO_TOOLS", _NO_TOOLS),
     "chatml": _CHATML,
     "llama3": _LLAMA3,
-    "none": _NONE,
+    "none": _NONE.replace("NO_TOOLS", _NO_TOOLS),
 }

@@ -202,7 +202,8 @@ class ModelReward:
             [
                 [*prompt.messages, {"role": "assistant", "content": text}]
                 for prompt, text in zip(prompts, texts, strict=True)
-            ]
+            ],
+            [prompt.tools for prompt in prompts],
         )
         tokens = torch.zeros(len(encoded), max(len(each) for each in encoded), dtype=torch.long)
         for row, each in enumerate(encoded):

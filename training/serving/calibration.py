@@ -32,7 +32,7 @@ Replace = Callable[[nn.Module, Inputs], nn.Module]
 def rows_from_data(path: str, codec: TextCodec, rows: int = ROWS, length: int = LENGTH) -> list[list[int]]:
     """Token rows from a file, folder or hub data set of any format that training reads, taken evenly from it."""
     source = DataSource(path)
-    stage = "pt" if detect(tuple(resolve(source))) == "text" else "sft"
+    stage = "pt" if detect(tuple(resolve(source)), source) == "text" else "sft"
     encoder = RecordEncoder(codec, EncodeOptions(1 << 30, "truncate"))
     stream: list[int] = []
     for item in open_source(source, stage):

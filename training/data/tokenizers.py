@@ -1,0 +1,71 @@
+"""Opens a model's tokenizer and its chat template, or the template that a user asked for instead."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from training.data.templates import TEMPLATES
+from training.errors import ConfigError, MissingInput
+from training.hub import hub_refusal
+
+_CONTROL = re.compile(r"<\|[^|<>\s]+\|>")
+
+
+def load_tokenizer(source: str, asked: str) -> Any:
+    """A Hugging Face tokenizer from a folder or the hub; `asked` is how the user named it."""
+    from transformers import AutoTokenizer
+
+    if ("/" not in source or source.startswith((".", "/", "~"))) and not Path(source).is_dir():
+        raise MissingInput(f"{asked} is not a folder. Name a Hugging Face model folder or hf:org/name.")
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError and bare Exceptions here
+        if refusal := hub_refusal(asked, error):
+            raise refusal from error
+        first = str(error).strip().split("\n")[0]
+        raise MissingInput(
+            f"No usable tokenizer in {asked}: {first} It needs tokenizer.json or the older files."
+        ) from error
+
+
+def own_template(tokenizer: Any) -> str:
+    """The chat template that comes with a tokenizer, or ""."""
+    own = tokenizer.chat_template
+    if isinstance(own, dict):
+        own = own.get("default") or next(iter(own.values()), "")
+    return own or ""
+
+
+def named_template(template: str) -> tuple[str, str]:
+    """(text, name) of a template that was asked for by name or by path."""
+    if template in TEMPLATES:
+        return TEMPLATES[template], template
+    path = Path(template)
+    if path.suffix in (".jinja", ".j2") or "/" in template:
+        if not path.is_file():
+            raise MissingInput(f"data.template: {template} does not exist.")
+        return path.read_text(encoding="utf-8"), path.name
+    raise ConfigError(f"data.template: {template!r} is not one of {', '.join(TEMPLATES)}, nor a path to a .jinja file.")
+
+
+def begins_with_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its BOS before a text."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
+
+
+def give_tokens(tokenizer: Any, template: str, name: str, model: str, *, add: bool) -> tuple[str, ...]:
+    """The control tokens of a named template that the tokenizer lacks: added on request, else refused."""
+    known = tokenizer.get_vocab()
+    missing = tuple(dict.fromkeys(word for word in _CONTROL.findall(template) if word not in known))
+    if missing and not add:
+        raise ConfigError(
+            f"data.template: {name} uses {' '.join(missing)}, which the tokenizer of {model} does not have: they would "
+            "be cut to pieces. Choose human or alpaca, or add them as tokens with data.add_special_tokens: true."
+        )
+    if missing:
+        more = {"additional_special_tokens": list(missing)}
+        tokenizer.add_special_tokens(more, replace_additional_special_tokens=False)
+    return missing
