@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -77,6 +78,13 @@ class DataConfig:
         default="auto",
         metadata={"help": "chat template: auto (the tokenizer's own), a named one, or a path to a .jinja file"},
     )
+    add_special_tokens: bool = field(
+        default=False, metadata={"help": "give the tokenizer the tokens that a named template (chatml, llama3) needs"}
+    )
+    date: str = field(
+        default="",
+        metadata={"help": "the day that templates write as today, like 2024-07-26; default: the run's first"},
+    )
     system: str = field(default="", metadata={"help": "system message for conversations that have none"})
     train_on: TrainOn = field(
         default="assistant", metadata={"help": "assistant: all its turns; last: the last one only"}
@@ -104,6 +112,8 @@ class DataConfig:
             raise ValueError(f"eval_fraction must be in [0, 1), not {self.eval_fraction:g}")
         if self.eval and self.eval_fraction:
             raise ValueError("give either eval sources or eval_fraction, not both")
+        if self.date and self.day is None:
+            raise ValueError(f"date is {self.date!r}: write it as 2024-07-26")
         if not 0 <= self.max_left_out <= 1:
             raise ValueError(f"max_left_out is a share, from 0 to 1, not {self.max_left_out:g}")
         if self.window < 1:
@@ -121,6 +131,14 @@ class DataConfig:
         if isinstance(value, list | tuple):
             return {"sources": list(value)}
         raise ValueError(f"data is a path, a list of sources or a mapping, not {type(value).__name__}")
+
+    @property
+    def day(self) -> datetime | None:
+        """`date` as a day's first moment."""
+        try:
+            return datetime.strptime(self.date, "%Y-%m-%d")
+        except ValueError:
+            return None
 
     @property
     def paths(self) -> tuple[str, ...]:

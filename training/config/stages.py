@@ -213,6 +213,13 @@ class StageConfig:
     """auto: the newest checkpoint of the run folder, if there is one; else a checkpoint's path; null: start anew
     ($NAVARCH_RESUME is used when this is null)."""
 
+    def __post_init__(self) -> None:
+        _require(
+            not (self.data.add_special_tokens and self.partly_frozen),
+            "data.add_special_tokens makes new embeddings, which must be trained: remove lora (reward.trunk: frozen) "
+            "or choose a data.template that needs no new tokens",
+        )
+
     @property
     def partly_frozen(self) -> bool:
         """Whether some weights take no gradient, which not every strategy can."""
@@ -261,6 +268,7 @@ class RMConfig(StageConfig):
     reward: RewardLossConfig = field(default_factory=RewardLossConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(
             not (self.reward.trunk == "frozen" and self.lora is not None),
             "reward.trunk: frozen trains the head alone; a lora section trains the trunk too: remove one",
@@ -295,6 +303,7 @@ class DPOConfig(StageConfig):
     samples: SamplesConfig = field(default_factory=SamplesConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(
             not (self.dpo.reference == "adapter_off" and self.lora is None),
             "dpo.reference: adapter_off needs a lora section; use auto or precompute",
@@ -306,6 +315,13 @@ class PPOConfig(PPOSections, StageConfig):
     """Reinforcement learning from a reward model or function."""
 
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        PPOSections.__post_init__(self)
+        _require(
+            not self.data.add_special_tokens,
+            "data.add_special_tokens is for sft: ppo starts from a model that knows its template's tokens",
+        )
 
 
 _TREES: dict[str, type[Any]] = {

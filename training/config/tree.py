@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import types
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from training.errors import ConfigError
@@ -137,6 +138,8 @@ def _coerce_scalar(hint: Any, value: Any, path: str) -> Any:
             raise ConfigError(f"{path} must be a whole number, not {_describe(value)}.")
         return int(value) if isinstance(value, int) else int(number)
     if hint is str:
+        if isinstance(value, date):  # YAML makes one of 2024-07-26
+            return value.isoformat()
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
         raise ConfigError(f"{path} must be text, not {_describe(value)}.")

@@ -67,6 +67,7 @@ class TextCodec:
         self.system = system
         self.notice = ""
         self.added: tuple[str, ...] = ()
+        self.today = today or datetime.now()
         self._tokens = {
             "bos_token": tokenizer.bos_token or "",
             "eos_token": tokenizer.eos_token or "",
@@ -74,7 +75,7 @@ class TextCodec:
         special = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special_ids = {*special, *tokenizer.all_special_ids}
         self.special_words: tuple[str, ...] = tuple(token.content for token in special.values())
-        self._template = ChatTemplate(template, template_name, self._tokens, self.special_words, today)
+        self._template = ChatTemplate(template, template_name, self._tokens, self.special_words, self.today)
         self._split = Splitter(tokenizer, self._template)
         self._takes_system = self._try_system()
         end_of_turn = self._find_end_of_turn(more_stop_ids)
@@ -151,7 +152,7 @@ class TextCodec:
         (Path(folder) / CODEC_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        parts = (self.tokenizer, self.template, self.template_name, self.system, self.stop_ids, self._template.today)
+        parts = (self.tokenizer, self.template, self.template_name, self.system, self.stop_ids, self.today)
         return _rebuild, (type(self), *parts)
 
     # -- identity -----------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ class TextCodec:
     @property
     def cache_key(self) -> str:
         """Equal when every conversation becomes the same tokens: the date counts where a template says it."""
-        return f"{self.fingerprint} {self._template.today:%Y-%m-%d}" if self._template.says_date else self.fingerprint
+        return f"{self.fingerprint} {self.today:%Y-%m-%d}" if self._template.says_date else self.fingerprint
 
     def check_vocabulary(self, model_vocabulary: int) -> None:
         """Raises ConfigError when the tokenizer makes ids that the model has no embedding for."""

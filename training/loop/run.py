@@ -10,10 +10,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from training.config.stages import StageConfig, config_dict
 from training.data.template import TextCodec
@@ -28,6 +30,9 @@ from training.report.telemetry import Telemetry, emit
 from training.strategies.base import Strategy
 from training.strategies.select import open_strategy
 
+DAY = "first_day"
+"""A file of the run folder: the day on which the run began."""
+
 
 @dataclass
 class Run:
@@ -38,6 +43,8 @@ class Run:
     strategy: Strategy
     run_dir: Path
     stop: threading.Event
+    today: datetime
+    """What templates that write the date write: the day on which the run first began."""
     opened: list[Telemetry] = field(default_factory=list)
 
     @property
@@ -81,10 +88,24 @@ class Run:
             own_forward=not can.packed,
         )
 
+    def load_codec(self) -> TextCodec:
+        """The model's tokenizer and the template that the config says; tells what was chosen for the user."""
+        data = self.config.data
+        codec = TextCodec.load(
+            self.config.model, data.template, data.system, add_special_tokens=data.add_special_tokens, today=self.today
+        )
+        if codec.notice and self.stage != "pt":
+            self.note(codec.notice)
+        if codec.added:
+            self.note(f"added to the tokenizer: {' '.join(codec.added)}")
+        return codec
+
     def load_model(self, codec: TextCodec) -> Any:
         """The model to train: loaded, checked against the tokenizer, with adapters, fast blocks and recomputation."""
         train, can = self.config.train, self.strategy.capabilities
         model = load_causal_lm(self.config.model, attention="auto" if can.packed else "sdpa")
+        if codec.added:
+            make_room(model, len(codec.tokenizer))
         codec.check_vocabulary(model.get_input_embeddings().num_embeddings)
         if self.config.lora is not None:
             layers = convert_to_lora(model, self.config.lora)
@@ -137,13 +158,46 @@ def open_run(stage: str, config: Any) -> Iterator[Run]:
         torch.manual_seed(config.train.seed)
         stop = threading.Event()
         with stop_signals(stop), heartbeat(strategy):
-            run = Run(stage, config, strategy, run_dir, stop)
+            run = Run(stage, config, strategy, run_dir, stop, first_day(config, run_dir, strategy))
             try:
                 yield run
             except BaseException as error:
                 run.close(exit_code_of(error))
                 raise
             run.close(0)
+
+
+def first_day(config: Any, run_dir: Path, strategy: Strategy) -> datetime:
+    """The day that `data.date` names, else that on which the run began: kept beside its checkpoints, so that a run that
+    is resumed the next day reads the same prompts. The same on all ranks."""
+    if config.data.day is not None:
+        day: datetime = config.data.day
+        return day
+    resumed = Path(config.resume).absolute().parents[1] if config.resume and config.resume != "auto" else run_dir
+    said = [datetime.now().strftime("%Y-%m-%d")]
+    if strategy.is_main:
+        for folder in (resumed, run_dir) if config.resume else ():
+            with suppress(OSError, ValueError):
+                said = [datetime.strptime((folder / DAY).read_text().strip(), "%Y-%m-%d").strftime("%Y-%m-%d")]
+                break
+        (run_dir / DAY).write_text(said[0] + "\n")
+    if strategy.world_size > 1:
+        dist.broadcast_object_list(said, src=0)
+    return datetime.strptime(said[0], "%Y-%m-%d")
+
+
+@torch.no_grad()
+def make_room(model: Any, tokens: int) -> None:
+    """Embeddings (and head) for `tokens` tokens; new rows begin as the mean of the others."""
+    known = model.get_input_embeddings().num_embeddings
+    if tokens <= known:
+        return
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if part is not None:
+            part.weight[known:] = part.weight[:known].float().mean(0).to(part.weight.dtype)
+            if getattr(part, "bias", None) is not None:
+                part.bias[known:] = part.bias[:known].float().mean().to(part.bias.dtype)
 
 
 @contextmanager

@@ -216,7 +216,7 @@ def _reward(config: PPOConfig, strategy: Strategy, codec: TextCodec) -> Function
     path = config.reward.model
     if path is None:
         return FunctionReward(config.reward)
-    own = TextCodec.load(path)
+    own = TextCodec.load(path, today=codec.today)
     must_retokenize(codec, own, config.reward.retokenize, path)  # before the weights are read: it may refuse
     reward = ModelReward(load_reward_model(path, pad_id=own.pad_id), own, codec, config.reward)
     strategy.prepare_frozen(without_dropout(reward.model))

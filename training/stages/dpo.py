@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from training.config.stages import DPOConfig
 from training.data.batch import PackedBatch
 from training.data.loader import Loader, build_loader
-from training.data.template import TextCodec
 from training.loop.run import Run, open_run
 from training.loop.samples import Samples
 from training.loop.schedule import total_steps
@@ -25,9 +24,7 @@ def run(config: DPOConfig) -> None:
     """Tune on `config.data`'s pairs; the result is in model/ (and adapter/). Raises TrainingError subclasses."""
     with open_run("dpo", config) as run:
         config = run.config
-        codec = TextCodec.load(config.model, config.data.template, config.data.system)
-        if codec.notice:
-            run.note(codec.notice)
+        codec = run.load_codec()
         loader = build_loader(
             "dpo", config.data, config.train, codec,
             rank=run.strategy.dp_rank, world_size=run.strategy.dp_size, note=run.note,

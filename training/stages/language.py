@@ -29,9 +29,7 @@ def run_language_stage(stage: str, config: PTConfig | SFTConfig) -> None:
     """One run, top to bottom. Raises TrainingError subclasses."""
     with open_run(stage, config) as run:
         config = run.config
-        codec = TextCodec.load(config.model, config.data.template, config.data.system)
-        if stage == "sft" and codec.notice:
-            run.note(codec.notice)
+        codec = run.load_codec()
         loader = build_loader(
             stage,
             config.data,

@@ -23,7 +23,6 @@ from training.config.stages import PPOConfig, TrainConfig
 from training.data.batch import PromptRow
 from training.data.loader import build_loader
 from training.data.prompts import build_prompts
-from training.data.template import TextCodec
 from training.errors import NanLoss, RankFailed, Stopped
 from training.loop.run import Run, open_run
 from training.loop.schedule import learning_rate_schedule
@@ -54,9 +53,7 @@ class PPO:
         config, strategy = run.config, run.strategy
         check(config, strategy.dp_size)
         self.run, self.config, self.strategy, self.train = run, config, strategy, config.train
-        self.codec = TextCodec.load(config.model, config.data.template, config.data.system)
-        if self.codec.notice:
-            run.note(self.codec.notice)
+        self.codec = run.load_codec()
         self.prompts = build_prompts(
             config.data, self.codec, max_length=prompt_limit(config), long_prompts=self.train.long_prompts,
             seed=self.train.seed, rank=strategy.dp_rank, world_size=strategy.dp_size, note=run.note,

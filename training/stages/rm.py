@@ -25,9 +25,7 @@ def run(config: RMConfig) -> None:
     """Train on `config.data`'s pairs; model/ holds trunk and score together. Raises TrainingError subclasses."""
     with open_run("rm", config) as run:
         config = run.config
-        codec = TextCodec.load(config.model, config.data.template, config.data.system)
-        if codec.notice:
-            run.note(codec.notice)
+        codec = run.load_codec()
         loader = build_loader(
             "rm", config.data, config.train, codec,
             rank=run.strategy.dp_rank, world_size=run.strategy.dp_size, note=run.note,
