@@ -148,8 +148,9 @@ class Loader:
         now = self.state_dict()
         if state["documents"] != now["documents"]:
             raise ConfigError(
-                "The checkpoint was made with other data (or another tokenizer, template, date or max_length): its place "
-                "in the data means nothing here. Restore the data (or data.date), or start a new run from the checkpoint's model."
+                "The checkpoint was made with other data (or another tokenizer, template, date or max_length): its "
+                "place in the data means nothing here. Restore the data (or data.date), or start a new run from the "
+                "checkpoint's model."
             )
         changed = [name for name, value in now["rule"].items() if state["rule"].get(name) != value]
         if changed:

@@ -67,8 +67,8 @@ class PromptLoader:
         """Raises ConfigError when the prompts, their order's seed or the template are others than they were."""
         if state["prompts"] != self._digest:
             raise ConfigError(
-                "The checkpoint was made with other prompts (or another template, date or seed): its place among them means "
-                "nothing here. Restore the data (or data.date), or start a new run from the checkpoint's model."
+                "The checkpoint was made with other prompts (or another template, date or seed): its place among them "
+                "means nothing here. Restore the data (or data.date), or start a new run from the checkpoint's model."
             )
         self._epoch, self._done = int(state["epoch"]), int(state["done"])
         self._order = self._order_of(self._epoch)
