@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from images.errors import ImageError
+from jobs.documents import MAX_BYTES, read_yaml
 
 BUILTIN_DIR = Path(__file__).parent / "builtin"
 REQUIREMENTS_DIR = Path(__file__).parent / "requirements"
@@ -121,10 +120,11 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 def load_recipe_file(path: Path) -> Recipe:
     """The recipe in a YAML file; its name defaults to the file's."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ImageError("unknown_recipe", f"There is no recipe file {path}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if not path.is_file():
+            raise ImageError("unknown_recipe", f"There is no recipe file {path}.")
+        with path.open(encoding="utf-8") as opened:
+            content = read_yaml(opened.read(MAX_BYTES + 1))
+    except (OSError, ValueError) as error:
         raise ImageError("bad_recipe", f"The recipe file {path} can't be read: {error}") from error
     if not isinstance(content, dict):
         raise ImageError(

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from jobs.problems import Problem
+from jobs.mistakes import Mistake
 from training.config.stages import config_class, load_config
 from training.config.strategies import Wanted, check_strategy
+from training.config.tree import write_out_shorthand
 from training.errors import ConfigError
+
+__all__ = ["check_training", "training_keys", "write_out_shorthand"]
 
 
 @cache
@@ -17,7 +20,7 @@ def training_keys(stage: str) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(config_class(stage)))
 
 
-def check_training(stage: str, sections: Mapping[str, Any], *, world_size: int = 1, gpus: int = 0) -> list[Problem]:
+def check_training(stage: str, sections: Mapping[str, Any], *, world_size: int = 1, gpus: int = 0) -> list[Mistake]:
     """What training.config.stages, and the strategy, have against these sections; empty when nothing."""
     try:
         config = load_config(stage, sections)
@@ -25,7 +28,7 @@ def check_training(stage: str, sections: Mapping[str, Any], *, world_size: int =
         if strategy is not None:
             check_strategy(strategy, _wanted(stage, config, world_size, gpus))
     except ConfigError as error:
-        return [Problem("", str(error).rstrip("."))]
+        return [Mistake("", str(error).rstrip("."))]
     return []
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from service.contract.errors import Problem
 
 PREFIX = "nav_"
-_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,39}$")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 
 
 def digest(token: str) -> str:
@@ -56,7 +56,7 @@ class Tokens:
 
     def create(self, name: str) -> str:
         """Make a token and return it: the only time that it can be seen."""
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             raise Problem(
                 "invalid_request", f"{name!r} can't name a token.", "Use 1 to 40 of a-z, 0-9, '.', '_' and '-'."
             )

@@ -20,7 +20,6 @@ from service.api.security import Gate
 from service.api.sse import Shutdown
 from service.api.state import ApiState, state_of
 from service.contract import schemas
-from service.contract.errors import Problem
 from service.intake.submission import Submitted
 from service.runtime import Runtime
 
@@ -61,7 +60,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     return app
 
 
-def _submit(runtime: Runtime, submissions: Any) -> list[_Answer | Problem]:
+def _submit(runtime: Runtime, submissions: Any) -> list[_Answer | Exception]:
     """Accept a batch, and show each job while its transaction's row is at hand."""
     results = runtime.jobs.submit_many(submissions)
     return [_answer(runtime, result) for result in results]
@@ -77,8 +76,8 @@ class _Answer:
         self.replayed = replayed
 
 
-def _answer(runtime: Runtime, result: Submitted | Problem) -> _Answer | Problem:
-    if isinstance(result, Problem):
+def _answer(runtime: Runtime, result: Submitted | Exception) -> _Answer | Exception:
+    if isinstance(result, Exception):
         return result
     if not result.replayed:
         return _Answer(views.new_job(result.job, result.inputs), replayed=False)

@@ -1,76 +1,75 @@
-"""Reads request bodies that may be JSON or YAML."""
+"""Reads request bodies, JSON or YAML, within bounds and away from the event loop."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from starlette.requests import Request
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 
-from jobs.problems import SpecError
-from jobs.spec import load_document
+from jobs.documents import DocumentError, read_json, read_yaml
 from service.contract.errors import Problem
 
-MAX_VALUES = 100_000
 _JSON = "application/json"
 
 
-def read_spec(content_type: str | None, body: bytes) -> dict[str, Any]:
-    """The mapping in a body; JSON unless the content type says YAML. Raises Problem."""
+def read_body(content_type: str | None, body: bytes) -> Any:
+    """The value in a body; JSON unless the content type says YAML. Raises Problem `malformed_body`."""
     if not body.strip():
-        raise Problem("malformed_body", "The body is empty.", "Send a job's spec as JSON or YAML.")
+        raise Problem("malformed_body", "The body is empty.", "Send JSON or YAML.")
     try:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise Problem("malformed_body", "The body is not UTF-8 text.", "Send JSON or YAML in UTF-8.") from error
-    if (content_type or _JSON).partition(";")[0].strip().lower() != _JSON:
-        try:
-            document: Any = load_document(text)
-        except SpecError as error:
-            raise Problem("malformed_body", f"{error}.", "Send a job's spec as YAML.") from error
-        except RecursionError as error:
-            raise Problem("malformed_body", "The YAML is nested too deeply.", "Send a job's spec as YAML.") from error
-        return _storable(document)
+    is_json = (content_type or _JSON).partition(";")[0].strip().lower() == _JSON
     try:
-        document = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        where = f": {error}" if isinstance(error, ValueError) else ": nested too deeply"
-        raise Problem("malformed_body", f"The body is not valid JSON{where}.", "Send JSON or YAML.") from error
+        return read_json(text) if is_json else read_yaml(text)
+    except DocumentError as error:
+        raise Problem("malformed_body", f"The body can't be read: {error}.", "See /docs for what is taken.") from None
+
+
+def read_spec(content_type: str | None, body: bytes) -> dict[str, Any]:
+    """The mapping in a body that describes a job. Raises Problem `malformed_body`."""
+    document = read_body(content_type, body)
     if not isinstance(document, dict):
-        raise Problem("malformed_body", "The body must be one JSON object.", "Send a job's spec as an object.")
-    return _storable(document)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _storable(document: dict[str, Any]) -> dict[str, Any]:
-    """The document as JSON can hold it (YAML has dates and keys that are no texts). Raises Problem."""
-    _bounded(document)
-    try:
-        text = json.dumps(document, allow_nan=False, ensure_ascii=False)
-        text.encode()
-        plain: dict[str, Any] = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        detail = f"The body holds something that JSON can't: {error}."
-        raise Problem("malformed_body", detail, "Put quotes around dates and other special values.") from error
-    return plain
-
-
-def _bounded(document: dict[str, Any]) -> None:
-    """Refuse what is small as YAML and huge in full: aliases of aliases, or an alias within itself."""
-    left, waiting = MAX_VALUES, [document]
-    while waiting:
-        value: Any = waiting.pop()
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        left -= len(parts)
-        if left < 0:
-            detail = f"The body holds more than {MAX_VALUES} values."
-            raise Problem("malformed_body", detail, "Write it without nested aliases.")
-        waiting.extend(parts)
+        raise Problem("malformed_body", "The body is no mapping of keys to values.", "Send a job's spec.")
+    return document
 
 
 async def spec_of(request: Request) -> dict[str, Any]:
     """The spec in a request's body."""
-    return read_spec(request.headers.get("content-type"), await request.body())
+    body = await request.body()
+    return await run_in_threadpool(read_spec, request.headers.get("content-type"), body)
+
+
+class _ReadRequest(Request):
+    """A request whose body has been read: FastAPI gets the value that was found in it, JSON or YAML."""
+
+    def __init__(self, request: Request, raw: bytes, value: Any) -> None:
+        headers = [(name, text) for name, text in request.scope["headers"] if name != b"content-type"]
+        super().__init__({**request.scope, "headers": [*headers, (b"content-type", _JSON.encode())]}, request.receive)
+        self._raw, self._value = raw, value
+
+    async def body(self) -> bytes:
+        return self._raw
+
+    async def json(self) -> Any:
+        return self._value
+
+
+class BoundedRoute(APIRoute):
+    """Reads the body of an operation that has one before FastAPI does; all routers are made of these."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            if self.body_field is None:
+                return await handle(request)
+            raw = await request.body()
+            value = await run_in_threadpool(read_body, request.headers.get("content-type"), raw)
+            return await handle(_ReadRequest(request, raw, value))
+
+        return bounded

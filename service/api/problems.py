@@ -13,10 +13,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from images.errors import ImageError
-from jobs.problems import SpecError, dotted
+from jobs.mistakes import dotted
 from service.contract.errors import KINDS, Problem
 from service.contract.schemas import ProblemDocument
 
@@ -61,13 +62,6 @@ def respond(problem: Problem, path: str, headers: dict[str, str] | None = None) 
     return ProblemResponse(problem.document(instance=path), problem.status, headers)
 
 
-def from_spec_error(error: SpecError) -> Problem:
-    """A spec's problems as one document; `problems` lists them all."""
-    errors = [{"path": problem.path, "message": problem.message} for problem in error.problems]
-    hint = "Correct the spec and submit it again."
-    return Problem("invalid_spec", _sentence("; ".join(p.message for p in error.problems)), hint, problems=errors)
-
-
 def from_image_error(error: ImageError) -> Problem:
     """An image's problem; codes that this API doesn't list say what they are in `image_code`."""
     code = _IMAGE_CODES.get(error.code, error.code if error.code in KINDS else "image_build_failed")
@@ -80,10 +74,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Problem)
     def ours(request: Request, error: Problem) -> Response:
         return respond(error, request.url.path)
-
-    @app.exception_handler(SpecError)
-    def of_the_spec(request: Request, error: SpecError) -> Response:
-        return respond(from_spec_error(error), request.url.path)
 
     @app.exception_handler(ImageError)
     def of_an_image(request: Request, error: ImageError) -> Response:
@@ -124,6 +114,10 @@ def install(app: FastAPI) -> None:
         full = isinstance(error.orig, sqlite3.OperationalError) and "full" in str(error.orig)
         code = "disk_full" if full else "database_unavailable"
         return respond(Problem(code, f"The database refused: {error.orig}.", hint), request.url.path)
+
+    @app.exception_handler(ClientDisconnect)
+    def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody is there to read it
 
     @app.exception_handler(Exception)
     def unforeseen(request: Request, error: Exception) -> Response:

@@ -18,7 +18,7 @@ from service.store.events import record
 from service.store.ids import new_id
 from service.store.tables import Artifact, Job
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Artifacts:
@@ -48,7 +48,7 @@ class Artifacts:
         with found.opened:
             source = found.opened.path
             name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem if is_gguf else source.name).strip("-.")
-            if not _NAME.match(name):
+            if not _NAME.fullmatch(name):
                 raise Problem(
                     "invalid_request", f"{name!r} can't be an artifact's name.", "Use letters, digits, dot, _ and -."
                 )

@@ -1,5 +1,6 @@
 """Artifacts by name: NAME is the newest version, NAME@2 the second one. A number is never given twice."""
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -7,6 +8,9 @@ from sqlmodel import Session, col, func, select
 
 from service.contract.errors import Problem
 from service.store.tables import Artifact, Meta
+
+MAX_REFERENCE = 200
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True)
@@ -19,15 +23,17 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> "Reference":
-        """Raises Problem `invalid_request` when what stands behind @ is no number."""
+        """Raises Problem `invalid_request` when what stands behind @ is no number, or the name is none."""
+        if len(text) > MAX_REFERENCE:
+            raise Problem("invalid_request", f"{text[:40]!r}… is too long for an artifact's name.", "Give its name.")
         name, at, version = text.partition("@")
         if not at:
             return cls(name, None)
-        if not version.isdecimal() or not 1 <= int(version) < 1 << 31:
+        if not _NUMBER.fullmatch(version):
             raise Problem(
                 "invalid_request",
-                f"{text!r} names no version of an artifact: {version!r} is not a number.",
-                f"Write {name}@2 for the second version, {name} for the newest.",
+                f"{text[:120]!r} names no version of an artifact: {version[:40]!r} is not a number.",
+                f"Write {name[:80]}@2 for the second version, {name[:80]} for the newest.",
             )
         return cls(name, int(version))
 

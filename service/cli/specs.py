@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jobs.problems import SpecError
+from jobs.documents import MAX_BYTES, DocumentError, read_yaml
 from jobs.spec import load_document
+from jobs.training import write_out_shorthand
 from service.contract.errors import Problem
-from training.config.tree import write_out_shorthand
 
 #: Where specs hold paths. `[]` stands for each item of a list (or the one thing that stands in its place).
 PATH_KEYS = (
@@ -52,11 +52,12 @@ def read(file: str, overrides: Iterable[str]) -> dict[str, Any]:
 
 def _load(file: str) -> tuple[dict[str, Any], Path]:
     if file == "-":
-        text, folder = sys.stdin.read(), Path.cwd()
+        text, folder = sys.stdin.read(MAX_BYTES + 1), Path.cwd()
     else:
         path = Path(file).expanduser().absolute()
         try:
-            text, folder = path.read_text(), path.parent
+            with path.open() as opened:
+                text, folder = opened.read(MAX_BYTES + 1), path.parent
         except FileNotFoundError:
             raise Problem("path_missing", f"There is no file {file}.", "Give the path of a job's YAML file.") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -64,35 +65,21 @@ def _load(file: str) -> tuple[dict[str, Any], Path]:
             raise Problem("path_missing", f"{file} can't be read: {why}.", "Give a job's YAML file.") from None
     try:
         return load_document(text), folder
-    except SpecError as error:
+    except DocumentError as error:
         raise Problem("invalid_spec", f"{file}: {error}.", "See jobs/examples for specs that work.") from None
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
     """`train.lr=1e-5` → (["train", "lr"], 1e-5). Values are YAML. Raises Problem `invalid_override`."""
-    import yaml
-
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise Problem("invalid_override", f"{text!r} is not KEY=VALUE.", "Write overrides as train.lr=1e-5.")
     try:
-        parsed = yaml.safe_load(value) if value.strip() else None
-    except yaml.YAMLError:
-        raise Problem(
-            "invalid_override", f"The value of {key!r} is not valid YAML: {value!r}.", "Put quotes around text."
-        ) from None
-    return parts, _number(parsed)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-5` as text; everybody means a number."""
-    if isinstance(value, str):
-        try:
-            return float(value) if value[:1].isdigit() and "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
+        return parts, read_yaml(value)
+    except DocumentError as error:
+        detail = f"The value of {key!r} can't be read: {error}."
+        raise Problem("invalid_override", detail, "Put quotes around text.") from None
 
 
 def set_key(document: dict[str, Any], key: list[str], value: Any) -> None:

@@ -11,8 +11,9 @@ from service.collector.lift import PREFIX
 from service.collector.log_file import StoredLine, path_of, read_lines, seconds, tail_offset
 from service.contract.errors import Problem
 
-_FILE = re.compile(r"^(\d+)-(\d+)\.log$")
-_CURSOR = re.compile(r"^\d+-\d+:\d+(,\d+-\d+:\d+)*$")
+_FILE = re.compile(r"([0-9]+)-([0-9]+)\.log")
+_PLACE = r"[0-9]{1,9}-[0-9]{1,9}:[0-9]{1,18}"
+_CURSOR = re.compile(rf"{_PLACE}(,{_PLACE})*")
 Key = tuple[int, int]
 """(attempt, rank)."""
 
@@ -35,7 +36,7 @@ class LogPage:
 def _parse(cursor: str | None) -> dict[Key, int]:
     if not cursor:
         return {}
-    if len(cursor) > 16384 or not _CURSOR.match(cursor):
+    if len(cursor) > 16384 or not _CURSOR.fullmatch(cursor):
         raise Problem(
             "invalid_cursor",
             f"{cursor[:60]!r} is not a cursor of this log.",
@@ -109,7 +110,7 @@ class LogReader:
 
     def _keys(self, folder: Path) -> list[Key]:
         try:
-            matches = [_FILE.match(file.name) for file in folder.iterdir()]
+            matches = [_FILE.fullmatch(file.name) for file in folder.iterdir()]
         except FileNotFoundError:
             return []
         return sorted((int(match.group(1)), int(match.group(2))) for match in matches if match)

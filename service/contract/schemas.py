@@ -6,7 +6,7 @@ Times are seconds since the epoch, UTC.
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -265,8 +265,10 @@ class BuildRequest(BaseModel):
     base: str | None = Field(default=None, max_length=256, description="instead of the recipe's base image")
     wheelhouse: str | None = Field(default=None, max_length=4096, description="folder with wheels, on this machine")
     index_url: str | None = Field(default=None, max_length=2048, description="a Python package index to use")
-    extra_index_urls: list[str] = Field(default_factory=list, max_length=20, description="further package indexes")
-    trusted_hosts: list[str] = Field(
+    extra_index_urls: list[Annotated[str, Field(max_length=2048)]] = Field(
+        default_factory=list, max_length=20, description="further package indexes"
+    )
+    trusted_hosts: list[Annotated[str, Field(max_length=300)]] = Field(
         default_factory=list, max_length=20, description="hosts that pip may ask over http"
     )
     torch_index_url: str | None = Field(
@@ -324,9 +326,13 @@ class ArtifactRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field(min_length=1, max_length=4096, description="absolute path on the control plane's machine")
-    name: str | None = Field(default=None, max_length=100, description="default: from the path")
+    name: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="default: from the path"
+    )
     new_version: bool = Field(default=False, description="make it the next version where the name exists")
-    kind: str | None = Field(default=None, description="model, adapter, checkpoint or dataset; default: by looking")
+    kind: Literal["model", "adapter", "checkpoint", "dataset"] | None = Field(
+        default=None, description="what it is; default: by looking"
+    )
 
 
 class Artifact(Schema):

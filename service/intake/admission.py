@@ -5,10 +5,11 @@ from typing import Any
 
 from sqlmodel import Session
 
+from jobs.documents import DocumentError, plain
 from jobs.launch import pool_ports
+from jobs.mistakes import SpecError
 from jobs.placement import NEVER, Demand, HostCapacity
 from jobs.possible import impossible
-from jobs.problems import SpecError
 from jobs.spec import JobSpec, JobType, parse_spec
 from service.access.mounts import MountRules
 from service.contract.errors import Problem
@@ -16,17 +17,21 @@ from service.intake.inputs import find_inputs, find_predecessors
 from service.intake.spec_paths import Resolved, resolve_paths
 from service.settings import Settings
 
+_CHECK = "`navarch submit --dry-run` checks a job without starting it."
+
 
 def parse(document: Mapping[str, Any]) -> JobSpec:
     """The spec in a document. Raises Problem `invalid_spec` that names every mistake."""
     try:
-        return parse_spec(document)
+        return parse_spec(plain(document))
+    except DocumentError as error:
+        raise Problem("invalid_spec", f"The spec can't be read: {error}.", _CHECK) from None
     except SpecError as error:
         raise Problem(
             "invalid_spec",
-            " ".join(p.message if p.message.endswith((".", "?")) else f"{p.message}." for p in error.problems),
-            "`navarch submit --dry-run` checks a job without starting it.",
-            problems=[{"path": p.path, "message": p.message} for p in error.problems],
+            " ".join(m.message if m.message.endswith((".", "?")) else f"{m.message}." for m in error.mistakes),
+            _CHECK,
+            problems=[{"path": m.path, "message": m.message} for m in error.mistakes],
         ) from None
 
 

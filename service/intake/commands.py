@@ -41,11 +41,11 @@ class Jobs:
     def submit(self, document: Mapping[str, Any], *, actor: str = "", idempotency_key: str | None = None) -> Submitted:
         """Accepts a job. Raises Problem when it can't ever run or the Idempotency-Key was used for another one."""
         result = self.submit_many([Submission(document, actor, idempotency_key)])[0]
-        if isinstance(result, Problem):
+        if isinstance(result, Exception):
             raise result
         return result
 
-    def submit_many(self, submissions: Sequence[Submission]) -> list[Submitted | Problem]:
+    def submit_many(self, submissions: Sequence[Submission]) -> list[Submitted | Exception]:
         """Accepts several jobs in one transaction; each is accepted or refused by itself, in the same order."""
         results = self._submissions.accept(submissions)
         for result in results:

@@ -84,28 +84,40 @@ class Submissions:
         self._database, self._settings = database, settings
         self._secrets = SecretBox(settings.data_dir)
 
-    def accept(self, submissions: Sequence[Submission]) -> list[Submitted | Problem]:
-        """Accepts several jobs in one transaction; each is accepted or refused by itself, in the same order."""
+    def accept(self, submissions: Sequence[Submission]) -> list[Submitted | Exception]:
+        """Accepts several jobs in one transaction; each is accepted or refused by itself, in the same order.
+
+        What goes wrong with one, foreseen or not, is that one's result and nobody else's.
+        """
         with self._database.read() as session:
             hosts = cache(lambda: capacities(session))
             checked = [self._checked(session, submission, hosts) for submission in submissions]
-        accepted = [item for item in checked if not isinstance(item, Problem)]
-        results: list[Submitted | Problem] = []
-        with self._database.write() as session:
-            known = _Known.of(session, accepted)
-            for item in checked:
-                results.append(item if isinstance(item, Problem) else self._add(session, item, known))
-        return results
+        stored = iter(self._store([item for item in checked if isinstance(item, _Checked)]))
+        return [next(stored) if isinstance(item, _Checked) else item for item in checked]
+
+    def _store(self, items: "Sequence[_Checked]") -> list[Submitted | Exception]:
+        """All in one transaction; if that fails, each in its own, so that only the one at fault is refused."""
+        if not items:
+            return []
+        try:
+            with self._database.write() as session:
+                known = _Known.of(session, items)
+                return [self._add(session, item, known) for item in items]
+        except Exception as error:
+            return [error] if len(items) == 1 else [self._store([item])[0] for item in items]
 
     def _checked(
         self, session: Session, submission: Submission, hosts: Callable[[], list[HostCapacity]]
-    ) -> "_Checked | Problem":
+    ) -> "_Checked | Exception":
         try:
-            spec = parse(submission.document)
-            resolved = resolve(session, spec, self._settings)
-            check_possible(spec, hosts())
-        except Problem as problem:
-            return problem
+            return self._check(session, submission, hosts)
+        except Exception as error:
+            return error
+
+    def _check(self, session: Session, submission: Submission, hosts: Callable[[], list[HostCapacity]]) -> "_Checked":
+        spec = parse(submission.document)
+        resolved = resolve(session, spec, self._settings)
+        check_possible(spec, hosts())
         text = json.dumps(submission.document, sort_keys=True, separators=(",", ":"), default=str)
         job_id = new_id()
         named = bool(submission.document.get("name"))

@@ -52,12 +52,6 @@ def test_what_is_no_cursor_is_refused_not_misread(text: str) -> None:
         assert problem.code == "invalid_cursor"
 
 
-#: Nine levels of lists that hold the level below nine times: 400 million values in 500 bytes.
-BOMB = b"a0: &a0 [1,1,1,1,1,1,1,1,1]\n" + b"\n".join(
-    b"a%d: &a%d [%s]" % (level, level, b",".join([b"*a%d" % (level - 1)] * 9)) for level in range(1, 9)
-)
-
-
 def test_json_and_yaml_bodies_give_the_same_spec() -> None:
     spec = {"type": "command", "image": "cpu", "command": ["echo", "ä"], "env": {"A": "1"}}
     yaml = 'type: command\nimage: cpu\ncommand: [echo, "ä"]\nenv: {A: "1"}\n'
@@ -76,11 +70,8 @@ def test_json_and_yaml_bodies_give_the_same_spec() -> None:
         ("application/json", b"[" * 100000),
         ("application/yaml", b"a: [1"),
         ("application/yaml", b"- 1"),
-        ("application/yaml", b"a: 2020-01-01"),
         ("application/yaml", b"a: .nan"),
-        ("application/yaml", b"a: !!python/object/apply:os.system [ls]"),
         ("application/yaml", b"a: &x [*x]"),
-        ("application/yaml", BOMB),
     ],
 )
 def test_a_body_that_cannot_be_read_says_so(kind: str, body: bytes) -> None:

@@ -13,7 +13,7 @@ from service.access.secrets import SecretBox
 from service.contract.errors import Problem
 from service.control.context import LeaseLost
 from service.control.steps.schedule import schedule
-from service.intake.submission import Submission
+from service.intake.submission import Submission, Submitted
 from service.store.rows import find_job
 from service.store.tables import Artifact, Attempt, GpuLease, Host, Job, PortLease
 from tests.unit.simulated_engine import Crash
@@ -73,6 +73,28 @@ def test_a_refused_submission_leaves_its_neighbours_alone(world: World) -> None:
     results = world.jobs.submit_many([Submission(COMMAND), Submission({"type": "x"}), Submission(COMMAND)])
     assert [isinstance(result, Problem) for result in results] == [False, True, False]
     assert len(world.rows(Job)) == 2
+
+
+def test_what_goes_wrong_with_one_of_a_batch_is_told_to_nobody_else(world: World) -> None:
+    """A link loop, a name too long, a NUL (which a client of the library may send), a row that the store refuses."""
+    loop = world.settings.data_dir / "loop"
+    loop.symlink_to(loop)
+    sft = {"type": "sft", "image": "cpu", "model": "hf:org/m"}
+    bad = [
+        {**sft, "data": [str(loop)]},
+        {**sft, "data": ["/" + "n" * 300]},
+        {**sft, "data": [f"{world.settings.data_dir}/a\0b"]},
+        {**sft, "data": ["artifact:m@" + "9" * 5000]},
+        {**COMMAND, "mounts": [f"{loop}:/x"]},
+        {**COMMAND, "after": ["\ud800"]},
+        {**COMMAND, "env": {"A": "\ud800"}},
+    ]
+    results = world.jobs.submit_many([Submission(document) for one in bad for document in (one, COMMAND)])
+    assert all(isinstance(result, Submitted) for result in results[1::2])
+    assert all(isinstance(result, Exception) for result in results[::2])
+    assert len(world.rows(Job)) == len(bad)
+    refused = [result.code for result in results[::2] if isinstance(result, Problem)]
+    assert len(refused) >= 5 and "internal" not in refused
 
 
 def test_paths_are_checked_at_submit(world: World, tmp_path: Path) -> None:

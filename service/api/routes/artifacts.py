@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 
 from service.api import views
+from service.api.bodies import BoundedRoute
 from service.api.pages import newest
 from service.api.parameters import Limit, PageCursor
 from service.api.problems import RESPONSES
@@ -15,7 +16,7 @@ from service.artifacts.versions import find_artifact
 from service.contract import schemas
 from service.store import tables
 
-router = APIRouter(tags=["artifacts"], responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, tags=["artifacts"], responses=RESPONSES)
 
 ArtifactName = Annotated[str, Path(description="NAME (the newest version), NAME@VERSION or an id.", max_length=200)]
 

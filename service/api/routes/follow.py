@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from service.api import views
+from service.api.bodies import BoundedRoute
 from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
 from service.api.series import read_samples, read_series
@@ -17,7 +18,7 @@ from service.contract import schemas
 from service.store import tables
 from service.store.rows import find_job
 
-router = APIRouter(tags=["jobs"], responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 
 LogCursor = Annotated[
     str | None, Query(max_length=4000, description="Continue after this; leave out to start at the beginning.")

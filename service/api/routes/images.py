@@ -15,6 +15,7 @@ from images.catalog import ImageInfo, list_images, remove, resolve
 from images.errors import ImageError
 from images.recipes import builtin_recipes, load_recipe
 from service.api import views
+from service.api.bodies import BoundedRoute
 from service.api.build_log import read_build_log
 from service.api.pages import newest
 from service.api.parameters import Limit, PageCursor
@@ -25,7 +26,7 @@ from service.contract import schemas
 from service.contract.errors import Problem
 from service.store import tables
 
-router = APIRouter(tags=["images"], responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, tags=["images"], responses=RESPONSES)
 
 ImageRef = Annotated[str, Path(description="A tag, recipe name, id or digest.", max_length=300)]
 BuildId = Annotated[str, Path(description="A build's id.", max_length=100)]

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from jobs.spec import JobSpec, JobType
 from service.api import views
-from service.api.bodies import spec_of
+from service.api.bodies import BoundedRoute, spec_of
 from service.api.parameters import JobRef, Limit, PageCursor, States, Types
 from service.api.problems import RESPONSES
 from service.api.state import actor_of, state_of
@@ -18,7 +18,7 @@ from service.contract.errors import Problem
 from service.intake.submission import Submission
 from service.store.rows import find_job
 
-router = APIRouter(tags=["jobs"], responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 
 
 def spec_schema() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -84,8 +84,8 @@ async def submit(
             raise problem.about_the_body() from None
     submission = Submission(document, actor_of(request), idempotency_key)
     answer = await request.app.state.submits.submit(submission)
-    if isinstance(answer, Problem):
-        raise answer.about_the_body()
+    if isinstance(answer, Exception):
+        raise answer.about_the_body() if isinstance(answer, Problem) else answer
     job: schemas.Job = answer.job
     headers = {"Location": f"/api/v1/jobs/{job.id}"}
     if answer.replayed:

@@ -10,12 +10,13 @@ from starlette.responses import JSONResponse
 
 from service.access.keys import PublicKey
 from service.api import views
+from service.api.bodies import BoundedRoute
 from service.api.problems import MEDIA_TYPE, RESPONSES
 from service.api.state import state_of
 from service.contract import schemas
 from service.contract.errors import Problem
 
-router = APIRouter(responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, responses=RESPONSES)
 
 
 @router.get("/hosts", response_model=schemas.Page[schemas.Host], tags=["hosts"], summary="List hosts")
