@@ -56,6 +56,14 @@ class ContainerFacts:
 
 
 @dataclass(frozen=True)
+class Created:
+    """A container that is there now, and whether it was ever started: then it must not be started again."""
+
+    id: str
+    started: bool = False
+
+
+@dataclass(frozen=True)
 class LogRecord:
     """One line of a container's log. `time` is RFC 3339 with nanoseconds, as the engine wrote it."""
 
@@ -95,12 +103,12 @@ class Engine(Protocol):
 
     def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts: ...
 
-    def create(self, plan: ContainerPlan) -> str:
-        """Creates the container and puts its files in; returns its id. An equal one that is there already is taken."""
+    def create(self, plan: ContainerPlan) -> Created:
+        """Creates the container and puts its files in. An equal one that is there already is taken, as it is."""
         ...
 
     def start(self, container_id: str) -> None:
-        """Starts a created container; nothing happens when it runs already."""
+        """Starts a container that never ran. Engines start one that has ended again: see `Created.started`."""
         ...
 
     def put(self, container_id: str, files: Mapping[str, bytes]) -> None:

@@ -76,6 +76,8 @@ class Context:
     """Who holds the leases that this controller takes."""
     secrets: SecretBox
     handshake: Callable[[str, int, str], bool]
+    patience_s: float = 2.0
+    """How long one step waits for sshd before it lets others work."""
     changed: Callable[[str], None] = lambda _: None
     """Told the id of a job whose row changed."""
     _specs: dict[str, JobSpec] = field(default_factory=dict)

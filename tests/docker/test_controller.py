@@ -12,7 +12,7 @@ import pytest
 
 from service.backends.docker.ssh_ready import handshake
 from service.intake.commands import Jobs
-from service.store.tables import Event, ImageBuild
+from service.store.tables import Event, ImageBuild, Meta
 from tests.docker.control import PlaneProcess, test_settings, until
 
 
@@ -51,6 +51,24 @@ def test_killed_while_provisioning(plane: PlaneProcess, docker_client: docker.Do
     assert lines(plane, job_id) == ["done"]
     until("removal", lambda: not containers_of(docker_client, job_id))
     assert plane.leases() == []
+
+
+def test_killed_when_the_engine_has_just_started_the_container(
+    plane: PlaneProcess, docker_client: docker.DockerClient, system_image: str
+) -> None:
+    """Between the engine's start and the commit of it; meanwhile the container ends. Its command runs once."""
+    for number in range(3):
+        label = f"navarch.deployment={plane.rows(Meta, key='deployment')[0].value}"
+        events = docker_client.events(decode=True, filters={"label": label, "event": "start"})
+        job_id = submit(plane, system_image, f"echo run >> $NAVARCH_RUN_DIR/runs; exit {number}")
+        started = next(events)
+        plane.kill()
+        events.close()
+        docker_client.api.wait(started["id"])
+        plane.start()
+        job = plane.ended(job_id)
+        assert (job.state, job.attempts) == ("failed" if number else "succeeded", 1)
+        assert (plane.settings.job_dir(job_id) / "run" / "runs").read_text() == "run\n"
 
 
 def test_killed_while_running_many_times(

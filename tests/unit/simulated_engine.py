@@ -1,18 +1,21 @@
 """A machine and its engine in memory, behind the real Engine interface, on which a controller can be made to crash.
 
-Only for exploring crash points that a real engine can't be stopped at; tests/docker runs the same code on a real one.
+As nasty as Docker: it starts an ended container again when asked to, its disk gets full, its answers get lost when the
+deed is done, its streams break off. Only for exploring what a real engine can't be brought to at will; tests/docker
+runs the same code on a real one.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sqlmodel import Session
 
-from jobs.launch import ContainerPlan
-from service.backends.base import ContainerFacts, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
-from service.backends.errors import BadContainer, EngineError, ImageMissing, NameTaken, PortTaken, Unreachable
+from jobs.launch import LABEL_ATTEMPT, LABEL_JOB, LABEL_REPLICA, ContainerPlan
+from service.backends.base import ContainerFacts, Created, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
+from service.backends.errors import BadContainer, ImageMissing, NameTaken, NoSpace, PortTaken, Unreachable
 from service.store.database import Database
 
 OURS = frozenset({"navarch/cpu"})
@@ -79,6 +82,13 @@ class Machine:
     clock: Callable[[], float]
     gpus: tuple[str, ...] = ()
     reachable: bool = True
+    disk_full: bool = False
+    lost_answers: int = 0
+    """How many of the next deeds are done, but their answer never arrives."""
+    broken_streams: int = 0
+    """How many of the next logs break off in the middle."""
+    runs: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """How often a container of (job, attempt, rank) was started, whatever became of it."""
     engine_started_at: float = 0.0
     foreign_ports: set[int] = field(default_factory=set)
     images: set[str] = field(default_factory=lambda: {*OURS, "debian"})
@@ -94,6 +104,14 @@ class Machine:
         for container in self.containers.values():
             self.end(container, 137)
         self.engine_started_at = self.clock()
+
+    def be_nice(self) -> None:
+        self.reachable, self.disk_full, self.lost_answers, self.broken_streams = True, False, 0, 0
+        self.foreign_ports.clear()
+
+    def need_space(self) -> None:
+        if self.disk_full:
+            raise NoSpace("no space left on device")
 
     def find(self, name_or_id: str) -> Container | None:
         for container in self.containers.values():
@@ -115,6 +133,9 @@ class SimulatedEngine:
             raise Unreachable("connection refused")
         yield self._machine
         self._fuse.spark()
+        if self._machine.lost_answers > 0:
+            self._machine.lost_answers -= 1
+            raise Unreachable("read timed out")
 
     def facts(self) -> EngineFacts:
         with self._effect() as machine:
@@ -136,23 +157,38 @@ class SimulatedEngine:
                 raise ImageMissing("no such host")
 
     def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts:
-        raise EngineError("nothing to pull from")
+        for part in ("Pulling fs layer", "Downloading", "Extracting"):
+            with self._effect() as machine:
+                machine.need_space()
+                if reference not in IN_REGISTRY:
+                    raise ImageMissing("no such host")
+            progress(part)
+        self._machine.images.add(reference)
+        return ImageFacts("sha256:2", reference)
 
-    def create(self, plan: ContainerPlan) -> str:
+    def create(self, plan: ContainerPlan) -> Created:
         with self._effect() as machine:
+            machine.need_space()
+            if plan.image not in machine.images:
+                raise ImageMissing("no such image")
             found = machine.find(plan.name)
             if found is None:
                 found = Container(f"c{next(machine.numbers)}", plan, machine.clock())
                 machine.containers[found.id] = found
             elif dict(found.plan.labels) != dict(plan.labels):
                 raise NameTaken("name taken", found.id)
-        self.put(found.id, plan.files)
-        return found.id
+        started = found.started_at is not None
+        if not started:
+            self.put(found.id, plan.files)
+        return Created(found.id, started)
 
     def start(self, container_id: str) -> None:
         with self._effect() as machine:
-            container = machine.containers[container_id]
-            if container.running or container.finished_at is not None:
+            machine.need_space()
+            container = machine.containers.get(container_id)
+            if container is None:
+                raise BadContainer("no such container")
+            if container.running:
                 return
             for other in machine.containers.values():
                 if other.running and set(other.plan.gpus) & set(container.plan.gpus):
@@ -162,11 +198,15 @@ class SimulatedEngine:
             taken = machine.foreign_ports & set(container.plan.ports.values())
             if taken:
                 raise PortTaken("port is already allocated", min(taken))
+            labels = container.plan.labels
+            machine.runs[labels[LABEL_JOB], labels[LABEL_ATTEMPT], labels[LABEL_REPLICA]] += 1
             container.running, container.started_at = True, machine.clock()
+            container.finished_at = container.exit_code = None
             container.log.append(LogRecord(f"2026-01-01T00:00:{len(container.log):02d}.000000000Z", "started"))
 
     def put(self, container_id: str, files: Mapping[str, bytes]) -> None:
         with self._effect() as machine:
+            machine.need_space()
             if container_id not in machine.containers:
                 raise BadContainer("no such container")
             machine.containers[container_id].files.update(files)
@@ -202,7 +242,12 @@ class SimulatedEngine:
             found = machine.find(container_id)
             if found is None:
                 raise BadContainer("no such container")
-            yield from list(found.log)
+            lines = list(found.log)
+            if machine.broken_streams > 0:
+                machine.broken_streams -= 1
+                yield from lines[: len(lines) // 2]
+                raise Unreachable("connection broken: incomplete read")
+            yield from lines
 
     def events(self, deployment: str) -> Iterator[EngineEvent | None]:
         yield None

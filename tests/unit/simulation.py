@@ -11,6 +11,7 @@ from sqlmodel import select
 from jobs.states import JobState
 from service.access.secrets import SecretBox
 from service.backends.base import Engine
+from service.backends.errors import EngineError
 from service.collector.collector import Follower
 from service.collector.hub import Hub
 from service.control import hosts as host_steps
@@ -73,6 +74,7 @@ class SimulatedController:
             owner=owner,
             secrets=SecretBox(world.settings.data_dir),
             handshake=self._handshake,
+            patience_s=0.0,
         )
 
     def engine(self, host_id: str) -> Engine:
@@ -86,14 +88,14 @@ class SimulatedController:
 
     def watch(self, host_id: str) -> None:
         """What the watch of a host does when it has (or hasn't) connected."""
-        machine = self.world.machines[host_id]
-        if not machine.reachable:
-            host_steps.note_reachable(self.context, host_id, False, "connection refused")
-            return
-        host_steps.note_facts(self.context, host_id, self._engines[host_id].facts(), back_at=None)
-        host_steps.sweep(self.context, host_id)
-        host_steps.note_gpus(self.context, host_id)
-        host_steps.note_reachable(self.context, host_id, True)
+        try:
+            host_steps.note_facts(self.context, host_id, self._engines[host_id].facts(), back_at=None)
+            host_steps.sweep(self.context, host_id)
+            host_steps.note_gpus(self.context, host_id)
+        except EngineError as error:
+            host_steps.note_reachable(self.context, host_id, False, str(error))
+        else:
+            host_steps.note_reachable(self.context, host_id, True)
 
     def close(self) -> None:
         self.database.close()
@@ -196,8 +198,7 @@ class World:
     def settle(self, controller: SimulatedController, rounds: int = 60) -> None:
         """Lets time pass, with hosts that answer and jobs that end, until nothing is left to do."""
         for machine in self.machines.values():
-            machine.reachable = True
-            machine.foreign_ports.clear()
+            machine.be_nice()
         for _ in range(rounds):
             for host_id in self.machines:
                 controller.watch(host_id)

@@ -69,12 +69,14 @@ class Life(RuleBasedStateMachine):
         retries=st.integers(0, 1),
         port=st.sampled_from([None, 7000]),
         after=st.one_of(st.none(), PICK),
+        pulled=st.sampled_from([False, False, True]),
     )
-    def submit(self, gpus: int, nodes: int, retries: int, port: int | None, after: int | None) -> None:
+    def submit(self, gpus: int, nodes: int, retries: int, port: int | None, after: int | None, pulled: bool) -> None:
         jobs = self.world.rows(Job) if after is not None else []
         document: dict[str, Any] = {
             "type": "command",
-            "image": "cpu",
+            "image": "debian:trixie" if pulled and nodes == 1 else "cpu",
+            "ssh": nodes > 1 or not pulled,
             "command": "x",
             "resources": {"gpus": gpus, "nodes": nodes},
             "retries": retries,
@@ -201,6 +203,18 @@ class Life(RuleBasedStateMachine):
         if containers:
             containers[pick % len(containers)].ignores_term = True
 
+    @rule(host=st.sampled_from(["h1", "h2"]), count=st.integers(1, 3))
+    def answers_get_lost(self, host: str, count: int) -> None:
+        self.world.machines[host].lost_answers = count
+
+    @rule(host=st.sampled_from(["h1", "h2"]))
+    def a_log_breaks_off(self, host: str) -> None:
+        self.world.machines[host].broken_streams += 1
+
+    @rule(host=st.sampled_from(["h1", "h2"]))
+    def a_disk_gets_full_or_is_cleared(self, host: str) -> None:
+        self.world.machines[host].disk_full ^= True
+
     @rule(host=st.sampled_from(["h1", "h2"]))
     def engine_restarts(self, host: str) -> None:
         self.world.machines[host].restart_engine()
@@ -236,6 +250,8 @@ class Life(RuleBasedStateMachine):
         self._gpus_match(attempts, live)
         self._containers_have_attempts(attempts, live)
         self._events_tell_the_story(jobs)
+        for machine in world.machines.values():
+            assert all(runs == 1 for runs in machine.runs.values()), "a container was started twice"
         for replica in world.rows(Replica):
             if replica.harvested_at is not None:
                 first = self.harvested.setdefault(replica.id, replica.harvested_at)

@@ -1,5 +1,7 @@
 """The store and what is done with jobs in it: uniqueness, idempotency, secrets, leases, the scheduling pass."""
 
+import contextlib
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from service.control.context import LeaseLost
 from service.control.steps.schedule import schedule
 from service.intake.submission import Submission, Submitted
 from service.store.rows import find_job
-from service.store.tables import Artifact, Attempt, GpuLease, Host, Job, PortLease
+from service.store.tables import Artifact, Attempt, GpuLease, Host, Job, PortLease, Replica
 from tests.unit.simulated_engine import Crash
 from tests.unit.simulation import World
 
@@ -192,6 +194,34 @@ def test_one_bad_row_is_backed_off_with_its_error_and_the_others_go_on(world: Wo
     assert world.job(bad).failures == 3
     assert "tries again in 4 s" in (world.job(bad).message or "")
     assert world.job(good).state == "running"
+
+
+def test_a_container_that_ended_while_nobody_looked_is_not_started_again(tmp_path: Path) -> None:
+    """The controller dies between a start and its commit, wherever that is; the job's command ran, and once only."""
+    seen = set()
+    for effects in itertools.count(1):
+        folder = tmp_path / str(effects)
+        folder.mkdir()
+        world = World(folder)
+        job_id = world.jobs.submit(COMMAND).job.id
+        first = world.controller("one")
+        first.schedule()
+        first.fuse.left = effects
+        with contextlib.suppress(Crash):
+            first.step(job_id)
+        machine = world.machines["h2"]
+        ran = machine.runs.total() == 1
+        seen.add((ran, world.rows(Replica)[0].container_id is not None))
+        for container in world.containers():
+            machine.end(container, 3)
+        world.now += world.settings.lease_s + 1
+        world.settle(world.controller("two"))
+        assert machine.runs.total() == 1
+        job = world.job(job_id)
+        assert (job.state, job.message) == (("failed", "exit code 3: started") if ran else ("succeeded", job.message))
+        if not first.fuse.dead:
+            break
+    assert seen == {(False, False), (True, False), (True, True)}
 
 
 def test_a_gang_that_loses_a_container_just_before_its_start_ends(tmp_path: Path) -> None:

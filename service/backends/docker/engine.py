@@ -15,7 +15,7 @@ from docker.utils import parse_repository_tag
 
 from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, LABEL_JOB, ContainerPlan
 from service.access.mounts import MountRules
-from service.backends.base import ContainerFacts, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
+from service.backends.base import ContainerFacts, Created, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
 from service.backends.docker import local_machine
 from service.backends.docker.gpus import probe
 from service.backends.docker.log_frames import records
@@ -114,19 +114,22 @@ class DockerHost:
             raise ImageMissing(f"{reference} was pulled, but the engine doesn't have it")
         return found
 
-    def create(self, plan: ContainerPlan) -> str:
+    def create(self, plan: ContainerPlan) -> Created:
         with engine_errors(f"Container {plan.name} could not be created"):
-            prepared = self._mounting.prepare(self.api, plan.image, plan.mounts)
+            prepared = self._mounting.prepare(self.api, plan)
             try:
-                container_id = self._create(plan, prepared)
+                created = self._create(plan, prepared)
             except BaseException:
                 prepared.close()
                 raise
-        self._let_go(container_id)
-        self._prepared[container_id] = prepared
-        return container_id
+        self._let_go(created.id)
+        if created.started:
+            prepared.close()
+        else:
+            self._prepared[created.id] = prepared
+        return created
 
-    def _create(self, plan: ContainerPlan, prepared: Prepared) -> str:
+    def _create(self, plan: ContainerPlan, prepared: Prepared) -> Created:
         arguments = create_arguments(self.api, plan, prepared.mounts, self._bind_address)
         try:
             container_id = str(self.api.create_container(**arguments)["Id"])
@@ -135,12 +138,13 @@ class DockerHost:
                 raise
             found = self._namesake(plan)
             if found.started:
-                return found.id
-            self.remove(found.id)  # its mounts may name a process that isn't there any more
+                return Created(found.id, started=True)
+            # Its mounts may name a process that isn't there any more. Not by force: it may be about to start.
+            self.api.remove_container(found.id, v=True)
             container_id = str(self.api.create_container(**arguments)["Id"])
         put_links(self.api, container_id, prepared)
         self.put(container_id, plan.files)
-        return container_id
+        return Created(container_id)
 
     def _namesake(self, plan: ContainerPlan) -> ContainerFacts:
         """The container that has the name, when it is the very one that was asked for."""

@@ -24,7 +24,6 @@ import os
 import secrets
 import tarfile
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from typing import Any
 
 import docker.errors
 
-from jobs.launch import CONTAINER_DIR
+from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, ContainerPlan
 from jobs.spec import Mount
 from service.access.mounts import Checked, MountRules
 from service.access.paths import Opened, open_below
@@ -76,12 +75,12 @@ class Mounting:
         self._lock = threading.Lock()
         self._sees_us: bool | None = None
 
-    def prepare(self, api: Any, image: str, mounts: Sequence[Mount]) -> Prepared:
+    def prepare(self, api: Any, plan: ContainerPlan) -> Prepared:
         """Checks each mount, and says how the engine is to make it. Raises MountRefused; the engine's own errors."""
         prepared = Prepared()
         try:
-            for mount in mounts:
-                self._add(api, image, mount, prepared)
+            for mount in plan.mounts:
+                self._add(api, plan, mount, prepared)
         except Problem as problem:
             prepared.close()
             raise MountRefused(problem.detail, problem.hint, missing=problem.code == "path_missing") from problem
@@ -90,12 +89,12 @@ class Mounting:
             raise
         return prepared
 
-    def _add(self, api: Any, image: str, mount: Mount, prepared: Prepared) -> None:
+    def _add(self, api: Any, plan: ContainerPlan, mount: Mount, prepared: Prepared) -> None:
         checked = self._open(mount.source, prepared)
         if checked.opened.is_dir and checked.opened.path == checked.anchor:
             prepared.mounts.append(_bind(checked.anchor, mount.target, mount.read_only))
             return
-        pins = self._pins(api, image)
+        pins = self._pins(api, plan)
         if pins and checked.opened.is_dir:
             prepared.mounts.append(_volume(_name(checked.opened), mount.target, mount.read_only))
             return
@@ -113,10 +112,10 @@ class Mounting:
         prepared.held.enter_context(checked.opened)
         return checked
 
-    def _pins(self, api: Any, image: str) -> bool:
+    def _pins(self, api: Any, plan: ContainerPlan) -> bool:
         with self._lock:
             if self._sees_us is None:
-                self._sees_us = _sees_us(api, image)
+                self._sees_us = _sees_us(api, plan)
             return self._sees_us
 
 
@@ -134,7 +133,7 @@ def put_links(api: Any, container_id: str, prepared: Prepared) -> None:
         raise BadContainer(f"nothing can be mounted at {places}: {error.explanation}") from error
 
 
-def _sees_us(api: Any, image: str) -> bool:
+def _sees_us(api: Any, plan: ContainerPlan) -> bool:
     """Whether the daemon finds what this process holds open. Raises the engine's errors, but not for that."""
     if not hasattr(os, "O_PATH"):
         return False
@@ -143,7 +142,10 @@ def _sees_us(api: Any, image: str) -> bool:
         Path(folder, name).touch()
         with open_below(Path(folder), ".") as opened:
             host = {"Mounts": [_volume(_name(opened), target, read_only=True)]}
-            container = api.create_container(image, ["true"], entrypoint=["true"], host_config=host)["Id"]
+            labels = {LABEL_DEPLOYMENT: plan.labels[LABEL_DEPLOYMENT]}  # whoever dies here leaves what a sweep finds
+            container = api.create_container(
+                plan.image, ["true"], entrypoint=["true"], host_config=host, labels=labels
+            )["Id"]
             try:
                 url = api._url("/containers/{0}/archive", container)
                 return bool(api.head(url, params={"path": f"{target}/{name}"}, timeout=60).status_code == 200)

@@ -15,7 +15,7 @@ from jobs.spec import SSH_PORT, JobSpec, Mount
 from jobs.states import Desired, JobState, Reason, ReplicaState
 from service.access.host_keys import job_host_key
 from service.access.keys import authorized_keys
-from service.backends.base import Engine, ImageFacts
+from service.backends.base import Created, Engine, ImageFacts
 from service.backends.docker.ssh_ready import WrongHostKey
 from service.backends.errors import (
     BadContainer,
@@ -35,8 +35,6 @@ from service.control.outcome import Outcome
 from service.store.events import transition
 from service.store.tables import Host, Job, Replica
 
-_PATIENCE_S = 2.0
-"""How long one step waits for sshd before it lets others work."""
 _FIRST_POLL_S = 0.02
 _LAST_POLL_S = 0.25
 
@@ -143,8 +141,9 @@ def _start(context: Context, work: Work, spec: JobSpec, replica: Replica, plan: 
                     final=True,
                 )
             )
-        container_id = _create(context, engine, _with_image(plan, image.reference))
-        engine.start(container_id)
+        created = _create(context, engine, _with_image(plan, image.reference))
+        if not created.started:  # else the controller died between a start and its commit; it may have ended since
+            engine.start(created.id)
     except PortTaken as error:
         named = error.port in spec.fixed_ports
         which = f"port {error.port}" if error.port else "a port"
@@ -175,13 +174,13 @@ def _start(context: Context, work: Work, spec: JobSpec, replica: Replica, plan: 
         raise _Failed(Outcome(Reason.USER_ERROR, f"the engine refused the container: {error}", final=True)) from error
     with context.fenced(work) as (session, job):
         row = again(session, replica)
-        row.container_id, row.state, row.started_at = container_id, ReplicaState.STARTED.value, context.clock()
+        row.container_id, row.state, row.started_at = created.id, ReplicaState.STARTED.value, context.clock()
         job.message = "waits for its container to answer over SSH" if spec.ssh else job.message
     work.replicas[replica.node_rank] = row
     context.collector.follow(row, work.attempt.number)
 
 
-def _create(context: Context, engine: Engine, plan: ContainerPlan) -> str:
+def _create(context: Context, engine: Engine, plan: ContainerPlan) -> Created:
     """Creates the container; a left-over of an ended job of ours that has the name makes room."""
     try:
         return engine.create(plan)
@@ -226,7 +225,7 @@ def _with_image(plan: ContainerPlan, reference: str) -> ContainerPlan:
 
 def _ready(context: Context, work: Work, spec: JobSpec) -> bool:
     """Whether every container answers, or has ended already; waits a little for those that don't yet."""
-    poll, deadline = _FIRST_POLL_S, time.monotonic() + _PATIENCE_S
+    poll, deadline = _FIRST_POLL_S, time.monotonic() + context.patience_s
     while True:
         for rank, replica in enumerate(work.replicas):
             if replica.state == ReplicaState.STARTED:
