@@ -100,7 +100,7 @@ class HostCapacity:
     first_port: int = 20000
     last_port: int = 21999
     taken_ports: Mapping[int, str] = field(default_factory=dict)
-    """Host port → name of the job that has it."""
+    """Host port → who has it, such as `job NAME`."""
     holdings: tuple[Holding, ...] = ()
     max_containers: int = 8
     cpus: float = 1.0
@@ -224,7 +224,7 @@ class _Bin:
             return Waits(f"{name} runs {plural(running, 'container')} already, its limit", for_room=True)
         for port in fixed:
             if port in host.taken_ports:
-                return Waits(f"port {port} of {name} belongs to job {host.taken_ports[port]}")
+                return Waits(f"port {port} of {name} belongs to {host.taken_ports[port]}")
         if self.kept is not None and not (self.spare.holds(need) and self.kept.ports.isdisjoint(fixed)):
             return Waits(f"{name} is kept for job {self.kept.job}, which is ahead in the queue")
         if self.pool(pool, fixed) is None:

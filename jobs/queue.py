@@ -51,9 +51,9 @@ class Queue:
         for placed in placement.replicas:
             host = self._hosts[placed.host_id]
             ports = dict(host.taken_ports)
-            ports.update(dict.fromkeys((*placed.pool_ports, *placed.fixed_ports), job.name))
+            ports.update(dict.fromkeys((*placed.pool_ports, *placed.fixed_ports), f"job {job.name}"))
             if placed.node_rank == 0 and placement.master_port is not None:
-                ports[placement.master_port] = job.name
+                ports[placement.master_port] = f"job {job.name}"
             self._hosts[host.id] = replace(
                 host,
                 taken_gpus=host.taken_gpus | set(placed.gpus),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import os
 import signal
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from service.contract.errors import Problem
 from service.locations import Endpoint
@@ -150,26 +151,33 @@ def stop(data_dir: Path) -> Running | None:
 @contextmanager
 def only_one(data_dir: Path) -> Iterator[None]:
     """Hold the data folder's lock: two control planes on one folder would fight over its files."""
-    with (data_dir / "navarch.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            endpoint = Endpoint.read(data_dir)
-            where = f" at {endpoint.url} (pid {endpoint.pid})" if endpoint else ""
-            hint = "`navarch down` ends it; --data-dir runs a second one beside it."
-            raise Problem("engine_error", f"A control plane already uses {data_dir}{where}.", hint) from None
+    lock = _lock(data_dir)
+    try:
+        lock.acquire()
+    except Timeout:
+        endpoint = Endpoint.read(data_dir)
+        where = f" at {endpoint.url} (pid {endpoint.pid})" if endpoint else ""
+        hint = "`navarch down` ends it; --data-dir runs a second one beside it."
+        raise Problem("engine_error", f"A control plane already uses {data_dir}{where}.", hint) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _locked(data_dir: Path) -> bool:
     try:
-        with (data_dir / "navarch.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with _lock(data_dir):
             return False
-    except BlockingIOError:
+    except Timeout:
         return True
     except OSError:
         return False
+
+
+def _lock(data_dir: Path) -> FileLock:
+    """The one lock that says whose the data folder is; the kernel frees it when its process ends, however it ends."""
+    return FileLock(data_dir / "navarch.lock", blocking=False, mode=0o600)
 
 
 @contextmanager

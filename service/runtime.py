@@ -1,15 +1,11 @@
 """The running control plane: opens the store, and starts and ends everything that works on it."""
 
-import fcntl
 import logging
 import os
-import socket
 import time
 import uuid
-from typing import TextIO
 
-from sqlalchemy import text, update
-from sqlmodel import Session
+from sqlalchemy import text
 
 from service.access.mounts import MountRules
 from service.access.secrets import SecretBox
@@ -21,7 +17,6 @@ from service.builds.queue import Builds
 from service.collector.collector import Collector
 from service.collector.hub import Hub
 from service.collector.reader import LogReader
-from service.contract.errors import Problem
 from service.contract.schemas import Check
 from service.control.context import Context
 from service.control.invariants import examine
@@ -30,21 +25,19 @@ from service.intake.commands import Jobs
 from service.intake.plans import Plans
 from service.settings import Settings
 from service.store.database import Database
-from service.store.tables import Host, ImageBuild, Job, Meta
+from service.store.tables import Host, Meta
 
 _REMOVAL_PATIENCE_S = 10.0
 """Docker removes an ended container in a fraction of a second, on a busy machine in a few."""
 
 
 class Runtime:
-    """Everything of one control plane process. `start` and `stop` once each."""
+    """Everything of one control plane process, which holds its data folder alone. `start` and `stop` once each."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # a handshake that fails is an answer, not an error
-        self._lock: TextIO | None = None
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self.hub = Hub()
         self.database = Database(settings.url)
         self.jobs = Jobs(self.database, settings, self._submitted, self._stopping, _REMOVAL_PATIENCE_S)
@@ -53,18 +46,14 @@ class Runtime:
         self.digests = Digests(self.database, MountRules.of(settings))
         self.engines = DockerHosts(self.database, settings)
         self.plans = Plans(self.database, settings, self.engines)
-        self.builds = Builds(self.database, settings, self.hub, self._owner)
+        self.builds = Builds(self.database, settings, self.hub)
         self.deployment = ""
         self.controller: Controller | None = None
 
     def start(self) -> None:
-        """Raises Problem `database_unavailable` when another control plane works on the same data folder."""
-        self._lock_data_dir()
         self.database.migrate()
         self.deployment = _deployment(self.database)
         ensure_local_host(self.database, self.settings, os.cpu_count() or 1)
-        if self.database.is_sqlite:
-            self._forget_leases()
         collector = Collector(self.engines, self.database, self.settings, self.hub, self._woken)
         context = Context(
             database=self.database,
@@ -73,7 +62,6 @@ class Runtime:
             collector=collector,
             deployment=self.deployment,
             clock=time.time,
-            owner=self._owner,
             secrets=SecretBox(self.settings.data_dir),
             handshake=handshake,
             changed=self.hub.notify,
@@ -91,9 +79,6 @@ class Runtime:
             self.digests.stop()
         self.engines.close()
         self.database.close()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
 
     def health(self) -> dict[str, tuple[bool, str]]:
         """What Navarch stands on: name → (is well, in words)."""
@@ -102,7 +87,7 @@ class Runtime:
             with self.database.read() as session:
                 session.connection().execute(text("SELECT 1"))
                 host = session.get(Host, "local")
-            checks["database"] = (True, self.database.url.get_backend_name())
+            checks["database"] = (True, "sqlite")
         except Exception as error:
             return {"database": (False, str(error))}
         alive = self.controller is not None and self.controller.alive
@@ -127,38 +112,12 @@ class Runtime:
         if self.controller is not None:
             self.controller.wake(job_id)
 
-    def _lock_data_dir(self) -> None:
-        """SQLite is for one process: a second control plane on the same folder is refused."""
-        if not self.database.is_sqlite:
-            return
-        lock = (self.settings.data_dir / "controller.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise Problem(
-                "database_unavailable",
-                f"Another control plane works on {self.settings.data_dir}.",
-                "Stop it with `navarch down`, or choose another --data-dir.",
-            ) from None
-        self._lock = lock
-
-    def _forget_leases(self) -> None:
-        """We are the only one here, so whoever held a lease is dead: don't wait for it to run out."""
-        with self.database.write() as session:
-            for table in (Job, ImageBuild):
-                session.connection().execute(update(table).values(lease_until=0.0, lease_owner=None))
-
 
 def _deployment(database: Database) -> str:
     """This deployment's id, made at the first start; containers carry it as a label."""
     with database.write() as session:
-        return _meta(session, "deployment", uuid.uuid4().hex)
-
-
-def _meta(session: Session, key: str, default: str) -> str:
-    row = session.get(Meta, key)
-    if row is None:
-        row = Meta(key=key, value=default)
-        session.add(row)
-    return row.value
+        row = session.get(Meta, "deployment")
+        if row is None:
+            row = Meta(key="deployment", value=uuid.uuid4().hex)
+            session.add(row)
+        return row.value

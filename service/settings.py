@@ -13,8 +13,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="NAVARCH_", extra="ignore")
 
     data_dir: Path = Field(default_factory=data_dir)
-    database_url: str = ""
-    """Empty: SQLite in the data folder."""
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     token: str | None = None
@@ -42,8 +40,6 @@ class Settings(BaseSettings):
     """Jobs that the controller handles side by side."""
     sweep_s: float = 15.0
     """How often everything is looked at again, in case a wake-up was missed."""
-    lease_s: float = 60.0
-    """How long one controller may hold a row without renewing it."""
 
     @field_validator("mount_roots", mode="before")
     @classmethod
@@ -71,7 +67,7 @@ class Settings(BaseSettings):
     @property
     def url(self) -> str:
         """Where the database is."""
-        return self.database_url or f"sqlite:///{self.data_dir / 'navarch.db'}"
+        return f"sqlite:///{self.data_dir / 'navarch.db'}"
 
     def job_dir(self, job_id: str) -> Path:
         """Everything that a job leaves on this machine: `run/`, `logs/`, `metrics.jsonl`, `samples.jsonl`, `ssh/`."""

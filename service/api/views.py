@@ -160,7 +160,7 @@ def _attempt(row: tables.Attempt, replicas: list[tables.Replica], hosts: dict[st
         replicas=[
             schemas.Replica(
                 node_rank=replica.node_rank,
-                host=hosts[replica.host_id].name if replica.host_id in hosts else replica.host_id,
+                host=hosts[replica.host_id].name if replica.host_id in hosts else replica.host_id or "",
                 container_name=replica.container_name,
                 container_id=replica.container_id,
                 state=replica.state,
@@ -195,7 +195,7 @@ def _ssh(
     port = first.ports.get(SSH_CONTAINER_PORT) if first is not None else None
     if first is None or port is None or not row.document.get("ssh", True):
         return None
-    host = hosts.get(first.host_id)
+    host = hosts.get(first.host_id or "")
     return schemas.SshAccess(host=host.address if host else "127.0.0.1", port=port, host_key=row.host_key)
 
 
@@ -212,7 +212,7 @@ def _url(
     port = first.ports.get(str(row.document.get("port") or SERVE_PORT)) if first is not None else None
     if first is None or row.type != "serve" or path is None or port is None:
         return None
-    host = hosts.get(first.host_id)
+    host = hosts.get(first.host_id or "")
     return f"http://{host.address if host else '127.0.0.1'}:{port}{path}"
 
 
@@ -255,14 +255,10 @@ def event(row: tables.Event) -> schemas.Event:
 
 def hosts(session: Session) -> list[schemas.Host]:
     """All hosts, each GPU with the job that holds it."""
-    holders = {
-        lease.gpu: name
-        for lease, name in session.exec(
-            select(tables.GpuLease, tables.Job.name)
-            .join(tables.Attempt, col(tables.Attempt.id) == col(tables.GpuLease.attempt_id))
-            .join(tables.Job, col(tables.Job.id) == col(tables.Attempt.job_id))
-        )
-    }
+    held = select(tables.GpuLease.gpu, tables.Holder.name).join(
+        tables.Holder, col(tables.Holder.id) == col(tables.GpuLease.holder_id)
+    )
+    holders = dict(session.exec(held.where(tables.Holder.kind == "job")).all())
     return [host(row, holders) for row in session.exec(select(tables.Host).order_by(col(tables.Host.name)))]
 
 

@@ -19,7 +19,6 @@ class Gpu:
 class EngineFacts:
     """What an engine says of itself and its machine."""
 
-    engine_id: str
     version: str
     cpus: int
     memory_bytes: int

@@ -21,14 +21,13 @@ from service.store.tables import ImageBuild
 
 log = structlog.get_logger("builds")
 _ENGINE_TIMEOUT_S = 1800
-_RENEW_S = 10.0
 
 
 class Builds:
     """The queue of image builds of the local engine."""
 
-    def __init__(self, database: Database, settings: Settings, hub: Hub, owner: str) -> None:
-        self._database, self._settings, self._hub, self._owner = database, settings, hub, owner
+    def __init__(self, database: Database, settings: Settings, hub: Hub) -> None:
+        self._database, self._settings, self._hub = database, settings, hub
         self._wake = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="builds", daemon=True)
@@ -68,12 +67,12 @@ class Builds:
                 self._end(row, None, f"Navarch failed at this build ({type(error).__name__}: {error})")
 
     def _take(self) -> ImageBuild | None:
-        """The oldest build that nobody works on, leased; one that was under way before a restart is one of them."""
+        """The oldest build; one that was under way before a restart is one of them."""
         now = time.time()
         with self._database.write() as session:
             query = (
                 select(ImageBuild)
-                .where(col(ImageBuild.state).in_(["queued", "running"]), ImageBuild.lease_until < now)
+                .where(col(ImageBuild.state).in_(["queued", "running"]))
                 .order_by(col(ImageBuild.created_at))
                 .limit(1)
             )
@@ -82,8 +81,6 @@ class Builds:
                 return None
             row.state, row.started_at = "running", row.started_at or now
             row.starts += 1
-            row.lease_owner, row.lease_until = self._owner, now + self._settings.lease_s
-            row.lease_token += 1
             row.message = "builds" if row.starts == 1 else "starts again after an interruption"
         self._hub.notify(row.id)
         return row
@@ -91,7 +88,7 @@ class Builds:
     def _build(self, row: ImageBuild) -> None:
         path = self.log_path(row.id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        built, renewed = None, time.monotonic()
+        built = None
         events = None
         try:
             client = docker.DockerClient(base_url=self._settings.engine_url, timeout=_ENGINE_TIMEOUT_S)
@@ -108,10 +105,8 @@ class Builds:
                     built = event.built or built
                     if self._stopping:
                         return
-                    if event.kind == "step" or time.monotonic() - renewed > _RENEW_S:
-                        renewed = time.monotonic()
-                        if not self._renew(row, event.text if event.kind == "step" else None):
-                            return
+                    if event.kind == "step":
+                        self._say(row, event.text)
             self._end(row, built, None)
         except (ImageError, docker.errors.DockerException) as error:
             hint = getattr(error, "hint", None)
@@ -123,25 +118,21 @@ class Builds:
             if events is not None:
                 events.close()  # type: ignore[attr-defined]
 
-    def _renew(self, row: ImageBuild, message: str | None) -> bool:
-        """False when the lease has gone to somebody else."""
+    def _say(self, row: ImageBuild, message: str) -> None:
         with self._database.write() as session:
             now = session.get(ImageBuild, row.id)
-            if now is None or now.lease_token != row.lease_token:
-                return False
-            now.lease_until = time.time() + self._settings.lease_s
-            now.message = message or now.message
-        return True
+            if now is not None:
+                now.message = message
 
     def _end(self, row: ImageBuild, built: Built | None, error: str | None) -> None:
         with self._database.write() as session:
             now = session.get(ImageBuild, row.id)
-            if now is None or now.lease_token != row.lease_token:
+            if now is None:
                 return
             now.state = "failed" if built is None else "succeeded"
             now.image_id = built.image_id if built else None
             now.message = error if built is None else f"{built.tag} is ready"
-            now.finished_at, now.lease_until, now.lease_owner = time.time(), 0.0, None
+            now.finished_at = time.time()
             kind = "image.build_failed" if built is None else "image.built"
             record(session, kind, f"image/{row.tag}", now.message or "the build ended without an image")
         self._hub.notify(row.id)

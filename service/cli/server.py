@@ -137,7 +137,7 @@ def _deployment(settings: Settings) -> str | None:
     from service.store.database import Database
     from service.store.tables import Meta
 
-    if not settings.database_url and not (settings.data_dir / "navarch.db").exists():
+    if not (settings.data_dir / "navarch.db").exists():
         return None
     database = Database(settings.url)
     try:

@@ -44,7 +44,7 @@ class Follower:
         try:
             for line in read_lines(self.path, lifter.lifted, 1 << 60):
                 lifter.feed(line)
-            engine = self._engines.engine(replica.host_id)
+            engine = self._engines.engine(replica.host)
             name = replica.container_id or replica.container_name
             for record in engine.follow(name, writer.since, wait=wait):
                 end = writer.append(record)

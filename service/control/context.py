@@ -1,4 +1,4 @@
-"""What every step works with: database, engines, collector, clock; and the leases that keep steps apart."""
+"""What every step works with: database, engines, collector, clock; and how it reads and writes its job."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from sqlalchemy import update
 from sqlmodel import Session, col, select
 
 from jobs.spec import JobSpec, parse_spec
@@ -19,8 +18,8 @@ from service.store.tables import Attempt, Job, Replica
 _KNOWN_SPECS = 1024
 
 
-class LeaseLost(Exception):
-    """Another controller took the row over: whatever this one found out is void."""
+class Vanished(Exception):
+    """The job's rows were deleted meanwhile: whatever this step found out is void."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,11 @@ class LogCollector(Protocol):
 
 @dataclass
 class Work:
-    """A leased job with its latest attempt, as they were when the lease was taken."""
+    """A job with its latest attempt, as they were when its step began. One step of a job is under way at a time."""
 
     job: Job
     attempt: Attempt | None
     replicas: list[Replica]
-    token: int
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,6 @@ class Context:
     collector: LogCollector
     deployment: str
     clock: Callable[[], float]
-    owner: str
-    """Who holds the leases that this controller takes."""
     secrets: SecretBox
     handshake: Callable[[str, int, str], bool]
     patience_s: float = 2.0
@@ -94,36 +90,22 @@ class Context:
                 self._specs[job.id] = found
         return found
 
-    def lease(self, job_id: str) -> Work | None:
-        """Takes the job's lease; None when another controller has it, or the job is gone."""
-        now = self.clock()
-        with self.database.write() as session:
+    def load(self, job_id: str) -> Work | None:
+        """The job as it is now; None when it is gone."""
+        with self.database.read() as session:
             job = session.get(Job, job_id)
-            if job is None or (job.lease_until > now and job.lease_owner != self.owner):
+            if job is None:
                 return None
-            job.lease_owner, job.lease_until = self.owner, now + self.settings.lease_s
-            job.lease_token += 1
-            session.flush()
             attempt, replicas = latest_attempt(session, job)
-            return Work(job, attempt, replicas, job.lease_token)
-
-    def release(self, work: Work) -> None:
-        """Gives the lease back, if it is still held."""
-        with self.database.write() as session:
-            session.connection().execute(
-                update(Job)
-                .where(col(Job.id) == work.job.id, col(Job.lease_token) == work.token)
-                .values(lease_until=0.0, lease_owner=None)
-            )
+            return Work(job, attempt, replicas)
 
     @contextmanager
-    def fenced(self, work: Work) -> Iterator[tuple[Session, Job]]:
-        """A write transaction on a leased job; renews the lease. Raises LeaseLost when the token is no longer ours."""
+    def writing(self, work: Work) -> Iterator[tuple[Session, Job]]:
+        """A write transaction on a job. Raises Vanished when it is gone."""
         with self.database.write() as session:
             job = session.get(Job, work.job.id)
-            if job is None or job.lease_token != work.token:
-                raise LeaseLost(work.job.id)
-            job.lease_until = self.clock() + self.settings.lease_s
+            if job is None:
+                raise Vanished(work.job.id)
             yield session, job
         work.job = job
         self.changed(job.id)
@@ -136,7 +118,7 @@ def again(session: Session, row: Row) -> Row:
     """The row as it is now in this transaction: the collector may have written to it meanwhile."""
     found = session.get(type(row), row.id)
     if found is None:
-        raise LeaseLost(f"{type(row).__name__} {row.id} is gone")
+        raise Vanished(f"{type(row).__name__} {row.id} is gone")
     return found
 
 

@@ -14,11 +14,11 @@ def begin_stopping(context: Context, work: Work, outcome: Outcome, says: str | N
     assert work.attempt is not None
     now = context.clock()
     grace = context.spec(work.job).grace
-    with context.fenced(work) as (session, job):
+    with context.writing(work) as (session, job):
         row = again(session, work.attempt)
         row.state = JobState.STOPPING.value
         row.reason, row.message, row.final = outcome.reason.value, outcome.message, outcome.final
-        row.stopping_at, row.stop_deadline = now, now + grace
+        row.stop_deadline = now + grace
         transition(session, job, JobState.STOPPING, says or outcome.message, reason=outcome.reason, now=now)
     work.attempt = row
     return Next(0.0)
@@ -29,7 +29,7 @@ def mark_unreachable(context: Context, work: Work, error: str) -> Next:
     now = context.clock()
     since = work.job.unreachable_since
     if since is None:
-        with context.fenced(work) as (session, job):
+        with context.writing(work) as (session, job):
             job.unreachable_since = now
             job.message = f"its host doesn't answer: {error}"
             record_job(session, job, "job.unreachable", job.message)
@@ -44,7 +44,7 @@ def mark_reachable(context: Context, work: Work) -> None:
     """The host answers again."""
     if work.job.unreachable_since is None:
         return
-    with context.fenced(work) as (session, job):
+    with context.writing(work) as (session, job):
         job.unreachable_since = None
         job.message = "its host answers again"
         record_job(session, job, "job.reachable", job.message)

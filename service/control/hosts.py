@@ -38,7 +38,7 @@ def note_facts(context: Context, host_id: str, facts: EngineFacts, *, back_at: f
                 known["booted_at"] = context.clock()
                 record(session, "host.rebooted", f"host/{host.name}", f"{host.name} was rebooted")
             host.boot_id = facts.boot_id
-        host.engine_id, host.facts = facts.engine_id, known
+        host.facts = known
 
 
 def note_gpus(context: Context, host_id: str) -> None:

@@ -10,7 +10,7 @@ from service.backends.base import Engines
 from service.backends.errors import EngineError
 from service.contract.schemas import Check
 from service.store.database import Database
-from service.store.tables import Attempt, GpuLease, Host, Job, PortLease, Replica
+from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica
 
 
 def examine(database: Database, engines: Engines, deployment: str) -> list[Check]:
@@ -37,18 +37,14 @@ def _check(name: str, wrong: list[str], holds: str) -> Check:
 
 
 def _leases_of_ended_attempts(session: Session) -> list[str]:
-    ended = Attempt.finished_at
-    gpus = (
-        select(GpuLease.gpu).join(Attempt, col(Attempt.id) == col(GpuLease.attempt_id)).where(col(ended).is_not(None))
-    )
-    ports = (
-        select(PortLease.port)
-        .join(Attempt, col(Attempt.id) == col(PortLease.attempt_id))
-        .where(col(ended).is_not(None))
-    )
+    live = {attempt.holder for attempt in session.exec(select(Attempt).where(col(Attempt.finished_at).is_(None)))}
+    ended = {h.id: h for h in session.exec(select(Holder).where(Holder.kind == "job")) if h.id not in live}
+    gpus = session.exec(select(GpuLease).where(col(GpuLease.holder_id).in_(ended)))
+    ports = session.exec(select(PortLease).where(col(PortLease.holder_id).in_(ended)))
     return [
-        *(f"GPU {gpu} is leased to an attempt that has ended" for gpu in session.exec(gpus)),
-        *(f"port {port} is leased to an attempt that has ended" for port in session.exec(ports)),
+        *(f"{holder.id} of job {holder.name} has ended, but is still a holder" for holder in ended.values()),
+        *(f"GPU {lease.gpu} is leased to {lease.holder_id}, which has ended" for lease in gpus),
+        *(f"port {lease.port} is leased to {lease.holder_id}, which has ended" for lease in ports),
     ]
 
 

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from jobs.states import PLACED, JobState
 from service.backends.errors import EngineError, Unreachable
 from service.control import hosts as host_steps
-from service.control.context import NOTHING, Context, LeaseLost, Next, Work
+from service.control.context import NOTHING, Context, Next, Vanished, Work
 from service.control.steps.provision import provision
 from service.control.steps.run import run
 from service.control.steps.schedule import next_retry, schedule
@@ -34,21 +34,21 @@ _BUSY_SHARE = 10
 
 
 def step(context: Context, job_id: str) -> Next:
-    """One step of one job, under its lease. Everything that the controller does to a job goes through here."""
-    work = context.lease(job_id)
+    """One step of one job. Everything that the controller does to a job goes through here."""
+    work = context.load(job_id)
     if work is None:
-        return Next(1.0)
+        return NOTHING
     try:
         todo = _STEPS.get(JobState(work.job.state))
         if todo is None:
             return NOTHING if reap(context, work) else Next(5.0)
         result = todo(context, work)
         if work.job.failures:
-            with context.fenced(work) as (_, job):
+            with context.writing(work) as (_, job):
                 job.failures = 0
         return result
-    except LeaseLost:
-        return Next(1.0)
+    except Vanished:
+        return NOTHING
     except Unreachable as error:
         return _back_off(context, work, f"its host doesn't answer: {error}")
     except EngineError as error:
@@ -56,19 +56,17 @@ def step(context: Context, job_id: str) -> Next:
     except Exception as error:  # one bad row must never stop the others
         log.exception("step failed", job=job_id)
         return _back_off(context, work, f"Navarch failed at this job ({type(error).__name__}: {error})")
-    finally:
-        context.release(work)
 
 
 def _back_off(context: Context, work: Work, message: str) -> Next:
     """Shows the error at the job and tries again later: 1, 2, 4 … 60 s."""
     try:
-        with context.fenced(work) as (_, job):
+        with context.writing(work) as (_, job):
             job.failures += 1
-            delay = min(60.0, 2.0 ** (job.failures - 1))
+            delay = min(60.0, 2.0 ** min(job.failures - 1, 6))
             job.message = f"{message}; tries again in {delay:.0f} s"
-    except LeaseLost:
-        return Next(1.0)
+    except Vanished:
+        return NOTHING
     return Next(delay)
 
 

@@ -6,7 +6,7 @@ from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
 from jobs.placement import Demand, Holding, HostCapacity
-from service.store.tables import Attempt, GpuLease, Host, Job, PortLease, Replica
+from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica
 
 
 def capacities(session: Session) -> list[HostCapacity]:
@@ -15,13 +15,9 @@ def capacities(session: Session) -> list[HostCapacity]:
     for lease in session.exec(select(GpuLease)):
         gpus[lease.host_id].add(lease.gpu)
     ports: dict[str, dict[int, str]] = defaultdict(dict)
-    held = (
-        select(PortLease.host_id, PortLease.port, Job.name)
-        .join(Attempt, col(Attempt.id) == col(PortLease.attempt_id))
-        .join(Job, col(Job.id) == col(Attempt.job_id))
-    )
-    for host_id, port, name in session.exec(held):
-        ports[host_id][port] = name
+    held = select(PortLease.host_id, PortLease.port, Holder).join(Holder, col(Holder.id) == col(PortLease.holder_id))
+    for host_id, port, holder in session.exec(held):
+        ports[host_id][port] = f"{holder.kind} {holder.name}"
     holdings: dict[str, list[Holding]] = defaultdict(list)
     running = (
         select_columns(
@@ -30,7 +26,7 @@ def capacities(session: Session) -> list[HostCapacity]:
         )
         .join(Attempt, col(Attempt.id) == col(Replica.attempt_id))
         .join(Job, col(Job.id) == col(Attempt.job_id))
-        .where(col(Attempt.finished_at).is_(None))
+        .where(col(Attempt.finished_at).is_(None), col(Replica.host_id).is_not(None))
     )
     for row in session.connection().execute(running):
         demand = Demand(gpus=row.gpus, cpus=row.cpus, memory=row.memory, lasts=row.lasts)

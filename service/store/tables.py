@@ -30,7 +30,6 @@ class Job(SQLModel, table=True):
             "name",
             unique=True,
             sqlite_where=text("finished_at IS NULL"),
-            postgresql_where=text("finished_at IS NULL"),
         ),
         Index("ix_job_queue", "state", "desired", "demand", text("priority DESC"), "created_at", "id", "not_before"),
         Index("ix_job_retry", "state", "not_before"),
@@ -80,9 +79,6 @@ class Job(SQLModel, table=True):
     unreachable_since: float | None = None
     failures: int = 0
     """Steps of the controller that failed one after the other, for backing off."""
-    lease_owner: str | None = None
-    lease_until: float = 0.0
-    lease_token: int = 0
 
 
 class Attempt(SQLModel, table=True):
@@ -96,7 +92,8 @@ class Attempt(SQLModel, table=True):
     state: str = "provisioning"
     reason: str | None = None
     message: str | None = None
-    master_address: str = "127.0.0.1"
+    backend: str = Field(default="docker", sa_column_kwargs={"server_default": "docker"})
+    """Which of the backends runs it."""
     master_port: int | None = None
     created_at: float = Field(default_factory=time.time)
     started_at: float | None = None
@@ -105,10 +102,14 @@ class Attempt(SQLModel, table=True):
     """When the barrier was opened."""
     final: bool = False
     """Its failure isn't retried, whatever the reason."""
-    stopping_at: float | None = None
     stop_deadline: float | None = None
     """When what still runs is killed."""
     finished_at: float | None = None
+
+    @property
+    def holder(self) -> str:
+        """The id under which it holds leases."""
+        return f"attempt/{self.id}"
 
 
 class Replica(SQLModel, table=True):
@@ -122,7 +123,6 @@ class Replica(SQLModel, table=True):
             "container_name",
             unique=True,
             sqlite_where=text("removed_at IS NULL"),
-            postgresql_where=text("removed_at IS NULL"),
         ),
         _NO_ID_TWICE,
     )
@@ -130,7 +130,8 @@ class Replica(SQLModel, table=True):
     attempt_id: int = Field(foreign_key="attempt.id", index=True)
     job_id: str = Field(foreign_key="job.id", index=True)
     node_rank: int
-    host_id: str = Field(foreign_key="host.id")
+    host_id: str | None = Field(default=None, foreign_key="host.id")
+    """None: the backend chooses where it runs, and may not have done so yet."""
     container_name: str
     container_id: str | None = None
     state: str = "pending"
@@ -154,6 +155,12 @@ class Replica(SQLModel, table=True):
     lifted: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     """Bytes of its log whose events have been lifted."""
 
+    @property
+    def host(self) -> str:
+        """The id of its host, where that is known."""
+        assert self.host_id is not None, f"{self.container_name} has no host yet"
+        return self.host_id
+
 
 class Host(SQLModel, table=True):
     """A Docker Engine; lifecycle, reachability and health are separate facts."""
@@ -167,10 +174,8 @@ class Host(SQLModel, table=True):
     lifecycle: str = "active"
     reachable: bool = False
     unreachable_since: float | None = None
-    health: str = "unknown"
     message: str | None = None
     boot_id: str | None = None
-    engine_id: str | None = None
     facts: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """cpus, memory_bytes, engine_version, gpus: [{uuid, name, memory_mib, index}], driver."""
     first_port: int = 20000
@@ -179,22 +184,34 @@ class Host(SQLModel, table=True):
     seen_at: float | None = None
 
 
+class Holder(SQLModel, table=True):
+    """Who holds leases now. Its row goes when it gives back what it has, and its leases go with it."""
+
+    __tablename__ = "holder"
+    id: str = Field(primary_key=True)
+    """attempt/ID, workspace/ID."""
+    kind: str
+    """job, workspace."""
+    name: str
+    """The job's or the workspace's, as others are told who wait for what it has."""
+
+
 class GpuLease(SQLModel, table=True):
-    """This GPU belongs to this attempt. The primary key is what makes two holders impossible."""
+    """This GPU belongs to this holder. The primary key is what makes two holders impossible."""
 
     __tablename__ = "gpu_lease"
     gpu: str = Field(primary_key=True)
     host_id: str = Field(foreign_key="host.id", index=True)
-    attempt_id: int = Field(foreign_key="attempt.id", index=True)
+    holder_id: str = Field(foreign_key="holder.id", index=True, ondelete="CASCADE")
 
 
 class PortLease(SQLModel, table=True):
-    """This port of a host belongs to this attempt."""
+    """This port of a host belongs to this holder."""
 
     __tablename__ = "port_lease"
     host_id: str = Field(foreign_key="host.id", primary_key=True)
     port: int = Field(primary_key=True)
-    attempt_id: int = Field(foreign_key="attempt.id", index=True)
+    holder_id: str = Field(foreign_key="holder.id", index=True, ondelete="CASCADE")
 
 
 class Event(SQLModel, table=True):
@@ -236,9 +253,6 @@ class ImageBuild(SQLModel, table=True):
     finished_at: float | None = None
     starts: int = 0
     """How often it was started; more than once means that a restart interrupted it."""
-    lease_owner: str | None = None
-    lease_until: float = 0.0
-    lease_token: int = 0
 
 
 class Artifact(SQLModel, table=True):
@@ -275,7 +289,6 @@ class JobInput(SQLModel, table=True):
             "ix_job_input_missing",
             "job_id",
             sqlite_where=text("version IS NULL"),
-            postgresql_where=text("version IS NULL"),
         ),
         _NO_ID_TWICE,
     )

@@ -169,7 +169,6 @@ def scheduling_pass(report: Report, door: FrontDoor, total: int) -> None:
         collector=None,  # type: ignore[arg-type]
         deployment="bench",
         clock=time.time,
-        owner="bench",
         secrets=SecretBox(settings.data_dir),
         handshake=lambda *_: False,
     )

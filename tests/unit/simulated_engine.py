@@ -139,7 +139,7 @@ class SimulatedEngine:
 
     def facts(self) -> EngineFacts:
         with self._effect() as machine:
-            return EngineFacts("sim", "1", 4, 1 << 34, "boot-1", machine.engine_started_at)
+            return EngineFacts("1", 4, 1 << 34, "boot-1", machine.engine_started_at)
 
     def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
         with self._effect() as machine:

@@ -57,7 +57,7 @@ class InlineCollector:
 class SimulatedController:
     """One controller process; dies when its fuse has burnt."""
 
-    def __init__(self, world: "World", owner: str) -> None:
+    def __init__(self, world: "World") -> None:
         self.world = world
         self.fuse = Fuse()
         self._engines: dict[str, Engine] = {
@@ -71,7 +71,6 @@ class SimulatedController:
             collector=InlineCollector(self),
             deployment="deployment",
             clock=world.clock,
-            owner=owner,
             secrets=SecretBox(world.settings.data_dir),
             handshake=self._handshake,
             patience_s=0.0,
@@ -111,7 +110,7 @@ class SimulatedController:
 
 @dataclass
 class World:
-    """Everything that is there whether or not a controller lives."""
+    """Everything that is there whether or not a controller lives. A folder with a database in it is taken over."""
 
     folder: Path
     gpus: tuple[int, ...] = (2, 1)
@@ -131,16 +130,25 @@ class World:
         data_dir = self.folder / "data"
         for folder in (data_dir, self.shared):
             folder.mkdir(parents=True, exist_ok=True)
-        self.settings = Settings(data_dir=data_dir, mount_roots=[self.shared], lease_s=30, unreachable_grace_s=600)
-        shutil.copy(_empty_database(), data_dir / "navarch.db")
+        self.settings = Settings(data_dir=data_dir, mount_roots=[self.shared], unreachable_grace_s=600)
+        file = data_dir / "navarch.db"
+        is_new = not file.exists()
+        if is_new:
+            shutil.copy(_empty_database(), file)
         self.database = Database(self.settings.url)
+        self.database.migrate()
+        if is_new:
+            self._add_hosts()
+        for host in self.rows(Host):
+            self.machines[host.id] = Machine(self.clock, tuple(gpu["uuid"] for gpu in host.facts["gpus"]))
         self.jobs = Jobs(self.database, self.settings)
         self.plans = Plans(self.database, self.settings, self)
+
+    def _add_hosts(self) -> None:
         with self.database.write() as session:
             for number, count in enumerate(self.gpus, start=1):
                 name = f"h{number}"
                 uuids = tuple(f"GPU-{name}-{index}" for index in range(count))
-                self.machines[name] = Machine(self.clock, uuids)
                 facts = {
                     "cpus": 4,
                     "memory_bytes": 1 << 34,
@@ -165,8 +173,8 @@ class World:
         """What somebody sees of a machine who is no controller."""
         return SimulatedEngine(self.machines[host_id], Fuse())
 
-    def controller(self, owner: str = "one") -> SimulatedController:
-        return SimulatedController(self, owner)
+    def controller(self) -> SimulatedController:
+        return SimulatedController(self)
 
     def close(self) -> None:
         self.database.close()

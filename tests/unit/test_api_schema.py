@@ -56,18 +56,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_the_documentation_needs_no_other_host(url: str) -> None:
     """What the page names is served from here; what its scripts could ask of elsewhere is switched off."""
-    page = httpx.get(f"{url}/docs").text
+    page = httpx.get(f"{url}/docs", timeout=60).text
     named = re.findall(r"""(?:src|href|url)\s*[=:(]\s*["']([^"']+)["']""", page)
     assert any(reference.endswith(".js") for reference in named) and any(r.endswith(".css") for r in named)
     assert not re.findall(r"""(?:https?:)?//[\w.-]+\.\w+""", page)
     for reference in named:
         assert reference.startswith("/"), reference
-        answer = httpx.get(url + reference)
+        answer = httpx.get(url + reference, timeout=60)
         assert answer.status_code == 200 and len(answer.content) > 500, reference
     style = next(reference for reference in named if reference.endswith(".css"))
-    assert not re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""", httpx.get(url + style).text)
+    assert not re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""", httpx.get(url + style, timeout=60).text)
     assert re.search(r"""["']?validatorUrl["']?: null""", page)
-    assert httpx.get(f"{url}/redoc").status_code == 404
+    assert httpx.get(f"{url}/redoc", timeout=60).status_code == 404
 
 
 def test_every_operation_answers_as_documented(url: str, tmp_path: Path) -> None:

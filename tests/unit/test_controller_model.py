@@ -2,17 +2,18 @@
 
 import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from jobs.states import PLACED, TERMINAL, JobState, Reason, check_move
 from service.contract.errors import Problem
-from service.store.tables import Artifact, Attempt, Event, GpuLease, Host, Job, JobInput, PortLease, Replica
+from service.store.tables import Artifact, Attempt, Event, GpuLease, Holder, Host, Job, JobInput, Replica
 from tests.unit.simulated_engine import Container, Crash, LogRecord
 from tests.unit.simulation import SimulatedController, World
 
@@ -25,43 +26,35 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(mkdtemp(prefix="navarch-life-"))
         self.world = World(self.folder)
-        self.controllers: list[SimulatedController] = []
+        self.controller = self.world.controller()
         self.harvested: dict[int, float] = {}
         self.taken: dict[int, tuple[int, str]] = {}
         self.lost_hosts: set[str] = set()
 
-    @initialize()
-    def begin(self) -> None:
-        self.controllers = [self.world.controller("one"), self.world.controller("two")]
-
     def teardown(self) -> None:
         try:
-            self.world.now += self.world.settings.lease_s + 1
-            survivor = self.world.controller("survivor")
-            self.world.settle(survivor)
+            self.controller.fuse.left = None
+            self.world.settle(self.controller)
             assert [(j.name, j.state, j.message) for j in self.world.live_jobs()] == []
             assert [c.plan.name for c in self.world.containers()] == []
             self.lost_hosts.clear()
             self.everything_holds()
-            survivor.close()
         finally:
-            for controller in self.controllers:
-                controller.close()
+            self.controller.close()
             self.world.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _acting(self, which: int, crash: int | None) -> SimulatedController:
-        controller = self.controllers[which]
-        controller.fuse.left = crash
-        return controller
-
-    def _survived(self, which: int) -> None:
-        """A controller that died is replaced by a new process; its leases run out by themselves."""
-        if self.controllers[which].fuse.dead:
-            self.controllers[which].close()
-            self.controllers[which] = self.world.controller(f"{which}-{self.world.now}")
+    @contextlib.contextmanager
+    def acting(self, crash: int | None) -> Iterator[SimulatedController]:
+        """The controller at work; when it dies at its n-th effect, a new process takes its place."""
+        self.controller.fuse.left = crash
+        try:
+            yield self.controller
+        except Crash:
+            self.controller.close()
+            self.controller = self.world.controller()
         else:
-            self.controllers[which].fuse.left = None
+            self.controller.fuse.left = None
 
     @rule(
         gpus=st.integers(0, 3),
@@ -137,47 +130,34 @@ class Life(RuleBasedStateMachine):
             else:
                 assert job.state in TERMINAL
 
-    @rule(which=st.integers(0, 1), crash=CRASH)
-    def schedule(self, which: int, crash: int | None) -> None:
-        with contextlib.suppress(Crash):
-            self._acting(which, crash).schedule()
-        self._survived(which)
+    @rule(crash=CRASH)
+    def schedule(self, crash: int | None) -> None:
+        with self.acting(crash) as controller:
+            controller.schedule()
 
-    @rule(which=st.integers(0, 1), pick=PICK, crash=CRASH, steps=st.integers(1, 4))
-    def step(self, which: int, pick: int, crash: int | None, steps: int) -> None:
+    @rule(pick=PICK, crash=CRASH, steps=st.integers(1, 4))
+    def step(self, pick: int, crash: int | None, steps: int) -> None:
         jobs = self.world.rows(Job)
-        if not jobs:
-            return
-        try:
-            controller = self._acting(which, crash)
-            for _ in range(steps):
-                controller.step(jobs[pick % len(jobs)].id)
-        except Crash:
-            pass
-        self._survived(which)
+        if jobs:
+            with self.acting(crash) as controller:
+                for _ in range(steps):
+                    controller.step(jobs[pick % len(jobs)].id)
 
-    @rule(which=st.integers(0, 1), crash=CRASH, rounds=st.integers(1, 3))
-    def everybody_takes_a_step(self, which: int, crash: int | None, rounds: int) -> None:
+    @rule(crash=CRASH, rounds=st.integers(1, 3))
+    def everybody_takes_a_step(self, crash: int | None, rounds: int) -> None:
         """What a controller does by itself, so that lives get further than a few single steps."""
-        try:
-            controller = self._acting(which, crash)
+        with self.acting(crash) as controller:
             for _ in range(rounds):
                 controller.schedule()
                 for job in self.world.live_jobs():
                     controller.step(job.id)
-        except Crash:
-            pass
-        self._survived(which)
 
-    @rule(which=st.integers(0, 1), host=st.sampled_from(["h1", "h2"]), crash=CRASH)
-    def watch(self, which: int, host: str, crash: int | None) -> None:
-        try:
-            self._acting(which, crash).watch(host)
+    @rule(host=st.sampled_from(["h1", "h2"]), crash=CRASH)
+    def watch(self, host: str, crash: int | None) -> None:
+        with self.acting(crash) as controller:
+            controller.watch(host)
             if self.world.machines[host].reachable:
                 self.lost_hosts.discard(host)
-        except Crash:
-            pass
-        self._survived(which)
 
     @precondition(lambda self: self.world.containers())
     @rule(pick=PICK, code=st.sampled_from([0, 0, 1, 137]), oom=st.booleans())
@@ -239,8 +219,7 @@ class Life(RuleBasedStateMachine):
         jobs = {job.id: job for job in world.rows(Job)}
         attempts = {attempt.id: attempt for attempt in world.rows(Attempt)}
         live = {a.id for a in attempts.values() if a.finished_at is None}
-        for lease in [*world.rows(GpuLease), *world.rows(PortLease)]:
-            assert lease.attempt_id in live, "a lease outlived its attempt"
+        assert {holder.id for holder in world.rows(Holder)} == {attempts[id].holder for id in live}
         for job in jobs.values():
             open_attempts = [a for a in attempts.values() if a.job_id == job.id and a.finished_at is None]
             assert len(open_attempts) == (1 if JobState(job.state) in PLACED else 0), (job.state, open_attempts)
@@ -278,10 +257,11 @@ class Life(RuleBasedStateMachine):
             assert job.state in TERMINAL or wanted.artifact_id in there, f"{job.name} lost {wanted.name}"
 
     def _gpus_match(self, attempts: dict[int | None, Attempt], live: set[int | None]) -> None:
-        leased = {lease.gpu: lease.attempt_id for lease in self.world.rows(GpuLease)}
+        leased = {lease.gpu: lease.holder_id for lease in self.world.rows(GpuLease)}
         for replica in self.world.rows(Replica):
             for gpu in replica.gpus:
-                assert (leased.get(gpu) == replica.attempt_id) == (replica.attempt_id in live)
+                held = leased.get(gpu) == f"attempt/{replica.attempt_id}"
+                assert held == (replica.attempt_id in live)
 
     def _containers_have_attempts(self, attempts: dict[int | None, Attempt], live: set[int | None]) -> None:
         unswept = self.lost_hosts | {h.id for h in self.world.rows(Host) if not h.reachable}

@@ -40,7 +40,7 @@ def test_who_waits_is_told_what_for() -> None:
     assert answer == Waits("needs 8 GPUs on one host: h1 has 3 of 8 free; h2 can't be reached now", for_room=True)
     busy = host("h1", holdings=(holding(), holding()), max_containers=2)
     assert place(Demand(), [busy]) == Waits("needs a host: h1 runs 2 containers already, its limit", for_room=True)
-    ports = host("h1", taken_ports={8095: "other"})
+    ports = host("h1", taken_ports={8095: "job other"})
     assert place(Demand(fixed_ports=(8095,)), [ports]) == Waits("needs a host: port 8095 of h1 belongs to job other")
     full = host("h1", first_port=20000, last_port=20001)
     assert place(Demand(pool_ports=3), [full]) == Waits("needs a host: the port pool of h1 is used up")

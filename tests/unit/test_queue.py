@@ -66,7 +66,7 @@ def test_a_host_whose_job_stays_is_kept_last() -> None:
 
 
 def test_a_job_that_waits_for_a_port_or_a_lost_host_keeps_nothing() -> None:
-    hosts = [host("h1", 4, taken_ports={7000: "other"}), host("h2", 8, unusable="can't be reached now")]
+    hosts = [host("h1", 4, taken_ports={7000: "job other"}), host("h2", 8, unusable="can't be reached now")]
     queue = Queue(hosts)
     assert isinstance(offer(queue, Demand(gpus=4, fixed_ports=(7000,)), "port"), Waits)
     assert isinstance(offer(queue, Demand(gpus=8), "lost"), Waits)

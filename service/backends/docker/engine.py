@@ -65,7 +65,6 @@ class DockerHost:
             info = self.api.info()
         socket = self._url.removeprefix("unix://") if self._url.startswith("unix://") else None
         return EngineFacts(
-            engine_id=str(info.get("ID", "")),
             version=str(info.get("ServerVersion", "")),
             cpus=int(info.get("NCPU", 1)),
             memory_bytes=int(info.get("MemTotal", 0)),

@@ -67,7 +67,7 @@ def provision(context: Context, work: Work) -> Next:
         return begin_stopping(context, work, failed.outcome)
     except Unreachable as error:
         return mark_unreachable(context, work, str(error))
-    with context.fenced(work) as (session, job):
+    with context.writing(work) as (session, job):
         job.unreachable_since = None
         row = again(session, attempt)
         row.state, row.started_at = JobState.RUNNING.value, context.clock()
@@ -100,7 +100,7 @@ def _plans(context: Context, work: Work, spec: JobSpec) -> tuple[ContainerPlan, 
             h.id: h for h in session.exec(select(Host).where(col(Host.id).in_({r.host_id for r in work.replicas})))
         }
     if job.host_key != key.public:
-        with context.fenced(work) as (_, row):
+        with context.writing(work) as (_, row):
             row.host_key = key.public
     launch = Launch(
         deployment=context.deployment,
@@ -116,7 +116,7 @@ def _plans(context: Context, work: Work, spec: JobSpec) -> tuple[ContainerPlan, 
         training=job.resolved.get("training", {}),
     )
     placement = Placement(tuple(_placed(spec, replica) for replica in work.replicas), attempt.master_port)
-    addresses = [Address(r.host_id, hosts[r.host_id].name, hosts[r.host_id].address) for r in work.replicas]
+    addresses = [Address(r.host, hosts[r.host].name, hosts[r.host].address) for r in work.replicas]
     return plan_containers(spec, placement, addresses, launch)
 
 
@@ -125,12 +125,12 @@ def _placed(spec: JobSpec, replica: Replica) -> Placed:
     ports = {int(inside): outside for inside, outside in replica.ports.items()}
     fixed = set(spec.fixed_ports)
     pool = tuple(outside for outside in ports.values() if outside not in fixed)
-    return Placed(replica.node_rank, replica.host_id, tuple(replica.gpus), pool, spec.fixed_ports)
+    return Placed(replica.node_rank, replica.host, tuple(replica.gpus), pool, spec.fixed_ports)
 
 
 def _start(context: Context, work: Work, spec: JobSpec, replica: Replica, plan: ContainerPlan) -> None:
     assert work.attempt is not None
-    engine = context.engines.engine(replica.host_id)
+    engine = context.engines.engine(replica.host)
     try:
         image = _image(context, work, engine, plan.image)
         if spec.ssh and SYSTEM_LABEL not in image.labels:
@@ -172,7 +172,7 @@ def _start(context: Context, work: Work, spec: JobSpec, replica: Replica, plan: 
         raise _Failed(Outcome(reason, str(error), final=True)) from error
     except BadContainer as error:
         raise _Failed(Outcome(Reason.USER_ERROR, f"the engine refused the container: {error}", final=True)) from error
-    with context.fenced(work) as (session, job):
+    with context.writing(work) as (session, job):
         row = again(session, replica)
         row.container_id, row.state, row.started_at = created.id, ReplicaState.STARTED.value, context.clock()
         job.message = "waits for its container to answer over SSH" if spec.ssh else job.message
@@ -211,10 +211,10 @@ def _image(context: Context, work: Work, engine: Engine, reference: str) -> Imag
         nonlocal told
         if line and context.clock() - told > 2.0:
             told = context.clock()
-            with context.fenced(work) as (_, job):
+            with context.writing(work) as (_, job):
                 job.message = f"pulls {reference}: {line}"
 
-    with context.fenced(work) as (_, job):
+    with context.writing(work) as (_, job):
         job.message = f"pulls {reference}"
     return engine.pull(reference, progress)
 
@@ -231,7 +231,7 @@ def _ready(context: Context, work: Work, spec: JobSpec) -> bool:
             if replica.state == ReplicaState.STARTED:
                 state = _answers(context, spec, replica)
                 if state is not None:
-                    with context.fenced(work) as (session, _):
+                    with context.writing(work) as (session, _):
                         row = again(session, replica)
                         row.state = state.value
                     work.replicas[rank] = row
@@ -245,7 +245,7 @@ def _ready(context: Context, work: Work, spec: JobSpec) -> bool:
 
 def _answers(context: Context, spec: JobSpec, replica: Replica) -> ReplicaState | None:
     """ready, exited or gone; None while it is still starting."""
-    engine = context.engines.engine(replica.host_id)
+    engine = context.engines.engine(replica.host)
     if spec.ssh and replica.container_id is not None:
         with context.database.read() as session:
             host = session.get(Host, replica.host_id)
@@ -280,16 +280,16 @@ def _too_late(context: Context, work: Work, spec: JobSpec) -> Next | None:
 
 
 def _open_barrier(context: Context, work: Work) -> None:
-    """Lets the ranks start, once; committed first, so that a second controller only repeats the harmless part."""
+    """Lets the ranks start, once; committed first, so that after a crash only the harmless part is repeated."""
     assert work.attempt is not None
     if any(r.state != ReplicaState.READY for r in work.replicas):
         return  # a container has ended before the start: running finds out why
     if work.attempt.released_at is None:
-        with context.fenced(work) as (session, _):
+        with context.writing(work) as (session, _):
             row = again(session, work.attempt)
             row.released_at = context.clock()
         work.attempt = row
     for replica in work.replicas:
         if replica.container_id is not None:
             with suppress(BadContainer):  # it was removed since it was ready: running finds that out
-                context.engines.engine(replica.host_id).put(replica.container_id, {Path(GO_FILE).name: b""})
+                context.engines.engine(replica.host).put(replica.container_id, {Path(GO_FILE).name: b""})

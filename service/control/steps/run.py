@@ -32,7 +32,7 @@ def run(context: Context, work: Work) -> Next:
     spec = context.spec(work.job)
     if bad is not None:
         try:
-            host = history(context, work.replicas[bad.node_rank].host_id)
+            host = history(context, work.replicas[bad.node_rank].host)
         except Unreachable as error:
             return mark_unreachable(context, work, str(error))
         return begin_stopping(context, work, classify(bad, LogEnd(), host, spec), _ENDED)
@@ -49,7 +49,7 @@ def run(context: Context, work: Work) -> Next:
 
 def look(context: Context, replica: Replica) -> Exit | None:
     """How a replica's container ended; None while it runs. Raises Unreachable."""
-    found = context.engines.engine(replica.host_id).inspect(replica.container_id or replica.container_name)
+    found = context.engines.engine(replica.host).inspect(replica.container_id or replica.container_name)
     if found is None:
         return Exit(replica.node_rank, False, None, False, "", replica.started_at, None)
     if found.running:

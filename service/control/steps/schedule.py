@@ -20,7 +20,7 @@ from service.control.steps.wait import admit
 from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
 from service.store.capacity import capacities
 from service.store.events import transition
-from service.store.tables import Attempt, GpuLease, Host, Job, PortLease, Replica
+from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica
 
 _CHUNK = 500
 """How many rows one transaction tells what they wait for: others want to write too."""
@@ -187,20 +187,16 @@ def _commit(context: Context, waiting: Waiting, placement: Placement, now: float
 def _place(session: Session, context: Context, job: Job, placement: Placement, now: float) -> None:
     """`now` is that of the pass: from then on others may count on the end of a job with a `max_duration`."""
     spec = context.spec(job)
-    master = session.get(Host, placement.replicas[0].host_id)
     job.attempts += 1
-    attempt = Attempt(
-        job_id=job.id,
-        number=job.attempts,
-        master_address=master.address if master and spec.host_network else "127.0.0.1",
-        master_port=placement.master_port,
-        created_at=now,
-    )
+    attempt = Attempt(job_id=job.id, number=job.attempts, master_port=placement.master_port, created_at=now)
     session.add(attempt)
     session.flush()
     assert attempt.id is not None
+    session.add(Holder(id=attempt.holder, kind="job", name=job.name))
+    session.flush()  # leases refer to it
     if placement.master_port is not None:
-        session.add(PortLease(host_id=placement.replicas[0].host_id, port=placement.master_port, attempt_id=attempt.id))
+        first = placement.replicas[0].host_id
+        session.add(PortLease(host_id=first, port=placement.master_port, holder_id=attempt.holder))
     names = []
     for placed in placement.replicas:
         replica = Replica(
@@ -215,9 +211,9 @@ def _place(session: Session, context: Context, job: Job, placement: Placement, n
         session.add(replica)
         replica.ports = {str(inside): outside for inside, outside in port_map(spec, placed).items()}
         for gpu in placed.gpus:
-            session.add(GpuLease(gpu=gpu, host_id=placed.host_id, attempt_id=attempt.id))
+            session.add(GpuLease(gpu=gpu, host_id=placed.host_id, holder_id=attempt.holder))
         for port in (*placed.pool_ports, *placed.fixed_ports):
-            session.add(PortLease(host_id=placed.host_id, port=port, attempt_id=attempt.id))
+            session.add(PortLease(host_id=placed.host_id, port=port, holder_id=attempt.holder))
         host = session.get(Host, placed.host_id)
         names.append(host.name if host else placed.host_id)
     session.flush()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from sqlalchemy import delete
-from sqlmodel import Session, col
+from sqlmodel import col
 
 from jobs.states import AfterAttempt, Desired, JobState, Reason, ReplicaState, after_attempt
 from service.backends.errors import Unreachable
@@ -12,7 +12,7 @@ from service.control.ending import mark_reachable, mark_unreachable
 from service.control.outcome import Exit, Outcome, classify, first_bad
 from service.control.steps.run import history, look
 from service.store.events import transition
-from service.store.tables import Attempt, GpuLease, Job, PortLease, Replica
+from service.store.tables import Holder, Job, Replica
 
 _FROM_EXIT = frozenset(
     {
@@ -77,13 +77,13 @@ def _press(context: Context, work: Work, running: list[Replica]) -> Next:
     now = context.clock()
     deadline = work.attempt.stop_deadline if work.attempt.stop_deadline is not None else now
     for replica in running:
-        engine = context.engines.engine(replica.host_id)
+        engine = context.engines.engine(replica.host)
         name = replica.container_id or replica.container_name
         if now >= deadline:
             engine.signal(name, "SIGKILL")
         elif replica.signalled_at is None:
             engine.signal(name, "SIGTERM")
-            with context.fenced(work) as (session, _):
+            with context.writing(work) as (session, _):
                 again(session, replica).signalled_at = now
     return Next(_KILL_POLL_S if now >= deadline else deadline - now)
 
@@ -105,12 +105,12 @@ def _outcome(context: Context, work: Work, ends: list[Exit], logs: dict[int, Log
         return decided
     removed = [end for end in ends if not end.found]
     if removed and decided.reason is Reason.KILLED:  # removing a running container kills it first
-        host = history(context, work.replicas[removed[0].node_rank].host_id)
+        host = history(context, work.replicas[removed[0].node_rank].host)
         return classify(removed[0], LogEnd(), host, context.spec(work.job))
     bad = first_bad([end for end in ends if end.found and end.started_at is not None])
     if bad is None:
         return decided
-    host = history(context, work.replicas[bad.node_rank].host_id)
+    host = history(context, work.replicas[bad.node_rank].host)
     log = logs[bad.node_rank]
     if log.error_kind in (None, "rank_failed"):  # the rank that failed by itself knows best
         told = [other for other in logs.values() if other.error_kind not in (None, "rank_failed", "stopped")]
@@ -125,7 +125,7 @@ def _finish(
     assert work.attempt is not None
     now = context.clock()
     spec = context.spec(work.job)
-    with context.fenced(work) as (session, job):
+    with context.writing(work) as (session, job):
         attempt = again(session, work.attempt)
         for index, replica in enumerate(work.replicas):
             row = again(session, replica)
@@ -134,7 +134,7 @@ def _finish(
         decision = _decide(job, outcome, spec.retries)
         attempt.reason, attempt.message = outcome.reason.value, outcome.message
         attempt.state, attempt.finished_at = outcome.reason.facts.outcome.value, now
-        _release(session, attempt)
+        session.exec(delete(Holder).where(col(Holder.id) == attempt.holder))  # and its leases with it
         if decision.state is JobState.QUEUED:
             job.user_retries += decision.user_retry
             job.system_retries += not decision.user_retry
@@ -164,11 +164,6 @@ def _harvest(row: Replica, end: Exit, log: LogEnd, now: float) -> None:
     row.harvested_at = now
 
 
-def _release(session: Session, attempt: Attempt) -> None:
-    for table in (GpuLease, PortLease):
-        session.exec(delete(table).where(col(table.attempt_id) == attempt.id))
-
-
 def reap(context: Context, work: Work) -> bool:
     """Removes the containers of an attempt whose facts are stored; False when a host didn't answer."""
     done = True
@@ -176,11 +171,11 @@ def reap(context: Context, work: Work) -> bool:
         if replica.removed_at is not None or replica.harvested_at is None:
             continue
         try:
-            context.engines.engine(replica.host_id).remove(replica.container_id or replica.container_name)
+            context.engines.engine(replica.host).remove(replica.container_id or replica.container_name)
         except Unreachable:
             done = False
             continue
-        with context.fenced(work) as (session, _):
+        with context.writing(work) as (session, _):
             row = again(session, replica)
             row.removed_at = context.clock()
         work.replicas[index] = row
