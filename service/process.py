@@ -137,6 +137,12 @@ def stop(data_dir: Path) -> Running | None:
     if found is None:
         Endpoint.forget(data_dir)
         return None
+    if not _is_navarch(found.pid):
+        raise Problem(
+            "not_found",
+            f"The control plane that uses {data_dir} is no process of this machine: it runs in a container.",
+            "End it where it was started, such as by `docker compose down`.",
+        )
     os.kill(found.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while _locked(data_dir):
@@ -146,6 +152,15 @@ def stop(data_dir: Path) -> Running | None:
         time.sleep(0.05)
     Endpoint.forget(data_dir)
     return found
+
+
+def _is_navarch(pid: int) -> bool:
+    """Whether a process is one of ours: a control plane in a container notes the number that it has in there."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"navarch" in command or b"service.cli.main" in command
 
 
 @contextmanager

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from service.contract.errors import Problem
+from service.locations import Endpoint
+
 if TYPE_CHECKING:
     from service.client import Client
+    from service.contract.schemas import Place
 
 
 @dataclass
@@ -27,6 +33,35 @@ def connect(timeout_s: float = 30.0) -> Client:
     from service.client import Client
 
     return Client(chosen.url, timeout_s=timeout_s)
+
+
+def asked_url() -> str | None:
+    """The control plane that --url or NAVARCH_URL names, if either does."""
+    return chosen.url or os.environ.get("NAVARCH_URL") or None
+
+
+def runs_here(place: Place) -> bool:
+    """Whether its data folder is one of this machine: then it holds that very process's note."""
+    endpoint = Endpoint.read(Path(place.data_dir))
+    return endpoint is not None and endpoint.pid == place.pid
+
+
+def asked_data_dir(given: Path | None) -> Path | None:
+    """--data-dir, else that of the control plane that --url or NAVARCH_URL names, else None: the default.
+
+    Raises Problem when that one runs elsewhere.
+    """
+    if given is not None or asked_url() is None:
+        return given
+    with connect(timeout_s=10) as client:
+        place = client.place()
+    if not runs_here(place):
+        raise Problem(
+            "not_found",
+            f"The control plane's data folder {place.data_dir} is not on this machine, or not yours to read.",
+            "Run this command where it runs, or name the folder of another one with --data-dir.",
+        )
+    return Path(place.data_dir)
 
 
 def _remember(value: bool) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from service import process
+from service.cli.context import runs_here
+from service.client import ApiError, Client, ClientError
 from service.contract.errors import Problem
 from service.contract.schemas import Check
 from service.locations import config_dir
@@ -16,18 +19,31 @@ from service.settings import Settings
 LOW_DISK = 5 << 30
 
 
-def examine(settings: Settings, url: str | None = None) -> list[Check]:
-    """All checks; one that fails says what to do next."""
-    checks: list[Callable[[], Check]] = [
-        _python,
-        lambda: _data_dir(settings.data_dir),
-        lambda: _disk(settings.data_dir),
-        lambda: _engine(settings),
-        _ssh,
-        _key,
-        lambda: _control_plane(settings, url),
-    ]
-    return [*_run(checks), *_consistency(settings, url)]
+def examine(settings: Settings, url: str | None) -> list[Check]:
+    """All checks; one that fails says what to do next.
+
+    `url` names the control plane that is meant, wherever it runs. Without one it is that of the data folder, running
+    or not.
+    """
+    here = process.running(settings.data_dir) if url is None else None
+    asked = url or (here.url if here else None)
+    checks = [*_run([_python, _ssh, _key])]
+    try:
+        with Client(asked, timeout_s=30) as client:
+            place = client.place()
+            if runs_here(place):
+                told = {"data_dir": Path(place.data_dir), "engine_url": place.engine_url}
+                checks += _run(_machine(settings.model_copy(update=told)))
+            return [*checks, _control_plane(client), *_consistency(client)]
+    except ClientError as error:
+        if url is None:
+            checks += _run(_machine(settings))
+        return [*checks, Check(name="control plane", ok=False, detail=f"{error} {error.hint or ''}".strip())]
+
+
+def _machine(settings: Settings) -> list[Callable[[], Check]]:
+    """What a control plane needs on its machine."""
+    return [lambda: _data_dir(settings.data_dir), lambda: _disk(settings.data_dir), lambda: _engine(settings)]
 
 
 def _run(checks: list[Callable[[], Check]]) -> Iterator[Check]:
@@ -45,19 +61,22 @@ def _python() -> Check:
 
 
 def _data_dir(data_dir: Path) -> Check:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        probe = data_dir / ".doctor"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        detail = f"{data_dir} can't be written: {error.strerror}. Choose another with --data-dir or NAVARCH_DATA_DIR."
+    existing = _existing(data_dir)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        detail = f"{existing} can't be written to. Choose another with --data-dir or NAVARCH_DATA_DIR."
         return Check(name="data folder", ok=False, detail=detail)
-    return Check(name="data folder", ok=True, detail=str(data_dir))
+    return Check(
+        name="data folder", ok=True, detail=str(data_dir) + ("" if existing == data_dir else " (not made yet)")
+    )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above that is there."""
+    return path if path.exists() or path == path.parent else _existing(path.parent)
 
 
 def _disk(data_dir: Path) -> Check:
-    free = shutil.disk_usage(data_dir).free
+    free = shutil.disk_usage(_existing(data_dir)).free
     said = f"{free / (1 << 30):.0f} GB free for {data_dir}"
     if free < LOW_DISK:
         said += ": checkpoints need more. Remove old jobs (navarch rm) and images (navarch image rm)."
@@ -100,31 +119,17 @@ def _key() -> Check:
     return Check(name="ssh key", ok=True, detail=f"{found.private} ({found.public.fingerprint})")
 
 
-def _control_plane(settings: Settings, url: str | None) -> Check:
-    from service.client import Client, ClientError
-
-    here = process.running(settings.data_dir)
-    try:
-        with Client(url or (here.url if here else None), timeout_s=5) as client:
-            health = client.health()
-            version = client.version()
-    except ClientError as error:
-        return Check(name="control plane", ok=False, detail=f"{error} {error.hint or ''}".strip())
+def _control_plane(client: Client) -> Check:
+    health = client.health()
     if not health.ok:
         bad = "; ".join(f"{check.name}: {check.detail}" for check in health.checks if not check.ok)
         return Check(name="control plane", ok=False, detail=f"{client.url} answers, but {bad}")
-    return Check(name="control plane", ok=True, detail=f"{version.version} at {client.url}")
+    return Check(name="control plane", ok=True, detail=f"{client.version().version} at {client.url}")
 
 
-def _consistency(settings: Settings, url: str | None) -> list[Check]:
-    """What the control plane finds when it compares its database with the engines; nothing if none answers."""
-    from service.client import ApiError, Client, ClientError
-
-    here = process.running(settings.data_dir)
+def _consistency(client: Client) -> list[Check]:
+    """What the control plane finds when it compares its database with the engines."""
     try:
-        with Client(url or (here.url if here else None), timeout_s=30) as client:
-            return client.consistency().checks
+        return client.consistency().checks
     except ApiError as error:
         return [Check(name="consistency", ok=False, detail=str(error))]
-    except ClientError:
-        return []  # the check of the control plane says so

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from service.cli import output
-from service.cli.context import Json, chosen, connect
+from service.cli.context import Json, asked_data_dir, asked_url, connect
 
 if TYPE_CHECKING:
     from service.contract.schemas import Check
@@ -93,16 +93,21 @@ def down(
     containers: Annotated[bool, typer.Option("--containers", help="Also remove all its containers.")] = False,
     as_json: Json = False,
 ) -> None:
-    """End the control plane. Jobs go on in their containers and are taken up again by the next `navarch up`."""
+    """End the control plane. Jobs go on in their containers and are taken up again by the next `navarch up`.
+
+    Without --data-dir it is the one that --url or NAVARCH_URL names, if either is given.
+    """
     from service import process
 
-    settings = _settings(data_dir=data_dir)
+    settings = _settings(data_dir=asked_data_dir(data_dir))
     found = process.stop(settings.data_dir)
     removed = _remove_containers(settings) if containers else []
     if as_json:
         output.as_json({"stopped": found is not None, "removed": removed})
         return
-    output.say("Navarch has ended." if found else "No control plane was running here.")
+    output.say(
+        "Navarch has ended." if found else f"No control plane was running on {output.escape(settings.data_dir)}."
+    )
     if containers:
         output.say(f"{len(removed)} containers removed." if len(removed) != 1 else "1 container removed.")
 
@@ -149,10 +154,13 @@ def _deployment(settings: Settings) -> str | None:
 
 
 def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """Look at everything that Navarch stands on, and say what to do about what is wrong."""
+    """Look at everything that Navarch stands on, and say what to do about what is wrong.
+
+    Without --data-dir it looks at the control plane that --url or NAVARCH_URL names, if either is given.
+    """
     from service.cli.doctor import examine
 
-    checks = examine(_settings(data_dir=data_dir), chosen.url)
+    checks = examine(_settings(data_dir=data_dir), asked_url() if data_dir is None else None)
     if as_json:
         output.as_json(checks)
     else:
@@ -194,7 +202,7 @@ def new(
     """Make a token and show it, this once. From then on every request needs one."""
     from service.access.tokens import Tokens
 
-    made = Tokens(_settings(data_dir=data_dir).data_dir).create(name)
+    made = Tokens(_settings(data_dir=asked_data_dir(data_dir)).data_dir).create(name)
     if as_json:
         output.as_json({"name": name, "token": made})
         return
@@ -207,7 +215,7 @@ def ls(data_dir: DataDir = None, as_json: Json = False) -> None:
     """List the tokens' names."""
     from service.access.tokens import Tokens
 
-    known = Tokens(_settings(data_dir=data_dir).data_dir).all()
+    known = Tokens(_settings(data_dir=asked_data_dir(data_dir)).data_dir).all()
     if as_json:
         output.as_json({"tokens": [{"name": token.name, "created_at": token.created_at} for token in known]})
         return
@@ -223,6 +231,6 @@ def rm(name: str, data_dir: DataDir = None) -> None:
     from service.access.tokens import Tokens
     from service.contract.errors import Problem
 
-    if not Tokens(_settings(data_dir=data_dir).data_dir).remove(name):
+    if not Tokens(_settings(data_dir=asked_data_dir(data_dir)).data_dir).remove(name):
         raise Problem("not_found", f"There is no token named {name}.", "`navarch token ls` lists them.")
     output.say(f"{output.escape(name)} withdrawn")

@@ -29,6 +29,7 @@ from service.contract.schemas import (
     LogPage,
     Metrics,
     Page,
+    Place,
     Plan,
     Samples,
     Version,
@@ -237,6 +238,10 @@ class Client:
 
     def version(self) -> Version:
         return self._get(Version, "version")
+
+    def place(self) -> Place:
+        """Where the control plane runs, and what it was started with."""
+        return self._get(Place, "place")
 
     # the way there
 

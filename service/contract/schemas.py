@@ -409,6 +409,15 @@ class Health(Schema):
     checks: list[Check]
 
 
+class Place(Schema):
+    """Where a control plane runs, and what it was started with."""
+
+    data_dir: str = Field(description="where everything is kept, on the control plane's machine")
+    pid: int
+    engine_url: str = Field(description="the Docker Engine that is the host `local`")
+    mount_roots: list[str] = Field(description="host folders that jobs may mount from, besides the data folder")
+
+
 class Version(Schema):
     version: str
     api: str = "v1"

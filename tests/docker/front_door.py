@@ -62,7 +62,7 @@ class FrontDoor:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120  # a second on an idle machine
         while True:
             endpoint = Endpoint.read(self.data_dir)
             if endpoint is not None and endpoint.pid == self.process.pid:
@@ -90,7 +90,7 @@ class FrontDoor:
         self.navarch("down", "--containers")
 
     def navarch(
-        self, *arguments: str, timeout_s: float = 60, cwd: Path | None = None, environment: Mapping[str, str] = {}
+        self, *arguments: str, timeout_s: float = 120, cwd: Path | None = None, environment: Mapping[str, str] = {}
     ) -> subprocess.CompletedProcess[str]:
         """Run the command line; its output is no terminal."""
         return subprocess.run(

@@ -306,7 +306,7 @@ def test_in_the_background_and_with_a_token(tmp_path: Path) -> None:
         assert door.navarch("ps", environment={"NAVARCH_TOKEN": token}).returncode == 0
         assert token not in (door.data_dir / "navarch.log").read_text()
         assert "Navarch has ended." in door.navarch("down").stdout
-        assert "No control plane was running" in door.navarch("down").stdout
+        assert "No control plane was running on" in door.navarch("down").stdout
     finally:
         door.end()
 

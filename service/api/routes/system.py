@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version as installed
 from typing import Annotated
 
@@ -111,3 +112,15 @@ def consistency(request: Request) -> schemas.Health:
 @router.get("/version", response_model=schemas.Version, tags=["control plane"], summary="Versions")
 def version(request: Request) -> schemas.Version:
     return schemas.Version(version=installed("navarch"), deployment=state_of(request).runtime.deployment)
+
+
+@router.get("/place", response_model=schemas.Place, tags=["control plane"], summary="Where the control plane runs")
+def place(request: Request) -> schemas.Place:
+    """For `navarch doctor` and `navarch down`, which look after the control plane that they are pointed at."""
+    settings = state_of(request).settings
+    return schemas.Place(
+        data_dir=str(settings.data_dir),
+        pid=os.getpid(),
+        engine_url=settings.engine_url,
+        mount_roots=[str(root) for root in settings.mount_roots],
+    )
