@@ -42,5 +42,11 @@ done
 case $("$dest/bin/python" -c 'import torch; print(torch.version.cuda)') in
     None) rm -f "$site"/bitsandbytes/libbitsandbytes_[!c]*.so "$site"/bitsandbytes/libbitsandbytes_cuda*.so ;;
 esac
+# torchrun before torch 2.12 kills its ranks 30 s after SIGTERM, whatever the job's grace: it gets the variable that later
+# ones read (pytorch/pytorch#172596).
+if ! grep -q TORCH_ELASTIC_SHUTDOWN_TIMEOUT "$site/torch/distributed/launcher/api.py"; then
+    sed -i 's/timeout: int = 30/timeout: int = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))/' \
+        "$site/torch/distributed/elastic/multiprocessing/api.py"
+fi
 "$dest/bin/python" -W ignore -m compileall -q -j 0 "$site" >/dev/null || true
 "$dest/bin/python" -c 'import torch, transformers; print(f"navarch: torch {torch.__version__}, transformers {transformers.__version__}")'

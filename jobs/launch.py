@@ -1,5 +1,6 @@
 """From a spec and its placement to the exact containers: image, command, environment, ports, mounts, devices."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,10 @@ class ContainerPlan:
     extra_hosts: Mapping[str, str]
     files: Mapping[str, bytes] = field(repr=False)
     """Name within /run/navarch → content."""
+    entrypoint: tuple[str, ...] = ()
+    """What starts the command; known once the image is, whose own ENTRYPOINT it replaces."""
+    init: bool = False
+    """Docker's init as the first process, for images that don't bring one."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,8 @@ def _container(
         "NAVARCH_HOSTFILE": f"{CONTAINER_DIR}/hostfile",
         "PYTHONUNBUFFERED": "1",
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait bring a busy machine to a standstill
+        # torchrun kills its ranks 30 s after SIGTERM unless it is told otherwise.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(spec.grace)),
     }
     if spec.host_network:
         environment["NAVARCH_SSH_PORT"] = str(ports[SSH_PORT])

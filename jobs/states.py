@@ -92,6 +92,7 @@ class Reason(StrEnum):
     HOST_LOST = "host_lost"
     HOST_REBOOTED = "host_rebooted"
     IMAGE_UNAVAILABLE = "image_unavailable"
+    IMAGE_UNSUITABLE = "image_unsuitable"
     PORT_UNAVAILABLE = "port_unavailable"
     GPU_UNAVAILABLE = "gpu_unavailable"
     START_TIMEOUT = "start_timeout"
@@ -130,6 +131,7 @@ _REASONS: dict[Reason, ReasonFacts] = {
     Reason.HOST_LOST: _system("the host could not be reached for longer than the grace period"),
     Reason.HOST_REBOOTED: _system("the host was rebooted under the job"),
     Reason.IMAGE_UNAVAILABLE: _user("the image is not on the host and can't be pulled", retried=False),
+    Reason.IMAGE_UNSUITABLE: _user("the image can't run this job", retried=False),
     Reason.PORT_UNAVAILABLE: _system("a host port was already taken"),
     Reason.GPU_UNAVAILABLE: _system("the host could not give the GPUs to the container"),
     Reason.START_TIMEOUT: _system("the container did not become ready in time"),

@@ -13,6 +13,7 @@ from service.artifacts.digests import Digests
 from service.artifacts.registry import Artifacts
 from service.backends.docker.hosts import DockerHosts, ensure_local_host
 from service.backends.docker.ssh_ready import handshake
+from service.builds.look import ImageLook
 from service.builds.queue import Builds
 from service.collector.collector import Collector
 from service.collector.hub import Hub
@@ -40,11 +41,12 @@ class Runtime:
         logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # a handshake that fails is an answer, not an error
         self.hub = Hub()
         self.database = Database(settings.url)
-        self.jobs = Jobs(self.database, settings, self._submitted, self._stopping, _REMOVAL_PATIENCE_S)
+        self.engines = DockerHosts(self.database, settings)
+        look = ImageLook(self.engines)
+        self.jobs = Jobs(self.database, settings, self._submitted, self._stopping, _REMOVAL_PATIENCE_S, look)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
         self.artifacts = Artifacts(self.database, settings)
         self.digests = Digests(self.database, MountRules.of(settings))
-        self.engines = DockerHosts(self.database, settings)
         self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub)
         self.deployment = ""

@@ -33,6 +33,11 @@ class ImageFacts:
     id: str
     reference: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    user: str = ""
+    """Its USER; empty: root."""
+    entrypoint: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    healthcheck: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,10 @@ class Engine(Protocol):
 
     def image(self, reference: str) -> ImageFacts | None:
         """An image that is present, or None."""
+        ...
+
+    def holding(self, image_id: str, paths: tuple[str, ...]) -> frozenset[str]:
+        """Which of these files an image has; nothing of it is run."""
         ...
 
     def offered(self, reference: str) -> None:

@@ -45,14 +45,6 @@ def how_to_get(reference: str) -> str:
     )
 
 
-def lacks_layer(reference: str) -> str:
-    """The sentence about an image without sshd, given to a job that wants SSH."""
-    return (
-        f"image {reference} has no Navarch layer (sshd, entrypoint): build one on it with "
-        f"`navarch image build RECIPE --base {reference}`, or say `ssh: false` in the job"
-    )
-
-
 def _tagged(reference: str) -> str:
     """The reference with `:latest` where it has neither tag nor digest."""
     last = reference.rpartition("/")[2]

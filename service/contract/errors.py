@@ -41,6 +41,7 @@ KINDS: dict[str, Kind] = {
     "not_enough_ports": Kind(422, "No host has that many ports"),
     "port_taken": Kind(409, "The port is taken"),
     "image_missing": Kind(422, "The image is not there"),
+    "image_unsuitable": Kind(422, "The image can't run this job"),
     # jobs
     "job_not_found": Kind(404, "No such job"),
     "job_active": Kind(409, "The job is still active"),

@@ -9,6 +9,7 @@ from sqlalchemy import delete as sql_delete
 from sqlmodel import Session, col, select
 
 from jobs.states import TERMINAL, Desired, JobState, Reason
+from service.builds.look import ImageLook
 from service.contract.errors import Problem
 from service.intake.submission import Submission, Submissions, Submitted
 from service.settings import Settings
@@ -31,12 +32,13 @@ class Jobs:
         submitted: Wake = lambda _: None,
         stopping: Wake = lambda _: None,
         patience_s: float = 0.0,
+        images: ImageLook | None = None,
     ) -> None:
         """`patience_s`: how long a deletion waits for containers that the controller is removing."""
         self._database = database
         self._settings = settings
         self._submitted, self._stopping, self._patience_s = submitted, stopping, patience_s
-        self._submissions = Submissions(database, settings)
+        self._submissions = Submissions(database, settings, images)
 
     def submit(self, document: Mapping[str, Any], *, actor: str = "", idempotency_key: str | None = None) -> Submitted:
         """Accepts a job. Raises Problem when it can't ever run or the Idempotency-Key was used for another one."""

@@ -1,6 +1,7 @@
 """What a submit would do now, without doing it: where each container would go, and what would keep it from running."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sqlmodel import Session, col, select
@@ -10,7 +11,8 @@ from jobs.placement import HostCapacity, Placement, Waits, place
 from jobs.spec import JobSpec, redacted
 from service.backends.base import Engines, ImageFacts
 from service.backends.errors import EngineError, ImageMissing
-from service.builds.references import SYSTEM_LABEL, find_image, how_to_get, lacks_layer, same_image
+from service.builds.fitness import LOOKED_FOR, misfit, remarks
+from service.builds.references import find_image, how_to_get, same_image
 from service.contract import schemas
 from service.intake.admission import check_possible, demand_of, parse, resolve
 from service.intake.spec_paths import Resolved
@@ -101,6 +103,7 @@ class _Images:
         """Asks these hosts; the image must be on all of them, or (as long as it isn't clear where) on one."""
         without: list[HostCapacity] = []
         found: ImageFacts | None = None
+        where: HostCapacity | None = None
         for host in hosts:
             try:
                 there = find_image(self._engines.engine(host.id), self._spec.image)
@@ -109,11 +112,24 @@ class _Images:
                 continue
             if there is None:
                 without.append(host)
-            found = there or found
-        if found is not None and self._spec.ssh and SYSTEM_LABEL not in found.labels:
-            self._problem(f"I{lacks_layer(self._spec.image)[1:]}.", how_to_get(self._spec.image))
-        elif without and (everywhere or found is None):
+            else:
+                found, where = there, host
+        if found is not None and where is not None:
+            self._there(where, found)
+        if without and (everywhere or found is None):
             self._missing(without)
+
+    def _there(self, host: HostCapacity, image: ImageFacts) -> None:
+        """Whether the image that a host has can run the job, and what is unusual about it."""
+        try:
+            wrong = misfit(self._spec, image, partial(self._engines.engine(host.id).holding, image.id, LOOKED_FOR))
+        except EngineError as error:
+            self.silent.append(f"{host.name} doesn't answer: {error}")
+            return
+        if wrong is not None:
+            self._problem(wrong.message, wrong.hint, code="image_unsuitable")
+        else:
+            self.notes.extend(remarks(self._spec, image))
 
     def _missing(self, hosts: Sequence[HostCapacity]) -> None:
         image, names = self._spec.image, ", ".join(host.name for host in hosts)
@@ -131,8 +147,8 @@ class _Images:
             return
         self.notes.append(f"Image {image} is not on {names}: it is pulled first.")
 
-    def _problem(self, detail: str, hint: str) -> None:
-        self.problems.append(schemas.PlanProblem(code="image_missing", detail=detail, hint=hint))
+    def _problem(self, detail: str, hint: str, code: str = "image_missing") -> None:
+        self.problems.append(schemas.PlanProblem(code=code, detail=detail, hint=hint))
 
 
 def _builds_under_way(session: Session) -> list[ImageBuild]:

@@ -13,6 +13,7 @@ from jobs.placement import HostCapacity
 from jobs.spec import JobSpec, redacted
 from jobs.states import JobState
 from service.access.secrets import SecretBox
+from service.builds.look import ImageLook
 from service.contract.errors import Problem
 from service.intake.admission import check_possible, demand_of, parse, resolve
 from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
@@ -80,8 +81,8 @@ class _Known:
 class Submissions:
     """Checks specs and writes their rows; whoever calls it wakes the scheduler."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self._database, self._settings = database, settings
+    def __init__(self, database: Database, settings: Settings, images: ImageLook | None = None) -> None:
+        self._database, self._settings, self._images = database, settings, images
         self._secrets = SecretBox(settings.data_dir)
 
     def accept(self, submissions: Sequence[Submission]) -> list[Submitted | Exception]:
@@ -118,6 +119,8 @@ class Submissions:
         spec = parse(submission.document)
         resolved = resolve(session, spec, self._settings)
         check_possible(spec, hosts())
+        if self._images is not None:
+            self._images.check(spec, hosts())
         text = json.dumps(submission.document, sort_keys=True, separators=(",", ":"), default=str)
         job_id = new_id()
         named = bool(submission.document.get("name"))

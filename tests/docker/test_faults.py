@@ -11,6 +11,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from service.contract.errors import Problem
 from service.store.tables import Host
 from tests.docker.control import Plane, test_settings, until
 from tests.docker.engines import OwnEngine, own_engine
@@ -112,11 +113,12 @@ def test_image_without_navarch_layer(plane: Plane, docker_client: docker.DockerC
     tarfile.open(fileobj=nothing, mode="w").close()
     docker_client.api.import_image_from_data(nothing.getvalue(), repository="navarch-test-bare")
     try:
-        job = plane.ended(plane.submit("true", image="navarch-test-bare"))
+        with pytest.raises(Problem) as caught:
+            plane.submit("true", image="navarch-test-bare")
     finally:
         docker_client.images.remove("navarch-test-bare", force=True)
-    assert (job.state, job.reason) == ("failed", "image_unavailable")
-    assert "ssh: false" in (job.message or "")
+    assert caught.value.code == "image_unsuitable"
+    assert "ssh: false" in (caught.value.hint or "")
 
 
 def test_max_duration(plane: Plane, system_image: str) -> None:

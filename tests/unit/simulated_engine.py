@@ -151,6 +151,10 @@ class SimulatedEngine:
                 return None
             return ImageFacts("sha256:1", reference, {"navarch.recipe": "cpu"} if reference in OURS else {})
 
+    def holding(self, image_id: str, paths: tuple[str, ...]) -> frozenset[str]:
+        with self._effect():
+            return frozenset(paths)
+
     def offered(self, reference: str) -> None:
         with self._effect():
             if reference not in IN_REGISTRY:

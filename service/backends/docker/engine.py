@@ -10,7 +10,7 @@ from typing import Any
 
 import docker
 import docker.errors
-from docker.types import DeviceRequest, Ulimit
+from docker.types import DeviceRequest, Healthcheck, Ulimit
 from docker.utils import parse_repository_tag
 
 from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, LABEL_JOB, ContainerPlan
@@ -18,6 +18,7 @@ from service.access.mounts import MountRules
 from service.backends.base import ContainerFacts, Created, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
 from service.backends.docker import local_machine
 from service.backends.docker.gpus import probe
+from service.backends.docker.image_files import files_in
 from service.backends.docker.log_frames import records
 from service.backends.docker.mounting import Mounting, Prepared, put_links
 from service.backends.errors import EngineError, ImageMissing, NameTaken, Unreachable, engine_errors
@@ -40,6 +41,7 @@ class DockerHost:
         self._lock = threading.Lock()
         self._probing = threading.Lock()
         self._closed = False
+        self._holding: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {}
 
     @property
     def api(self) -> Any:
@@ -84,7 +86,23 @@ class DockerHost:
                 found = self.api.inspect_image(reference)
             except docker.errors.NotFound:
                 return None
-        return ImageFacts(found["Id"], reference, (found.get("Config") or {}).get("Labels") or {})
+        config = found.get("Config") or {}
+        return ImageFacts(
+            found["Id"],
+            reference,
+            config.get("Labels") or {},
+            user=str(config.get("User") or ""),
+            entrypoint=tuple(config.get("Entrypoint") or ()),
+            volumes=tuple(sorted(config.get("Volumes") or ())),
+            healthcheck=((config.get("Healthcheck") or {}).get("Test") or ["NONE"])[0] != "NONE",
+        )
+
+    def holding(self, image_id: str, paths: tuple[str, ...]) -> frozenset[str]:
+        found = self._holding.get((image_id, paths))
+        if found is None:
+            with engine_errors(f"Image {image_id} could not be looked through"):
+                found = self._holding[image_id, paths] = files_in(self.api, image_id, paths)
+        return found
 
     def offered(self, reference: str) -> None:
         client: Any = docker.APIClient(base_url=self._url, version="auto", timeout=_REGISTRY_PATIENCE_S)
@@ -265,6 +283,7 @@ def create_arguments(
         "nano_cpus": int(plan.cpus * 1e9) if plan.cpus else None,
         "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in plan.ulimits.items()],
         "log_config": {"Type": "json-file", "Config": {}},
+        "init": plan.init or None,
     }
     if plan.gpus:
         host["device_requests"] = [DeviceRequest(device_ids=list(plan.gpus), capabilities=[["gpu"]])]
@@ -272,7 +291,9 @@ def create_arguments(
         host["port_bindings"] = {inside: (bind_address, outside) for inside, outside in plan.ports.items()}
     return {
         "image": plan.image,
+        "entrypoint": list(plan.entrypoint) or None,
         "command": list(plan.command),
+        "healthcheck": Healthcheck(test=["NONE"]),
         "name": plan.name,
         "environment": dict(plan.environment),
         "labels": dict(plan.labels),

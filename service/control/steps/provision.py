@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from sqlmodel import col, select
@@ -28,7 +28,8 @@ from service.backends.errors import (
     PortTaken,
     Unreachable,
 )
-from service.builds.references import SYSTEM_LABEL, find_image, how_to_get, lacks_layer
+from service.builds.fitness import LOOKED_FOR, is_root, misfit, started_in
+from service.builds.references import find_image, how_to_get
 from service.control.context import Context, Next, Work, again
 from service.control.ending import begin_stopping, mark_unreachable
 from service.control.outcome import Outcome
@@ -133,15 +134,13 @@ def _start(context: Context, work: Work, spec: JobSpec, replica: Replica, plan: 
     engine = context.engines.engine(replica.host)
     try:
         image = _image(context, work, engine, plan.image)
-        if spec.ssh and SYSTEM_LABEL not in image.labels:
-            raise _Failed(
-                Outcome(
-                    Reason.IMAGE_UNAVAILABLE,
-                    lacks_layer(plan.image),
-                    final=True,
-                )
-            )
-        created = _create(context, engine, _with_image(plan, image.reference))
+        programs = partial(engine.holding, image.id, LOOKED_FOR)
+        wrong = misfit(spec, image, programs)
+        if wrong is not None:
+            raise _Failed(Outcome(Reason.IMAGE_UNSUITABLE, f"{wrong.message} {wrong.hint}", final=True))
+        if not is_root(image):
+            (context.settings.job_dir(work.job.id) / "run").chmod(0o777)  # below a folder that is the owner's alone
+        created = _create(context, engine, started_in(plan, image, programs))
         if not created.started:  # else the controller died between a start and its commit; it may have ended since
             engine.start(created.id)
     except PortTaken as error:
@@ -217,10 +216,6 @@ def _image(context: Context, work: Work, engine: Engine, reference: str) -> Imag
     with context.writing(work) as (_, job):
         job.message = f"pulls {reference}"
     return engine.pull(reference, progress)
-
-
-def _with_image(plan: ContainerPlan, reference: str) -> ContainerPlan:
-    return plan if plan.image == reference else replace(plan, image=reference)
 
 
 def _ready(context: Context, work: Work, spec: JobSpec) -> bool:
