@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from pathlib import Path
 
 from training.errors import MissingInput
 
@@ -31,6 +32,22 @@ def reach_hub() -> bool:
         reset_sessions()
         return False
     return True
+
+
+def model_file(source: str, name: str) -> Path | None:
+    """A file of a model's folder or hub repository (its id without `hf:`); None where there is none to be had."""
+    if Path(source).is_dir():
+        return Path(source) / name if (Path(source) / name).is_file() else None
+    from transformers.utils.hub import cached_file
+
+    try:
+        found = cached_file(
+            source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )  # fmt: skip
+    except (OSError, ValueError):
+        return None
+    return Path(found) if found else None
 
 
 def hub_refusal(path: str, error: BaseException) -> MissingInput | None:

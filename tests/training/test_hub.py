@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import requests
 
 from tests.training.hub_server import Hub, serve_hub
-from tests.training.making import losses, make_model, make_rows, train
+from tests.training.making import environment, losses, make_model, make_rows, train
 from training.hub import hub_refusal
 
 RUN = ["strategy=naive", "log.every=1", "log.tensorboard=false", "train.max_steps=2",
@@ -112,3 +114,14 @@ def test_a_dead_mirror_is_told_within_seconds_unless_the_cache_has_everything(
         assert done.returncode == 66, done.stdout + done.stderr
         error = done.stderr.strip().splitlines()[-1]
         assert error.startswith("error: Could not fetch the ") and f"127.0.0.1:{port}" in error, error
+
+
+def test_a_hub_model_stops_where_its_generation_config_says(root: Path, hub: Hub) -> None:
+    chat = make_model(root / "models" / "acme" / "chat")
+    settings = json.loads((chat / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    (chat / "tokenizer_config.json").write_text(json.dumps(settings))
+    (chat / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7, 9]}))
+    code = "from training.data.template import TextCodec; print(TextCodec.load('hf:acme/chat').stop_ids)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(2, 7, 9)"

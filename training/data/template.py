@@ -24,7 +24,7 @@ from training.data.tokenise import Splitter
 from training.data.tokenizers import begins_with_bos, give_tokens, load_tokenizer, named_template, own_template
 from training.data.turns import Turn, check_written, takes_tools, write
 from training.errors import ConfigError, DataError
-from training.hub import reach_hub
+from training.hub import model_file, reach_hub
 
 CODEC_FILE = "navarch_codec.json"
 HUB_PREFIX = "hf:"
@@ -106,7 +106,7 @@ class TextCodec:
             reach_hub()
             source = source[len(HUB_PREFIX) :]
         tokenizer = load_tokenizer(source, str(model))
-        saved = _read_json(Path(source) / CODEC_FILE) if Path(source).is_dir() else {}
+        saved = _read_json(source, CODEC_FILE)
         own = own_template(tokenizer)
         notices: list[str] = []
         added: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class TextCodec:
             if bos and "bos_token" not in text:  # what the base model has seen at the beginning of every text
                 text = "{{- bos_token -}}" + text
             added = give_tokens(tokenizer, text, name, str(model), add=add_special_tokens)
-        generation = _read_json(Path(source) / "generation_config.json") if Path(source).is_dir() else {}
+        generation = _read_json(source, "generation_config.json")
         stops = generation.get("eos_token_id") or []
         more = [*([stops] if isinstance(stops, int) else stops), *saved.get("stop_ids", [])]
         codec = cls(
@@ -352,9 +352,11 @@ def _rebuild(kind: type[TextCodec], tokenizer: Any, template: str, name: str, sy
     return kind(tokenizer, template, name, system=system, more_stop_ids=stops, today=today)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(source: str, name: str) -> dict[str, Any]:
+    """A JSON file of a model's folder or hub repository; {} where it has none."""
+    path = model_file(source, name)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

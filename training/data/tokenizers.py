@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,12 @@ _CONTROL = re.compile(r"<\|[^|<>\s]+\|>")
 
 
 def load_tokenizer(source: str, asked: str) -> Any:
-    """A Hugging Face tokenizer from a folder or the hub; `asked` is how the user named it."""
-    from transformers import AutoTokenizer
+    """`source`: a folder or hub id; `asked`: the same as the user wrote it. Raises MissingInput saying what is wrong.
+
+    transformers 5 names classes that 4 doesn't have and lists extra special tokens; its tokenizer.json says all that
+    such a class needs, so it is read as it is.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if ("/" not in source or source.startswith((".", "/", "~"))) and not Path(source).is_dir():
         raise MissingInput(f"{asked} is not a folder. Name a Hugging Face model folder or hf:org/name.")
@@ -24,10 +30,12 @@ def load_tokenizer(source: str, asked: str) -> Any:
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError and bare Exceptions here
         if refusal := hub_refusal(asked, error):
             raise refusal from error
-        first = str(error).strip().split("\n")[0]
-        raise MissingInput(
-            f"No usable tokenizer in {asked}: {first} It needs tokenizer.json or the older files."
-        ) from error
+        try:
+            with _no_warnings():  # it warns that the class in the file is another one, which is the point
+                return PreTrainedTokenizerFast.from_pretrained(source, **_settings(source))
+        except Exception as second:
+            first = str(error).strip().split("\n")[0]
+            raise MissingInput(f"No usable tokenizer in {asked}: {first}. {_missing(source, second)}") from error
 
 
 def own_template(tokenizer: Any) -> str:
@@ -69,3 +77,29 @@ def give_tokens(tokenizer: Any, template: str, name: str, model: str, *, add: bo
         more = {"additional_special_tokens": list(missing)}
         tokenizer.add_special_tokens(more, replace_additional_special_tokens=False)
     return missing
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _settings(source: str) -> dict[str, Any]:
+    """What of tokenizer_config.json transformers 4 takes in another form."""
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    extra = get_tokenizer_config(source).get("extra_special_tokens")
+    return {"extra_special_tokens": {}, "additional_special_tokens": extra} if isinstance(extra, list) else {}
+
+
+def _missing(source: str, error: Exception) -> str:
+    if (Path(source) / "tokenizer.json").is_file():
+        return f"Its tokenizer.json can't be read either: {str(error).strip().splitlines()[0]}"
+    return "It needs tokenizer.json or the older files."

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
@@ -24,7 +23,7 @@ from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput, TrainingError
 from training.loop.checkpoint import atomic_directory
 from training.models.heads import RewardModel
-from training.models.load import attention_for, resolve_model
+from training.models.load import attention_for, load_config, resolve_model
 
 MANIFEST = "navarch.json"
 
@@ -124,8 +123,7 @@ def reward_weights(folder: Path, model: RewardModel, state: Mapping[str, Tensor]
 
 def load_reward_model(path: str, *, dtype: torch.dtype | str = "auto", pad_id: int = 0) -> RewardModel:
     """A reward model that `save_reward_model` wrote. Raises MissingInput when the folder has no score head."""
-    source = resolve_model(path)
-    config = AutoConfig.from_pretrained(source)
+    source, config = resolve_model(path), load_config(path)
     if getattr(config, "num_labels", None) != 1:
         raise MissingInput(f"{path} is no reward model: its config has {config.num_labels} labels, not 1.")
     whole, report = AutoModelForSequenceClassification.from_pretrained(

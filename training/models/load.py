@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
 from training.errors import ConfigError, MissingInput
 from training.hub import hub_refusal, reach_hub
 from training.models import attention as _registered  # noqa: F401 - makes "navarch_packed" known to transformers
+from training.models.config_file import read_config
 from training.models.families import only_eager, takes_packed_rows
 
 HUB_PREFIX = "hf:"
@@ -44,13 +44,7 @@ def resolve_model(path: str) -> str:
 
 def load_config(path: str) -> Any:
     """The model's transformers config; ConfigError when its architecture is unknown or the file is broken."""
-    source = resolve_model(path)
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (ValueError, OSError, KeyError, json.JSONDecodeError) as error:
-        if refusal := hub_refusal(path, error):
-            raise refusal from error
-        raise ConfigError(f"The model's config in {path} can't be used: {_first_line(error)}") from error
+    return read_config(resolve_model(path), path)
 
 
 def load_causal_lm(

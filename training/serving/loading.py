@@ -15,8 +15,10 @@ from training.config.serving import ServeConfig
 from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput
 from training.models.export import load_reward_model
+from training.models.families import context_of, engine_context
 from training.models.load import default_attention, load_causal_lm, load_config, resolve_model
 from training.rollout import fuse_projections
+from training.rollout.families import ENDLESS
 from training.serving.quantize import is_quantized, load_quantized, quantize_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -56,7 +58,7 @@ def load_served(config: ServeConfig) -> Served:
             quantize_model(model, 4 if config.quantize == "int4" else 8, config.group)
         fuse_projections(model)
     model.requires_grad_(False)
-    context = int(getattr(facts, "max_position_embeddings", None) or getattr(facts, "n_positions", None) or 1 << 20)
+    context = (context_of(facts) if reward else engine_context(facts)) or ENDLESS
     if config.max_length is not None and config.max_length > context:
         raise ConfigError(f"max_length is {config.max_length}, but {config.model} has a context of {context} tokens")
     return Served(model, codec, name, device, config.max_length or min(context, LONGEST_DEFAULT), reward)

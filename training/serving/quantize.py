@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from training.models.families import context_of
+from training.models.load import load_config
 from training.rollout.linear import QuantizedLinear, Weight, pack_nibbles
 from training.serving import gptq
 from training.serving.calibration import LENGTH, ROWS, quantize_blocks, rows_from_data, rows_from_model
@@ -125,7 +127,7 @@ def is_quantized(folder: str | Path) -> bool:
 def load_quantized(folder: str | Path, dtype: torch.dtype) -> Any:
     """Read what `save_quantized` wrote; activations and what isn't quantized are of `dtype`."""
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.modeling_utils import no_init_weights
 
     folder = Path(folder)
@@ -135,7 +137,7 @@ def load_quantized(folder: str | Path, dtype: torch.dtype) -> Any:
         raise ValueError(f"{folder} was quantized by another version of this program: quantize the model again")
     tensors = load_file(str(folder / "model.safetensors"))
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder)), torch_dtype=dtype)
+        model = AutoModelForCausalLM.from_config(load_config(str(folder)), torch_dtype=dtype)
     for name, layer in layers.items():
         parent_name, _, key = name.rpartition(".")
         parts = (tensors[f"{name}.data"], tensors.get(f"{name}.bias"))
@@ -159,7 +161,7 @@ def load_quantized(folder: str | Path, dtype: torch.dtype) -> Any:
 def perplexity(model: Any, tokens: list[int], window: int = 512, most: int = 32768) -> float:
     """exp of the mean next-token loss over windows of a text, each token predicted once."""
     device = next(iter(model.parameters())).device
-    window = min(window, int(getattr(model.config, "max_position_embeddings", window)))
+    window = min(window, context_of(model.config) or window)
     total, count = 0.0, 0
     for start in range(0, min(len(tokens), most) - 1, window - 1):
         piece = torch.tensor([tokens[start : start + window]], device=device)
@@ -174,7 +176,7 @@ def perplexity(model: Any, tokens: list[int], window: int = 512, most: int = 327
 
 
 def calibration_rows(model: Any, codec: Any, data: str | None, count: int) -> list[list[int]]:
-    length = min(LENGTH, int(getattr(model.config, "max_position_embeddings", LENGTH)))
+    length = min(LENGTH, context_of(model.config) or LENGTH)
     if data is not None:
         return rows_from_data(data, codec, count, length)
     return rows_from_model(model, codec, count, length)
@@ -184,7 +186,7 @@ def main(argv: list[str]) -> int:
     """`navarch-train quantize MODEL OUT --bits 4 [--group 64] [--calibration DATA] [--text FILE]`."""
     from training.data.template import TextCodec
     from training.errors import ConfigError, MissingInput
-    from training.models.load import default_attention, load_causal_lm, load_config
+    from training.models.load import default_attention, load_causal_lm
 
     parser = argparse.ArgumentParser(prog="navarch-train quantize", description="Quantize a model's weights ahead.")
     parser.add_argument("model", help="model folder or hf:org/name")
