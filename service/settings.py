@@ -70,5 +70,5 @@ class Settings(BaseSettings):
         return f"sqlite:///{self.data_dir / 'navarch.db'}"
 
     def job_dir(self, job_id: str) -> Path:
-        """Everything that a job leaves on this machine: `run/`, `logs/`, `metrics.jsonl`, `samples.jsonl`, `ssh/`."""
+        """Everything that a job leaves on this machine: `run/`, `logs/`, `metrics.jsonl`, `samples.jsonl`."""
         return self.data_dir / "jobs" / job_id

@@ -1,5 +1,6 @@
-"""The SSH host key of each job: made once, kept with the job, the same in every attempt, so that IDEs never warn."""
+"""The SSH host key of a job's name: made once and kept, the same in every attempt and run, so that nothing warns."""
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,17 @@ class HostKey:
     """One OpenSSH line."""
 
 
-def job_host_key(job_dir: Path, job_name: str) -> HostKey:
-    """The job's host key; made at the first call."""
-    file = job_dir / "ssh" / _NAME
-    if not file.exists():
+def job_host_key(data_dir: Path, owner: str, job_name: str, job_dir: Path) -> HostKey:
+    """The host key of this owner's jobs of this name; made at the first call.
+
+    A job that was submitted when keys belonged to jobs keeps the one in its folder.
+    """
+    whose = hashlib.sha256(owner.encode()).hexdigest()[:12]
+    file = data_dir / "host_keys" / f"{job_name}-{whose}" / _NAME
+    earlier = job_dir / "ssh" / _NAME
+    if earlier.exists():
+        file = earlier
+    elif not file.exists():
         _make(file, f"navarch-{job_name}")
     return HostKey(file.read_text(), file.with_suffix(".pub").read_text().strip())
 

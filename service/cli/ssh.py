@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ import typer
 
 from service.cli import output
 from service.cli.context import ActiveJob, connect
+from service.cli.submit import authorise
 from service.contract.errors import Problem
 
 if TYPE_CHECKING:
@@ -19,10 +22,19 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.contract.schemas import Job, SshAccess
 
+WORKDIR = "/workspace"
+SSH_FAILED = 255
+"""ssh's own exit code, when it could not connect or log in."""
+
 
 def ssh(
     job: ActiveJob,
-    command: Annotated[list[str] | None, typer.Argument(help="Run this, no shell.", metavar="[-- CMD]…")] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Run this: several words exactly as they are, a single one as a line of shell.", metavar="[-- CMD]…"
+        ),
+    ] = None,
     forward: Annotated[
         list[str] | None, typer.Option("-L", help="Forward a local port, as ssh -L does: 8888:localhost:8888.")
     ] = None,
@@ -33,9 +45,9 @@ def ssh(
     config: Annotated[bool, typer.Option("--config", help="Print a Host block for ~/.ssh/config.")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the container to be ready.")] = 120,
 ) -> None:
-    """Log in to a job's first container, or run a command there."""
+    """Log in to a job's first container, or run a command there, in the job's working folder."""
     with connect() as client:
-        login = prepare(client, job, wait)
+        found, login = prepare(client, job, wait)
     if config:
         output.plain(login.config())
         return
@@ -45,30 +57,70 @@ def ssh(
         for v in values or ()
         for word in (flag, v)
     ]
-    argv = login.command(list(command or []), extra=extra + (["-N"] if only_forward else []))
+    extra += ["-N"] if only_forward else []
     if show:
-        output.plain(shlex.join(argv))
+        output.plain(shlex.join(login.command(_remote(found, command) if command else [], extra=extra)))
         return
-    found = shutil.which("ssh")
-    if found is None:
+    if shutil.which("ssh") is None:
         raise Problem("not_found", "There is no `ssh` on this machine.", "Install the OpenSSH client (openssh-client).")
-    os.execv(found, argv)
+    terminal = True if sys.stdin.isatty() and sys.stdout.isatty() and not only_forward else None
+    code = _run(login.command([] if only_forward else _remote(found, command or []), tty=terminal, extra=extra))
+    if code == SSH_FAILED and _refused(login):
+        with connect() as client:
+            raise _foreign_key(client, found, login)
+    raise typer.Exit(code)
 
 
-def prepare(client: Client, ref: str, wait_s: float) -> Login:
+def _remote(job: Job, command: list[str]) -> list[str]:
+    """What the container's shell is given: sshd hands one line to it, whatever words ssh got."""
+    there = f"cd {shlex.quote(str(job.spec.get('workdir') or WORKDIR))}"
+    if not command:
+        return [f'{there}; exec "${{SHELL:-/bin/sh}}" -l']
+    return [f"{there} || exit; {command[0] if len(command) == 1 else 'exec ' + shlex.join(command)}"]
+
+
+def _run(argv: list[str]) -> int:
+    """The exit code of ssh; Ctrl-C is for what runs there."""
+    process = subprocess.Popen(argv)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return code if code >= 0 else 128 - code
+
+
+def _refused(login: Login) -> bool:
+    """Whether the container does not accept our key."""
+    argv = login.command(["true"], tty=False, extra=["-o", "BatchMode=yes", "-o", "ConnectTimeout=10"])
+    tried = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return tried.returncode == SSH_FAILED and "Permission denied" in tried.stderr
+
+
+def _foreign_key(client: Client, job: Job, login: Login) -> Problem:
+    authorise(client)
+    return Problem(
+        "no_ssh",
+        f"The container of {job.name} does not accept your key {login.key}.",
+        "A container accepts the keys that were known when it started. Yours is known from now on: submit the job "
+        f"again, or enter this one by a key that it accepts: NAVARCH_SSH_KEY=FILE navarch ssh {job.name}",
+    )
+
+
+def prepare(client: Client, ref: str, wait_s: float) -> tuple[Job, Login]:
     """Everything that a login needs: the container ready, our key, its host key pinned. Raises Problem."""
     from service.access.keys import Login, pin_host_key, user_key
     from service.locations import config_dir
 
     job, access = _wait_ready(client, ref, wait_s)
     folder = config_dir()
-    alias = f"navarch-{job.name}-{job.id[:8]}"
+    alias = f"navarch-{job.name}"
     known_hosts = None
     if access.host_key is not None:
         known_hosts = folder / "known_hosts"
         pin_host_key(known_hosts, alias, access.host_key)
     key = user_key(folder)
-    return Login(access.host, access.port, access.user, alias, key.private, known_hosts)
+    return job, Login(access.host, access.port, access.user, alias, key.private, known_hosts)
 
 
 def _wait_ready(client: Client, ref: str, wait_s: float) -> tuple[Job, SshAccess]:

@@ -56,6 +56,56 @@ def test_navarch_ssh_runs_a_command_and_gives_its_exit_code(door: FrontDoor, job
     assert not (door.folder / "home" / ".ssh" / "known_hosts").exists()
 
 
+def test_words_arrive_as_they_are_in_the_jobs_own_folder(door: FrontDoor, job: Job) -> None:
+    done = door.navarch(
+        "ssh", "workspace", "--", "python3", "-c", 'import sys; print(sys.argv[1:], "a  b")', "$HOME", "'"
+    )
+    assert (done.returncode, done.stdout) == (0, """['$HOME', "'"] a  b\n"""), done.stderr
+    assert door.navarch("ssh", "workspace", "--", "pwd").stdout == "/workspace\n"
+    printed = shlex.split(door.navarch("ssh", "workspace", "--print", "--", "printf", "%s.", "a b", "*").stdout)
+    assert run(*printed).stdout == "a b.*."
+
+
+def test_a_login_begins_in_the_jobs_own_folder(door: FrontDoor, job: Job) -> None:
+    said = subprocess.run(
+        door.command("ssh", "workspace"), env=door.environ(), cwd=door.folder, input="pwd; exit 5\n",
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (said.returncode, said.stdout) == (5, "/workspace\n"), said.stderr
+
+
+def test_a_key_that_the_container_does_not_know_gets_advice(door: FrontDoor, job: Job, tmp_path: Path) -> None:
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other"))
+    other = {"NAVARCH_SSH_KEY": str(tmp_path / "other")}
+    done = door.navarch("ssh", "workspace", "--", "true", environment=other)
+    assert done.returncode == 1 and f"does not accept your key {tmp_path / 'other'}" in done.stderr, done.stderr
+    assert "submit the job again" in done.stderr and "NAVARCH_SSH_KEY=FILE" in done.stderr
+    with door.client() as client:
+        assert (tmp_path / "other.pub").read_text().split()[1] in {
+            key.public_key.split()[1] for key in client.authorized()
+        }
+
+
+def test_the_next_job_of_a_name_has_the_same_host_key(door: FrontDoor, system_image: str, tmp_path: Path) -> None:
+    """An IDE that knows `colossal-env` on port 25950 is not warned when the job is submitted again."""
+    spec = tmp_path / "again.yaml"
+    spec.write_text(
+        f"type: command\nname: again\nimage: {system_image}\ngrace: 1s\nports: ['25950:22']\ncommand: sleep 600\n"
+    )
+    known = [f"-oUserKnownHostsFile={tmp_path / 'known'}", "-oStrictHostKeyChecking=accept-new", "-oBatchMode=yes"]
+    key = str(door.folder / "config" / "id_ed25519")
+    for _ in range(2):
+        assert door.navarch("submit", str(spec)).returncode == 0
+        with door.client() as client:
+            until(lambda: client.job("again").ssh is not None, "it can be reached", seconds=90)
+            made = client.job("again")
+        plain = run("ssh", *known, "-F", "/dev/null", "-i", key, "-p", "25950", "root@127.0.0.1", "ls made; touch made")
+        assert plain.returncode == 0 and "CHANGED" not in plain.stderr and plain.stdout == "", plain.stderr
+        assert door.navarch("ssh", "again", "--", "true").returncode == 0
+        assert door.navarch("stop", "again", "--wait").returncode == 0
+        assert door.navarch("rm", made.id).returncode == 0
+
+
 def test_a_changed_host_key_is_refused(door: FrontDoor, job: Job) -> None:
     """What `navarch ssh` pins is the key that the control plane gave to the container, so an impostor stands out."""
     printed = shlex.split(door.navarch("ssh", "workspace", "--print").stdout)

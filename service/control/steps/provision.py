@@ -93,8 +93,9 @@ def _side_by_side(replicas: list[Replica], start: Callable[[Replica], None]) -> 
 def _plans(context: Context, work: Work, spec: JobSpec) -> tuple[ContainerPlan, ...]:
     assert work.attempt is not None
     job, attempt = work.job, work.attempt
-    key = job_host_key(context.settings.job_dir(job.id), job.name)
-    run_dir = context.settings.job_dir(job.id) / "run"
+    job_dir = context.settings.job_dir(job.id)
+    key = job_host_key(context.settings.data_dir, job.owner, job.name, job_dir)
+    run_dir = job_dir / "run"
     run_dir.mkdir(parents=True, exist_ok=True)
     with context.database.read() as session:
         hosts = {
