@@ -37,11 +37,12 @@ test-docker: $(VENV)/.dev
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
 	$(BIN)/python -m pytest tests/docker -q
 
-lint: $(VENV)/.dev ## ruff, ruff format, mypy --strict, import contracts
+lint: $(VENV)/.dev ## ruff, ruff format, mypy --strict, import contracts, unused dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 bench: $(VENV)/.dev ## the control plane's figures, printed and appended to .navarch/bench.jsonl
 	@bash scripts/engine.sh

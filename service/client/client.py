@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
+from httpx_sse import ServerSentEvent
 from pydantic import BaseModel
 
 from service.client.errors import ApiError, Unreachable
-from service.client.transport import ServerEvent, Transport
+from service.client.transport import Transport
 from service.contract.schemas import (
     Artifact,
     Build,
@@ -263,7 +264,7 @@ class Client:
             if cursor is None:
                 return
 
-    def _follow(self, path: str, params: dict[str, Any], patience_s: float = 30.0) -> Iterator[ServerEvent]:
+    def _follow(self, path: str, params: dict[str, Any], patience_s: float = 30.0) -> Iterator[ServerSentEvent]:
         """Events over as many connections as it takes, until an `end`; each goes on after the last event's id.
 
         Raises Unreachable when the control plane stays away for `patience_s`.
@@ -274,7 +275,7 @@ class Client:
             try:
                 for event in self._transport.stream(path, params, last_id):
                     away_since = None
-                    last_id = event.id if event.id is not None else last_id
+                    last_id = event.id or last_id
                     if last_id is not None:
                         params.pop("tail", None)
                     yield event

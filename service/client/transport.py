@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from httpx_sse import ServerSentEvent, connect_sse
 
 from service.client.errors import ApiError, Unreachable
 from service.contract.schemas import ProblemDocument
 
 #: The server sends a comment at least every 15 s, so this much silence means that the connection is dead.
 SILENCE_S = 60.0
-
-
-@dataclass(frozen=True)
-class ServerEvent:
-    """One server-sent event; `id` is the cursor from which a new connection continues."""
-
-    event: str
-    data: str
-    id: str | None
 
 
 class Transport:
@@ -73,36 +63,16 @@ class Transport:
         _raise_for_problem(response)
         return response
 
-    def stream(self, path: str, params: Mapping[str, Any] | None, last_id: str | None) -> Iterator[ServerEvent]:
+    def stream(self, path: str, params: Mapping[str, Any] | None, last_id: str | None) -> Iterator[ServerSentEvent]:
         """Events of one connection, until the server ends it or it breaks (httpx.TransportError)."""
-        headers = {"Accept": "text/event-stream"}
-        if last_id is not None:
-            headers["Last-Event-ID"] = last_id
+        headers = {} if last_id is None else {"Last-Event-ID": last_id}
         timeout = httpx.Timeout(SILENCE_S, connect=5.0)
-        with self._http.stream("GET", path, params=_given(params), headers=headers, timeout=timeout) as response:
-            if response.is_error:
-                response.read()
-                _raise_for_problem(response)
-            yield from _events(response.iter_lines())
-
-
-def _events(lines: Iterator[str]) -> Iterator[ServerEvent]:
-    event, identifier = "message", None
-    data: list[str] = []
-    for line in lines:
-        if not line:
-            if data:
-                yield ServerEvent(event, "\n".join(data), identifier)
-            event, data = "message", []
-            continue
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "event":
-            event = value
-        elif field == "data":
-            data.append(value)
-        elif field == "id":
-            identifier = value
+        params = _given(params)
+        with connect_sse(self._http, "GET", path, params=params, headers=headers, timeout=timeout) as source:
+            if source.response.is_error:
+                source.response.read()
+                _raise_for_problem(source.response)
+            yield from source.iter_sse()
 
 
 def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -131,7 +101,3 @@ def _raise_for_problem(response: httpx.Response) -> None:
             hint="Check that NAVARCH_URL points at a Navarch control plane.",
         )
     raise ApiError(problem)
-
-
-def decode(event: ServerEvent) -> Any:
-    return json.loads(event.data)
