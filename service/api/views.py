@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from sqlmodel import Session, col, select
 
 from service.api.cursors import Cursor
 from service.api.pages import newest
+from service.api.tolerant import mapping, number, progress, shown, whole
 from service.collector.reader import LogLine
 from service.contract import schemas
 from service.intake.inputs import describe_wait, wait_sentence
@@ -37,7 +39,7 @@ def job_status(row: tables.Job) -> schemas.JobStatus:
         message=row.message,
         why=row.why,
         unreachable_since=row.unreachable_since,
-        progress=schemas.Progress.model_validate(row.progress or {}),
+        progress=progress(row.progress),
     )
 
 
@@ -89,9 +91,29 @@ def _jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
             artifacts[artifact.job_id or ""].append(artifact)
         hosts = {host.id: host for host in session.exec(select(tables.Host))}
     return [
-        _job(row, attempts[row.id], replicas, hosts, inputs[row.id], artifacts[row.id], awaited.get(row.id))
+        shown(
+            partial(
+                _job, row, attempts[row.id], replicas, hosts, inputs[row.id], artifacts[row.id], awaited.get(row.id)
+            ),
+            partial(_bare_job, row),
+            f"job/{row.id}",
+        )
         for row in rows
     ]
+
+
+def _bare_job(row: tables.Job, said: str) -> schemas.Job:
+    """What can be said of a job whatever is in its row."""
+    created = number(row.created_at) or 0.0
+    return schemas.Job(
+        id=row.id,
+        name=str(row.name),
+        type=str(row.type),
+        state=str(row.state),
+        message=said,
+        spec={},
+        created_at=created,
+    )
 
 
 def _awaited(
@@ -105,7 +127,7 @@ def _awaited(
     makers = {job.id: job for job in session.exec(select(tables.Job).where(col(tables.Job.id).in_(ids)))}
     said = {
         job_id: [
-            describe_wait(item.name, maker.name, maker.state, maker.progress)
+            describe_wait(item.name, maker.name, maker.state, mapping(maker.progress))
             for item in items
             if (maker := makers.get(item.maker_id or "")) is not None
         ]
@@ -138,7 +160,7 @@ def _job(
         started_at=row.started_at,
         finished_at=row.finished_at,
         unreachable_since=row.unreachable_since,
-        progress=schemas.Progress.model_validate(row.progress or {}),
+        progress=progress(row.progress),
         attempts=tries,
         ssh=_ssh(row, attempts, replicas, hosts),
         url=_url(row, attempts, replicas, hosts),
@@ -148,7 +170,18 @@ def _job(
             if i.name
         ],
         artifacts=[_artifact_ref(artifact) for artifact in artifacts],
+        warnings=_warnings(replica for attempt in attempts[-1:] for replica in replicas[attempt.id or 0]),
     )
+
+
+def _warnings(latest: Iterable[tables.Replica]) -> list[str]:
+    """What of the last attempt's output could not be used."""
+    dropped: Counter[str] = Counter()
+    for replica in latest:
+        dropped.update({str(why): whole(count) or 0 for why, count in mapping(replica.dropped).items()})
+    return [
+        f"{count} printed event{'s' if count != 1 else ''} dropped: {why}" for why, count in dropped.most_common(20)
+    ]
 
 
 def _attempt(row: tables.Attempt, replicas: list[tables.Replica], hosts: dict[str, tables.Host]) -> schemas.Attempt:
@@ -207,8 +240,8 @@ def _url(
 ) -> str | None:
     """Where a serving job answers, once this attempt has said that it does."""
     first = _first_ready(row, attempts, replicas)
-    progress = row.progress or {}
-    path = progress.get("url_path") if attempts and progress.get("ready") == attempts[-1].number else None
+    told = mapping(row.progress)
+    path = told.get("url_path") if attempts and told.get("ready") == attempts[-1].number else None
     port = first.ports.get(str(row.document.get("port") or SERVE_PORT)) if first is not None else None
     if first is None or row.type != "serve" or path is None or port is None:
         return None
@@ -223,7 +256,7 @@ def _artifact_ref(row: tables.Artifact) -> schemas.ArtifactRef:
         path=row.run_path or row.path,
         location=row.path,
         kind=row.kind,
-        metrics=row.metrics,
+        metrics=mapping(row.metrics),
     )
 
 
@@ -235,8 +268,13 @@ def event_page(session: Session, job_id: str | None, limit: int, cursor: str | N
     if cursor is not None:
         query = query.where(col(tables.Event.id) < Cursor.number(cursor))
     rows = session.exec(query.order_by(col(tables.Event.id).desc()).limit(limit + 1)).all()
-    items = [event(row) for row in rows[:limit]]
+    items = [shown(partial(event, row), partial(_bare_event, row), f"event/{row.id}") for row in rows[:limit]]
     return schemas.Page[schemas.Event](items=items, next_cursor=str(items[-1].id) if len(rows) > limit else None)
+
+
+def _bare_event(row: tables.Event, said: str) -> schemas.Event:
+    when = number(row.time) or 0.0
+    return schemas.Event(id=row.id or 0, time=when, actor=str(row.actor), kind=str(row.kind), message=said)
 
 
 def event(row: tables.Event) -> schemas.Event:
@@ -259,11 +297,17 @@ def hosts(session: Session) -> list[schemas.Host]:
         tables.Holder, col(tables.Holder.id) == col(tables.GpuLease.holder_id)
     )
     holders = dict(session.exec(held.where(tables.Holder.kind == "job")).all())
-    return [host(row, holders) for row in session.exec(select(tables.Host).order_by(col(tables.Host.name)))]
+    rows = session.exec(select(tables.Host).order_by(col(tables.Host.name)))
+    return [shown(partial(host, row, holders), partial(_bare_host, row), f"host/{row.id}") for row in rows]
+
+
+def _bare_host(row: tables.Host, said: str) -> schemas.Host:
+    known = {"id": row.id, "name": str(row.name), "url": str(row.url), "state": str(row.lifecycle)}
+    return schemas.Host(**known, reachable=bool(row.reachable), message=said)
 
 
 def host(row: tables.Host, holders: dict[str, str]) -> schemas.Host:
-    facts = row.facts or {}
+    facts = mapping(row.facts)
     return schemas.Host(
         id=row.id,
         name=row.name,

@@ -155,6 +155,8 @@ def _show(job: Job) -> None:
         output.fact("ran", _ran(job))
     if figures(job):
         output.fact("progress", figures(job))
+    for warning in job.warnings:
+        output.fact("warning", f"[yellow]{output.escape(warning)}[/]")
     if job.ssh is not None:
         output.fact("ssh", f"{_ssh_line(job.ssh)}   [dim]or: navarch ssh {output.escape(job.name)}[/]")
     if job.url is not None:

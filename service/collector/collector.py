@@ -9,8 +9,9 @@ import structlog
 
 from service.backends.base import Engines
 from service.backends.errors import EngineError
+from service.collector.events import PREFIX
 from service.collector.hub import Hub
-from service.collector.lift import PREFIX, Lifter
+from service.collector.lift import Lifter
 from service.collector.log_file import LogWriter, StoredLine, path_of, read_lines
 from service.control.context import LogEnd
 from service.settings import Settings
@@ -40,7 +41,7 @@ class Follower:
         with self._database.read() as session:
             replica = session.get(Replica, replica.id) or replica
         writer = LogWriter(self.path, self._quota)
-        lifter = Lifter(self._database, self._job_dir, replica, self._attempt)
+        lifter = Lifter(self._database, self._job_dir, replica, self._attempt, self._quota)
         try:
             for line in read_lines(self.path, lifter.lifted, 1 << 60):
                 lifter.feed(line)

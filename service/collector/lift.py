@@ -1,47 +1,69 @@
 """Lifts training events out of log lines: metrics and samples into files, progress, errors and artifacts into rows."""
 
+from __future__ import annotations
+
 import json
+import os
 import time
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlmodel import Session, select
+from pydantic_core import from_json
+from sqlalchemy import func
+from sqlmodel import Session, col, select
 
 from service.artifacts.versions import next_version
-from service.collector.log_file import StoredLine
+from service.collector import events
+from service.collector.log_file import StoredLine, lines_backwards, seconds
 from service.store.database import Database
 from service.store.events import record_job
 from service.store.tables import Artifact, Job, Replica
 
-PREFIX = "@navarch "
-_PROGRESS_EVERY_S = 0.5
-_PROGRESS_KEYS = ("step", "total_steps", "eta_s")
-_METRIC_KEYS = ("loss", "tokens_per_second")
+_STORE_EVERY_S = 0.5
+_METRICS, _SAMPLES = "metrics.jsonl", "samples.jsonl"
+_SHOWN_FIGURES = ("loss", "tokens_per_second")
+"""Figures that a job's progress shows."""
+_MAX_ARTIFACTS = 200
+"""Of one job: a container that announces more is not training."""
+_MAX_CELL = 20_000
 
 
-def parse_event(text: str) -> dict[str, Any] | None:
-    """The event in a line, or None. A line that looks like one but isn't is just a line."""
-    if not text.startswith(PREFIX):
-        return None
-    try:
-        event = json.loads(text[len(PREFIX) :])
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+@dataclass
+class Findings:
+    """What lifted lines come to, until it is stored: all of it in one transaction with the offset behind them."""
+
+    progress: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, events.Artifact] = field(default_factory=dict)
+    """By path below the run folder."""
+    error: tuple[str, str] | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
+    lines: dict[str, list[str]] = field(default_factory=lambda: {_METRICS: [], _SAMPLES: []})
+    """For the files."""
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for it."""
+        return bool(self.artifacts or self.error or "ready" in self.progress)
+
+    def __bool__(self) -> bool:
+        return bool(self.urgent or self.progress or self.dropped or any(self.lines.values()))
 
 
 class Lifter:
-    """Lifts the events of one replica, each exactly once: files remember the log offset of their last line."""
+    """Lifts the events of one replica, each exactly once: rows move with `Replica.lifted`, lines in files say which
+    log offset they came from. What could not be stored is still there for the next try."""
 
-    def __init__(self, database: Database, job_dir: Path, replica: Replica, attempt: int) -> None:
+    def __init__(self, database: Database, job_dir: Path, replica: Replica, attempt: int, quota: int) -> None:
         assert replica.id is not None
         self._database = database
-        self._job_dir = job_dir
+        self._job_dir, self._quota = job_dir, quota
         self._replica_id, self._job_id = replica.id, replica.job_id
         self._attempt, self._rank = attempt, replica.node_rank
-        self._in_files = {name: self._last_offset(name) for name in ("metrics.jsonl", "samples.jsonl")}
-        self._progress: dict[str, Any] = {}
-        self._written_at = 0.0
+        self._in_files = {name: self._last_offset(name) for name in (_METRICS, _SAMPLES)}
+        self._found = Findings()
+        self._stored_at = 0.0
         self.lifted = replica.lifted
         """Logical log offset up to which everything is lifted and stored."""
         self.error: tuple[str, str] | None = (
@@ -49,124 +71,171 @@ class Lifter:
         )
 
     def feed(self, line: StoredLine) -> None:
-        event = parse_event(line.text)
+        event = events.parse(line.text) if line.end > self.lifted else None
         if event is None:
             return
-        kind = event["event"]
-        if kind == "error":
-            self._error(event, line.end)
-        if self._rank != 0:
-            return
-        if kind in ("metrics", "eval"):
-            self._metrics(event, line.end)
-        elif kind == "progress":
-            self._progress.update({key: event[key] for key in _PROGRESS_KEYS if _is_number(event.get(key))})
-        elif kind == "sample":
-            self._append("samples.jsonl", {k: v for k, v in event.items() if k != "event"}, line.end)
-        elif kind == "artifact":
-            self._artifact(event, line.end)
-        elif kind == "ready":
-            self._progress["ready"] = self._attempt
-            self._progress["url_path"] = str(event.get("url_path", "/"))
-            self.flush(line.end)
-        if time.monotonic() - self._written_at > _PROGRESS_EVERY_S:
+        if isinstance(event, events.Dropped):
+            self._found.dropped[event.why] += 1
+        elif isinstance(event, events.Error):
+            self._error(event)
+        elif self._rank == 0:
+            self._take(event, line)
+        if self._found.urgent or time.monotonic() - self._stored_at > _STORE_EVERY_S:
             self.flush(line.end)
 
     def flush(self, offset: int) -> None:
-        """Stores progress, and that everything up to `offset` is lifted."""
-        progress, self._progress = self._progress, {}
-        self._written_at = time.monotonic()
+        """Stores what was found, and that everything up to `offset` is lifted."""
+        self._write_files()
         with self._database.write() as session:
-            job = session.get(Job, self._job_id)
-            if job is not None and progress:
-                job.progress = {**job.progress, **progress}
-            self._mark(session, offset)
+            self._store(session, offset)
+        self._found, self.lifted = Findings(), max(self.lifted, offset)
+        self._stored_at = time.monotonic()
 
-    def _mark(self, session: Session, offset: int) -> Replica | None:
-        replica = session.get(Replica, self._replica_id)
-        if replica is not None:
-            replica.lifted = self.lifted = max(self.lifted, offset)
-        return replica
+    def _take(self, event: events.Event, line: StoredLine) -> None:
+        found, progress = self._found, self._found.progress
+        if isinstance(event, events.Metrics):
+            self._figures(event, line)
+        elif isinstance(event, events.Progress):
+            given = {"step": event.step, "total_steps": event.total_steps, "eta_s": event.eta_s}
+            progress.update({name: value for name, value in given.items() if value is not None})
+        elif isinstance(event, events.Sample):
+            rows = [[_cell(cell) for cell in (row if isinstance(row, list) else [row])] for row in event.rows]
+            told = {"time": _moment(event, line), "title": event.title, "columns": event.columns, "rows": rows}
+            self._append(_SAMPLES, told, line.end)
+        elif isinstance(event, events.Artifact):
+            found.artifacts[event.path] = event
+        elif isinstance(event, events.Ready):
+            progress["ready"], progress["url_path"] = self._attempt, event.url_path
 
-    def _metrics(self, event: dict[str, Any], offset: int) -> None:
-        values = event.get("values")
-        if not isinstance(values, dict):
-            return
-        numbers = {str(name): value for name, value in values.items() if _is_number(value)}
-        line = {
-            "time": event.get("time"),
-            "step": event.get("step"),
-            "total_steps": event.get("total_steps"),
-            "values": numbers,
-        }
-        self._append("metrics.jsonl", line, offset)
-        self._progress.update({key: event[key] for key in _PROGRESS_KEYS if _is_number(event.get(key))})
-        self._progress.update({key: numbers[key] for key in _METRIC_KEYS if key in numbers})
+    def _figures(self, event: events.Metrics, line: StoredLine) -> None:
+        values = self._numbers(event.event, event.values)
+        told = {"time": _moment(event, line), "step": event.step, "total_steps": event.total_steps, "values": values}
+        self._append(_METRICS, told, line.end)
+        progress = self._found.progress
+        progress["step"] = event.step
+        if event.total_steps is not None:
+            progress["total_steps"] = event.total_steps
+        for name in _SHOWN_FIGURES:
+            if name in values:
+                progress[name] = values[name] if isinstance(values[name], float) else None
 
-    def _error(self, event: dict[str, Any], offset: int) -> None:
-        kind, message = str(event.get("kind", "internal")), str(event.get("message", ""))[:4000]
-        if self.error is not None and kind == "rank_failed":
+    def _numbers(self, name: str, given: dict[str, Any]) -> dict[str, events.Figure]:
+        values = {key: number for key, value in given.items() if (number := events.figure(value)) is not None}
+        if len(values) < len(given):
+            self._found.dropped[f"{name}: a value is not a number"] += len(given) - len(values)
+        return values
+
+    def _error(self, event: events.Error) -> None:
+        if self.error is not None and event.kind == "rank_failed":
             return  # what this rank said first is nearer to the cause
-        self.error = (kind, message)
-        with self._database.write() as session:
-            replica = self._mark(session, offset)
-            if replica is not None:
-                replica.error_kind, replica.error_message = kind, message
+        self.error = self._found.error = (event.kind, event.message)
 
-    def _artifact(self, event: dict[str, Any], offset: int) -> None:
-        run_path = str(event.get("path", ""))
-        target = (self._job_dir / "run" / run_path).resolve()
-        if not run_path or (self._job_dir / "run").resolve() not in target.parents:
+    def _store(self, session: Session, offset: int) -> None:
+        found = self._found
+        replica, job = session.get(Replica, self._replica_id), session.get(Job, self._job_id)
+        if replica is None or job is None:
             return
-        metrics = event.get("metrics")
-        with self._database.write() as session:
-            job = session.get(Job, self._job_id)
-            if job is None:
+        if found.progress:
+            job.progress = {**job.progress, **found.progress}
+        for event in found.artifacts.values():
+            self._artifact(session, job, event)
+        if found.error is not None:
+            replica.error_kind, replica.error_message = found.error
+        if found.dropped:
+            replica.dropped = dict(Counter(replica.dropped) + found.dropped)
+        replica.lifted = max(replica.lifted, offset)
+
+    def _artifact(self, session: Session, job: Job, event: events.Artifact) -> None:
+        row = session.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.run_path == event.path)).first()
+        if row is None:
+            known = session.exec(select(func.count(col(Artifact.id))).where(Artifact.job_id == job.id)).one()
+            if known >= _MAX_ARTIFACTS:
+                self._found.dropped[f"artifact: more than {_MAX_ARTIFACTS} of one job"] += 1
                 return
-            row = session.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.run_path == run_path)).first()
-            if row is None:
-                name = f"{job.name}-{target.name}"
-                row = Artifact(
-                    id=f"{job.id}-{run_path.replace('/', '-')}",
-                    name=name,
-                    version=next_version(session, name),
-                    kind=str(event.get("kind", "model")),
-                    path=str(target),
-                    source=f"job:{job.name}",
-                    job_id=job.id,
-                    run_path=run_path,
-                )
-                session.add(row)
-                record_job(session, job, "artifact.registered", f"{job.name} left {row.kind} {name}@{row.version}")
-            row.attempt, row.digest, row.size = self._attempt, None, None  # filled in when the job has ended
-            row.metrics = metrics if isinstance(metrics, dict) else {}
-            self._mark(session, offset)
+            name = f"{job.name}-{Path(event.path).name}"
+            row = Artifact(
+                id=f"{job.id}-{event.path.replace('/', '-')}",
+                name=name,
+                version=next_version(session, name),
+                kind=event.kind,
+                path=str(self._job_dir / "run" / event.path),
+                source=f"job:{job.name}",
+                job_id=job.id,
+                run_path=event.path,
+            )
+            session.add(row)
+            record_job(session, job, "artifact.registered", f"{job.name} left {row.kind} {name}@{row.version}")
+        row.attempt, row.digest, row.size = self._attempt, None, None  # filled in when the job has ended
+        row.metrics = self._numbers("artifact", event.metrics)
 
     def _append(self, name: str, content: dict[str, Any], offset: int) -> None:
         if offset <= self._in_files[name]:
             return
         content["src"] = [self._attempt, self._rank, offset]
-        with (self._job_dir / name).open("a") as file:
-            file.write(json.dumps(content, separators=(",", ":")) + "\n")
+        self._found.lines[name].append(json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n")
         self._in_files[name] = offset
+
+    def _write_files(self) -> None:
+        for name, lines in self._found.lines.items():
+            if not lines:
+                continue
+            path = self._job_dir / name
+            data = "".join(lines).encode()
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                size = os.fstat(handle).st_size
+                if size + len(data) > self._quota:
+                    self._found.dropped[f"{name}: it has reached its limit of {self._quota >> 20} MiB"] += len(lines)
+                else:
+                    _write_all(handle, data, size)
+            finally:
+                os.close(handle)
+            lines.clear()
 
     def _last_offset(self, name: str) -> int:
         """The log offset of the last line that this replica has in a file; a half-written line is cut off."""
-        path = self._job_dir / name
         try:
-            content = path.read_bytes()
+            file = (self._job_dir / name).open("rb+")
         except FileNotFoundError:
             return 0
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with path.open("rb+") as file:
-                file.truncate(len(whole))
-        for line in reversed(whole.splitlines()):
-            source = json.loads(line).get("src")
-            if source and source[:2] == [self._attempt, self._rank]:
-                return int(source[2])
+        with file:
+            for start, line in lines_backwards(file):
+                if not line.endswith(b"\n"):
+                    file.truncate(start)
+                    continue
+                source = _source(line)
+                if source is not None and source[:2] == [self._attempt, self._rank]:
+                    return source[2]
+                if source is not None and source[0] < self._attempt:
+                    return 0
         return 0
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _write_all(handle: int, data: bytes, size: int) -> None:
+    """All of it or, where the disk is full, nothing."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(handle, view) :]
+    except OSError:
+        os.ftruncate(handle, size)
+        raise
+
+
+def _moment(event: events.Event, line: StoredLine) -> float:
+    return event.time if event.time is not None else seconds(line.time)
+
+
+def _cell(value: events.Cell) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _MAX_CELL else text[: _MAX_CELL - 1] + "…"
+
+
+def _source(line: bytes) -> list[int] | None:
+    """[attempt, rank, log offset] that a line in a file came from."""
+    try:
+        source = from_json(line).get("src")
+    except (ValueError, AttributeError):
+        return None
+    fits = isinstance(source, list) and len(source) == 3 and all(isinstance(part, int) for part in source)
+    return source if fits else None

@@ -103,6 +103,22 @@ def tail_offset(path: Path, lines: int) -> int:
         return logical
 
 
+def lines_backwards(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) from the last one to the first; only the last may be without its line break."""
+    end = file.seek(0, os.SEEK_END)
+    kept = b""
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        kept = file.read(end - start) + kept
+        parts = re.findall(rb"[^\n]*\n|[^\n]+", kept)
+        position, kept = start + len(kept), parts[0] if start else b""
+        for line in reversed(parts[1:] if start else parts):
+            position -= len(line)
+            yield position, line
+        end = start
+
+
 class LogWriter:
     """Appends an engine's log to a file. Opening one resumes it: what is in the file already is passed over."""
 

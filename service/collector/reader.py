@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from heapq import merge
 from pathlib import Path
 
+from service.collector.events import PREFIX
 from service.collector.hub import Hub
-from service.collector.lift import PREFIX
 from service.collector.log_file import StoredLine, path_of, read_lines, seconds, tail_offset
 from service.contract.errors import Problem
 

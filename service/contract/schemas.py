@@ -130,6 +130,7 @@ class Job(Schema):
     url: str | None = None
     inputs: list[JobInput] = Field(default_factory=list)
     artifacts: list[ArtifactRef] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list, description="what of its output could not be used, and how often")
 
     @property
     def finished(self) -> bool:
@@ -216,14 +217,23 @@ class LogPage(Schema):
     end: bool = Field(description="the job has ended and there are no more lines")
 
 
+class Mark(Schema):
+    """A point of a series that has no place on an axis."""
+
+    index: int = Field(description="of the point in `steps`, `times` and `values`")
+    value: Literal["NaN", "Infinity", "-Infinity"]
+
+
 class Series(Schema):
     """One metric over time, downsampled to what was asked for."""
 
     name: str
     steps: list[int]
     times: list[float]
-    values: list[float | None]
+    values: list[float | None] = Field(description="null where the value is not finite: `marks` says what it is")
+    marks: list[Mark] = Field(default_factory=list)
     total: int = Field(description="points before downsampling")
+    not_finite: int = Field(default=0, description="how many of those are not finite")
 
 
 class Metrics(Schema):

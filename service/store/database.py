@@ -12,6 +12,8 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlmodel import Session
 
+from service.store import json_columns
+
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -23,7 +25,13 @@ class Database:
         if path:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.engine: Engine = create_engine(
-            url, pool_size=16, max_overflow=64, connect_args={"check_same_thread": False}
+            url,
+            pool_size=16,
+            max_overflow=64,
+            connect_args={"check_same_thread": False},
+            hide_parameters=True,  # errors end in logs, and parameters hold what users sent
+            json_serializer=json_columns.dump,
+            json_deserializer=json_columns.load,
         )
         self.writes = 0
         """Write transactions so far."""

@@ -154,6 +154,8 @@ class Replica(SQLModel, table=True):
     removed_at: float | None = None
     lifted: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     """Bytes of its log whose events have been lifted."""
+    dropped: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    """Printed events that could not be used: why → how many."""
 
     @property
     def host(self) -> str:

@@ -20,7 +20,7 @@ from service.api.downsample import pick
 from service.api.series import read_samples, read_series
 from service.contract.errors import Problem
 
-VALUES = st.lists(st.one_of(st.none(), st.floats(allow_nan=True)), max_size=300)
+VALUES = st.lists(st.one_of(st.none(), st.floats(allow_nan=False)), max_size=300)
 
 
 @given(VALUES, st.integers(2, 60))
@@ -37,6 +37,17 @@ def test_a_spike_of_one_step_is_never_lost(count: int, points: int, data: st.Dat
     where = data.draw(st.integers(0, count - 1))
     values[where] = data.draw(st.sampled_from([-100.0, 100.0]))
     assert where in pick(values, points)
+
+
+@given(st.integers(50, 3000), st.integers(8, 50), st.data())
+def test_a_value_that_is_not_finite_hides_neither_itself_nor_the_extremes_beside_it(
+    count: int, points: int, data: st.DataObject
+) -> None:
+    values: list[float | None] = [math.sin(index / 50) for index in range(count)]
+    gap, spike = data.draw(st.lists(st.integers(1, count - 2), min_size=2, max_size=2, unique=True))
+    values[gap], values[spike] = None, 100.0
+    kept = pick(values, points)
+    assert gap in kept and spike in kept
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text(min_size=1).filter(lambda t: t.isprintable()))
@@ -84,10 +95,13 @@ def test_series_are_read_by_name_and_a_half_written_line_is_passed_over(tmp_path
     file = tmp_path / "metrics.jsonl"
     lines = [{"step": step, "time": 100.0 + step, "values": {"loss": 10.0 - step, "lr": 0.1}} for step in range(100)]
     lines[50]["values"] = {"loss": math.nan, "lr": 0.1}
+    lines[51]["values"] = {"loss": "-Infinity", "lr": 0.1}
     file.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 100, "val')
     loss, lr = read_series(file, None, 1000)
     assert (loss.name, lr.name) == ("loss", "lr")
     assert loss.total == 100 and loss.values[50] is None and loss.steps[-1] == 99 and loss.times[0] == 100.0
+    assert [(mark.index, mark.value) for mark in loss.marks] == [(50, "NaN"), (51, "-Infinity")]
+    assert loss.not_finite == 2 and not lr.marks
     (short,) = read_series(file, ["loss"], 10)
     assert len(short.values) <= 10 and short.total == 100 and short.values[-1] == -89.0
     assert read_series(tmp_path / "none", None, 10) == []
