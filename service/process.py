@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from service.contract.errors import Problem
+from service.journal import LOG_NAME
 from service.locations import Endpoint
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
-LOG_NAME = "navarch.log"
+START_NAME = "start.log"
+"""What a control plane in the background prints, which is little: why it did not start."""
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 
@@ -50,12 +52,16 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None
     """Run the control plane until SIGTERM or Ctrl-C; `on_ready` gets its URL. Raises Problem when it can't start."""
     import uvicorn
 
+    from service import journal
+    from service.access.redaction import protect
     from service.access.tokens import Tokens
     from service.api.app import create_app
     from service.api.security import check_bind
     from service.runtime import Runtime
 
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    journal.configure(settings.data_dir / LOG_NAME, sys.stderr if settings.log_to_stderr else None)
+    protect([settings.token] if settings.token else [])
     check_bind(settings.host, Tokens(settings.data_dir, settings.token))
     with only_one(settings.data_dir), _bound(settings.host, settings.port) as bound:
         runtime = Runtime(settings)
@@ -107,14 +113,14 @@ def start_detached(settings: Settings, arguments: list[str]) -> Running:
     if found is not None:
         return found
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    log = settings.data_dir / LOG_NAME
-    start = log.stat().st_size if log.exists() else 0
-    with log.open("ab") as out:
+    printed = settings.data_dir / START_NAME
+    with os.fdopen(os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "service.cli.main", "up", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
+            env={**os.environ, "NAVARCH_LOG_TO_STDERR": "false"},
             start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -127,8 +133,9 @@ def start_detached(settings: Settings, arguments: list[str]) -> Running:
         time.sleep(0.1)
     else:
         process.terminate()
-    said, hint = _end_of(log, start)
-    raise Problem("internal", f"The control plane did not start: {said}", f"{hint} Its log is {log}.".strip())
+    said, hint = _end_of(printed)
+    where = f"Its log is {settings.data_dir / LOG_NAME}."
+    raise Problem("internal", f"The control plane did not start: {said}", f"{hint} {where}".strip())
 
 
 def stop(data_dir: Path) -> Running | None:
@@ -226,11 +233,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _end_of(log: Path, start: int) -> tuple[str, str]:
+def _end_of(printed: Path) -> tuple[str, str]:
     """The error and the hint with which a control plane ended; without an error line, the last thing that it said."""
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in printed.read_bytes().decode(errors="replace").splitlines() if line.strip()]
     errors = [index for index, line in enumerate(lines) if line.startswith("error: ")]
     if not errors:
         return (lines[-1] if lines else "it said nothing"), ""

@@ -1,6 +1,5 @@
 """The running control plane: opens the store, and starts and ends everything that works on it."""
 
-import logging
 import os
 import time
 import uuid
@@ -38,7 +37,6 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # a handshake that fails is an answer, not an error
         self.hub = Hub()
         self.database = Database(settings.url)
         self.engines = DockerHosts(self.database, settings)

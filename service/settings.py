@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     """Size of one replica's log at which its oldest half is dropped."""
     workers: int = 8
     """Jobs that the controller handles side by side."""
+    log_to_stderr: bool = True
+    """Whether the control plane's own log goes to standard error, too, besides its file."""
     sweep_s: float = 15.0
     """How often everything is looked at again, in case a wake-up was missed."""
 

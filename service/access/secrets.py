@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from service.access import redaction
 from service.contract.errors import Problem
 
 
@@ -17,6 +18,7 @@ class SecretBox:
         self._file = data_dir / "secret.key"
 
     def seal(self, values: Mapping[str, str]) -> bytes | None:
+        redaction.protect(values.values())
         return self._fernet().encrypt(json.dumps(dict(values)).encode()) if values else None
 
     def open(self, sealed: bytes | None) -> dict[str, str]:
@@ -31,6 +33,7 @@ class SecretBox:
                 f"The job's secrets can't be decrypted with {self._file}.",
                 "Put back the key file that was there when the job was submitted, or submit the job again.",
             ) from None
+        redaction.protect(found.values())
         return {str(name): str(value) for name, value in found.items()}
 
     def _fernet(self) -> Fernet:

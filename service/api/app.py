@@ -55,6 +55,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.include_router(api)
     app.add_api_route("/metrics", _metrics(meter), include_in_schema=False)
     app.add_middleware(Gate, tokens=tokens)
+    app.add_middleware(problems.Failures)
     app.add_middleware(meter.middleware)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
-import sqlite3
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from images.errors import ImageError
 from jobs.mistakes import dotted
 from service.contract.errors import KINDS, Problem
 from service.contract.schemas import ProblemDocument
+from service.store.faults import of_storage
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {400: "malformed_body", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
@@ -107,26 +106,45 @@ def install(app: FastAPI) -> None:
         problem = Problem(code, detail, "See /docs for what the API offers.")
         return respond(problem, request.url.path, headers)
 
-    @app.exception_handler(OperationalError)
-    def of_the_database(request: Request, error: OperationalError) -> Response:
-        log.error("database error", path=request.url.path, error=str(error.orig))
-        hint = "See that the database runs and its disk is not full, then try again; `navarch doctor` looks at both."
-        full = isinstance(error.orig, sqlite3.OperationalError) and "full" in str(error.orig)
-        code = "disk_full" if full else "database_unavailable"
-        return respond(Problem(code, f"The database refused: {error.orig}.", hint), request.url.path)
 
-    @app.exception_handler(ClientDisconnect)
-    def gone(request: Request, error: ClientDisconnect) -> Response:
-        return Response(status_code=400)  # nobody is there to read it
+class Failures:
+    """ASGI middleware around everything: what nobody foresaw becomes one log line and a problem document.
 
-    @app.exception_handler(Exception)
-    def unforeseen(request: Request, error: Exception) -> Response:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            hint = "Free some space on the disk that holds the data folder."
-            return respond(Problem("disk_full", "There is no space left on the disk.", hint), request.url.path)
-        log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
-        detail = f"{request.method} {request.url.path} failed inside Navarch ({type(error).__name__})."
-        return respond(Problem("internal", detail, "The control plane's log has the details."), request.url.path)
+    Inside of the framework's own, which would log it a second time. A client that has gone is no failure.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            answer = respond(_unforeseen(scope["method"], scope["path"], error), scope["path"])
+            if not begun:  # else the broken answer is all that can be had
+                await answer(scope, receive, send)
+
+
+def _unforeseen(method: str, path: str, error: Exception) -> Problem:
+    storage = of_storage(error)
+    if storage is not None:
+        log.error("the disk or the database refused", method=method, path=path[:500], error=storage.detail)
+        return storage
+    log.error("request failed", method=method, path=path[:500], exc_info=error)
+    detail = f"{method} {path} failed inside Navarch ({type(error).__name__})."
+    return Problem("internal", detail, "The control plane's log has the details.")
 
 
 def _methods(app: FastAPI, path: str) -> list[str]:

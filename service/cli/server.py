@@ -33,6 +33,7 @@ def up(
 ) -> None:
     """Start the control plane."""
     from service import process
+    from service.journal import LOG_NAME
 
     settings = _settings(host=host, port=port, data_dir=data_dir, mount_roots=mount_root)
     if not detach:
@@ -45,7 +46,7 @@ def up(
         output.as_json({"url": found.url, "pid": found.pid, "data_dir": str(settings.data_dir)})
         return
     output.say(f"Navarch {'already runs' if before else 'runs'} at [bold]{found.url}[/] [dim](pid {found.pid})[/]")
-    output.say(f"[dim]log {settings.data_dir / process.LOG_NAME}; API docs {found.url}/docs; navarch down ends it[/]")
+    output.say(f"[dim]log {settings.data_dir / LOG_NAME}; API docs {found.url}/docs; navarch down ends it[/]")
 
 
 def _say_ready(url: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.api.batch import Batcher
@@ -23,6 +23,7 @@ from service.contract.errors import Problem
 VALUES = st.lists(st.one_of(st.none(), st.floats(allow_nan=False)), max_size=300)
 
 
+@settings(deadline=None)
 @given(VALUES, st.integers(2, 60))
 def test_a_downsampled_series_is_small_ordered_and_keeps_its_ends(values: list[float | None], points: int) -> None:
     kept = pick(values, points)
@@ -31,6 +32,7 @@ def test_a_downsampled_series_is_small_ordered_and_keeps_its_ends(values: list[f
         assert kept[0] == 0 and kept[-1] == len(values) - 1
 
 
+@settings(deadline=None)
 @given(st.integers(50, 3000), st.integers(4, 50), st.data())
 def test_a_spike_of_one_step_is_never_lost(count: int, points: int, data: st.DataObject) -> None:
     values = [math.sin(index / 50) for index in range(count)]
@@ -39,6 +41,7 @@ def test_a_spike_of_one_step_is_never_lost(count: int, points: int, data: st.Dat
     assert where in pick(values, points)
 
 
+@settings(deadline=None)
 @given(st.integers(50, 3000), st.integers(8, 50), st.data())
 def test_a_value_that_is_not_finite_hides_neither_itself_nor_the_extremes_beside_it(
     count: int, points: int, data: st.DataObject
@@ -50,11 +53,13 @@ def test_a_value_that_is_not_finite_hides_neither_itself_nor_the_extremes_beside
     assert gap in kept and spike in kept
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text(min_size=1).filter(lambda t: t.isprintable()))
 def test_a_cursor_comes_back_exactly(time: float, identifier: str) -> None:
     assert Cursor.parse(str(Cursor(time, identifier))) == Cursor(time, identifier)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_what_is_no_cursor_is_refused_not_misread(text: str) -> None:
     try:
