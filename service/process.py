@@ -74,6 +74,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
                     Endpoint(url, os.getpid()).write(settings.data_dir)
+                    journal.log.info("started", url=url, pid=os.getpid(), data_dir=str(settings.data_dir))
                     on_ready(url)
 
                 def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -96,6 +97,7 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None
         finally:
             Endpoint.forget(settings.data_dir)
             runtime.stop()
+            journal.log.info("ended", pid=os.getpid())
 
 
 def settle_memory() -> None:

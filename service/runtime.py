@@ -4,8 +4,6 @@ import os
 import time
 import uuid
 
-from sqlalchemy import text
-
 from service.access.mounts import MountRules
 from service.access.secrets import SecretBox
 from service.artifacts.digests import Digests
@@ -25,6 +23,7 @@ from service.intake.commands import Jobs
 from service.intake.plans import Plans
 from service.settings import Settings
 from service.store.database import Database
+from service.store.soundness import Heartbeat, check, mark
 from service.store.tables import Host, Meta
 
 _REMOVAL_PATIENCE_S = 10.0
@@ -47,12 +46,16 @@ class Runtime:
         self.digests = Digests(self.database, MountRules.of(settings))
         self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub)
+        self.heartbeat = Heartbeat(self.database.path.parent, self._beat)
         self.deployment = ""
         self.controller: Controller | None = None
 
     def start(self) -> None:
+        """Raises Problem `disk_full` or `database_unavailable` when the data folder can't be worked on."""
+        check(self.database.path)
         self.database.migrate()
         self.deployment = _deployment(self.database)
+        mark(self.database.path, self.deployment)
         ensure_local_host(self.database, self.settings, os.cpu_count() or 1)
         collector = Collector(self.engines, self.database, self.settings, self.hub, self._woken)
         context = Context(
@@ -81,20 +84,25 @@ class Runtime:
         self.database.close()
 
     def health(self) -> dict[str, tuple[bool, str]]:
-        """What Navarch stands on: name → (is well, in words)."""
+        """What Navarch stands on: name → (is well, in words). Well is a database that can be written just now."""
         checks: dict[str, tuple[bool, str]] = {}
+        trouble = self.heartbeat.trouble()
+        checks["database"] = (trouble is None, trouble or "can be written")
         try:
             with self.database.read() as session:
-                session.connection().execute(text("SELECT 1"))
                 host = session.get(Host, "local")
-            checks["database"] = (True, "sqlite")
         except Exception as error:
-            return {"database": (False, str(error))}
+            host = None
+            checks["database"] = (False, f"it can't be read: {error}")
         alive = self.controller is not None and self.controller.alive
         checks["controller"] = (alive, "works" if alive else "its dispatcher has ended")
         reachable = host is not None and host.reachable
         checks["engine"] = (reachable, (host.message if host and not reachable else None) or self.settings.engine_url)
         return checks
+
+    def _beat(self) -> None:
+        with self.database.write() as session:
+            session.merge(Meta(key="heartbeat", value=str(int(time.time()))))
 
     def consistency(self) -> list[Check]:
         """The database against the engines' real containers."""

@@ -83,6 +83,12 @@ def _explain(error: Exception) -> int:
     if isinstance(error, Problem):
         report(error.detail, error.hint, code=error.code, machine=chosen.machine)
         return USAGE if error.code == "invalid_override" else FAILED
+    from service.store.faults import of_storage
+
+    storage = of_storage(error)
+    if storage is not None:
+        report(storage.detail, storage.hint, code=storage.code, machine=chosen.machine)
+        return FAILED
     if "NAVARCH_DEBUG" in __import__("os").environ:
         raise error
     hint = "Set NAVARCH_DEBUG=1 to see where; this should not happen, please report it."

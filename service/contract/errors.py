@@ -68,6 +68,7 @@ KINDS: dict[str, Kind] = {
     # what Navarch stands on
     "engine_unreachable": Kind(503, "The Docker Engine does not answer"),
     "engine_error": Kind(502, "The Docker Engine refused"),
+    "unhealthy": Kind(503, "Not all is well"),
     "database_unavailable": Kind(503, "The database does not answer"),
     "disk_full": Kind(507, "No space left on the disk"),
     "internal": Kind(500, "Navarch made a mistake"),

@@ -21,9 +21,8 @@ class Database:
     """Read and write transactions. SQLite allows one writer: writers queue on a lock here instead of on its file."""
 
     def __init__(self, url: str) -> None:
-        path = make_url(url).database
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.path = Path(make_url(url).database or "navarch.db").absolute()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.engine: Engine = create_engine(
             url,
             pool_size=16,

@@ -81,14 +81,15 @@ def _key(key: PublicKey) -> schemas.Key:
     responses={503: {"description": "Something is wrong: see `checks`", "content": {MEDIA_TYPE: {}}}},
 )
 def health(request: Request) -> Response:
-    """200 while database, controller and engine work; else 503 with the same `checks`."""
+    """200 while the database can be written and controller and engine work; else 503 with the same `checks`."""
     checks = state_of(request).runtime.health()
     found = [schemas.Check(name=name, ok=ok, detail=detail) for name, (ok, detail) in checks.items()]
     if all(check.ok for check in found):
         return Response(schemas.Health(ok=True, checks=found).model_dump_json(), media_type="application/json")
     bad = "; ".join(f"{check.name}: {check.detail}" for check in found if not check.ok)
+    first = next(check.name for check in found if not check.ok)
     problem = Problem(
-        "engine_unreachable" if any(not check.ok and check.name == "engine" for check in found) else "internal",
+        {"database": "database_unavailable", "engine": "engine_unreachable"}.get(first, "unhealthy"),
         f"Not all is well: {bad}.",
         "`navarch doctor` says what to do.",
         ok=False,
