@@ -189,10 +189,10 @@ class _Shape:
     kv_heads = head_size = 1
 
 
-def check_draw(device: str, features: Features) -> Any:
+def check_draw(device: str, features: Features, unscaled: bool = False) -> Any:
     torch.manual_seed(0)
     n, vocabulary = 6, 5000
-    table = SlotTable(_Shape(), 8, 32, torch.float32, torch.device(device))  # type: ignore[arg-type]
+    table = SlotTable(_Shape(), 8, 32, torch.float32, torch.device(device), unscaled=unscaled)  # type: ignore[arg-type]
     table.lengths[:] = torch.tensor([4, 9, 5, 7, 8, 3, 2, 6, 1])
     table.limits[:] = 10
     table.finished[:] = torch.tensor([0, 0, 0, 0, 1, 0, 0, 0, 1])
@@ -200,13 +200,17 @@ def check_draw(device: str, features: Features) -> Any:
     table.temperature[:] = torch.tensor([1.0, 0.0, 0.5, 2.0, 1.0, 1.0, 0.7, 1.0, 0.0])
     table.top_k[:] = torch.tensor([0, 0, 5, 0, 3, 0, 40, 0, 0])
     table.top_p[:] = torch.tensor([1.0, 1.0, 1.0, 0.3, 0.9, 0.5, 0.8, 1.0, 1.0])
+    table.min_p[:] = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.2, 0.0, 0.0])
     table.penalty[:] = 1.3 if features.penalised else 1.0
     table.seeds[:] = torch.randint(-(2**62), 2**62, (9,), device=device)
     slots = torch.tensor([0, 1, 2, 3, 4, 8], device=device)
     logits = torch.randn(n, vocabulary, device=device) * 3
-    rows = SamplingRows(*(t[slots] for t in (table.temperature, table.top_k, table.top_p, table.penalty, table.seeds)))
+    options = (table.temperature, table.top_k, table.top_p, table.min_p, table.penalty, table.seeds)
+    rows = SamplingRows(*(option[slots] for option in options))
     history = table.tokens[slots] if features.penalised else None
-    tokens, logprobs = draw(logits, rows, table.lengths[slots], history=history, filtered=features.filtered)
+    tokens, logprobs = draw(
+        logits, rows, table.lengths[slots], history=history, filtered=features.filtered, unscaled=unscaled
+    )
     table.stop_ids[2, 3] = tokens[2]  # this row shall stop
     expected = copy.deepcopy(table)
     expected.commit(slots, expected.lengths[slots], tokens, logprobs)
@@ -255,4 +259,6 @@ def kernel_checks(checks: Checks, device: str) -> None:
                 f"one-row attention D{size} {heads}/{kv}", lambda a=(size, heads, kv): check_one_row_attention(*a)
             )
     for features in (Features(), Features(filtered=True), Features(filtered=True, penalised=True)):
-        checks.run(f"draw {features}", lambda f=features: check_draw(device, f))
+        for own in (False, True):
+            label = f"draw {features}{', log-probs of the model' if own else ''}"
+            checks.run(label, lambda f=features, own=own: check_draw(device, f, own))

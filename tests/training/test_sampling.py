@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers.generation.logits_process import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -16,11 +17,14 @@ from training.rollout.engine import row_seed
 from training.rollout.sampling import SamplingRows, draw, filter_logits, gumbel_noise, penalise_repetition
 
 
-def rows(n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, penalty: float = 1.0) -> SamplingRows:
+def rows(
+    n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, penalty: float = 1.0
+) -> SamplingRows:
     return SamplingRows(
         torch.full((n,), temperature),
         torch.full((n,), top_k),
         torch.full((n,), top_p),
+        torch.full((n,), min_p),
         torch.full((n,), penalty),
         torch.tensor([row_seed(1, i) for i in range(n)]),
     )
@@ -28,7 +32,8 @@ def rows(n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, p
 
 @pytest.mark.parametrize("top_k", [0, 1, 5, 60, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.95, 0.5, 0.05])
-def test_filters_leave_transformers_distribution(top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.5, 1.0])
+def test_filters_leave_transformers_distribution(top_k: int, top_p: float, min_p: float) -> None:
     torch.manual_seed(top_k)
     logits = torch.randn(6, 60) * 3
     expected = TemperatureLogitsWarper(0.7)(None, logits)  # type: ignore[arg-type]
@@ -36,17 +41,20 @@ def test_filters_leave_transformers_distribution(top_k: int, top_p: float) -> No
         expected = TopKLogitsWarper(top_k)(None, expected)  # type: ignore[arg-type]
     if top_p < 1:
         expected = TopPLogitsWarper(top_p)(None, expected)  # type: ignore[arg-type]
-    actual = filter_logits(logits / 0.7, torch.full((6,), top_k), torch.full((6,), top_p))
+    if min_p:
+        expected = MinPLogitsWarper(min_p)(None, expected)  # type: ignore[arg-type]
+    actual = filter_logits(logits / 0.7, torch.full((6,), top_k), torch.full((6,), top_p), torch.full((6,), min_p))
     torch.testing.assert_close(actual.softmax(-1), expected.softmax(-1))
 
 
 def test_rows_of_a_batch_keep_their_own_options() -> None:
     logits = torch.randn(4, 50)
     top_k, top_p = torch.tensor([0, 3, 0, 5]), torch.tensor([1.0, 1.0, 0.0, 0.6])
-    together = filter_logits(logits, top_k, top_p)
+    min_p = torch.tensor([0.0, 0.0, 0.5, 0.1])
+    together = filter_logits(logits, top_k, top_p, min_p)
     for row in range(4):
         part = slice(row, row + 1)
-        assert torch.equal(together[part], filter_logits(logits[part], top_k[part], top_p[part]))
+        assert torch.equal(together[part], filter_logits(logits[part], top_k[part], top_p[part], min_p[part]))
     assert together.isfinite().sum(dim=1).tolist()[:3] == [50, 3, 1]
 
 
@@ -113,6 +121,18 @@ def test_filtered_draws_stay_inside_and_report_the_whole_distribution() -> None:
     torch.testing.assert_close(logprobs, logits[0].log_softmax(-1)[tokens])
 
 
+def test_log_probs_can_be_the_models_own() -> None:
+    """Whatever the temperature, the penalty and the filters."""
+    logits = torch.randn(1, 40).expand(500, 40)
+    history = torch.zeros(500, 4, dtype=torch.int64)
+    options = rows(500, temperature=3.0, top_k=5, min_p=0.1, penalty=1.3)
+    tokens, logprobs = draw(logits, options, torch.arange(500), history=history, filtered=True, unscaled=True)
+    torch.testing.assert_close(logprobs, logits[0].log_softmax(-1)[tokens])
+    scaled = draw(logits, options, torch.arange(500), history=history, filtered=True)
+    assert torch.equal(scaled[0], tokens)
+    torch.testing.assert_close(scaled[1], (logits[0] / 3).log_softmax(-1)[tokens])
+
+
 def test_seeds_of_a_stream_differ() -> None:
     assert len({row_seed(seed, index) for seed in range(20) for index in range(200)}) == 4000
     assert all(0 <= row_seed(-3, index) < 2**63 for index in range(5))
@@ -125,11 +145,12 @@ def test_seeds_of_a_stream_differ() -> None:
         {"temperature": -1},
         {"top_k": -1},
         {"top_p": 1.5},
+        {"min_p": -0.1},
         {"repetition_penalty": 0},
         {"stop": ("",)},
         {"stop_ids": tuple(range(9))},
     ],
 )
 def test_options_that_make_no_sense_are_refused_by_name(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options)).replace("stop_ids", "stop ids").replace("_k", "_k")):
+    with pytest.raises(ValueError, match=next(iter(options)).replace("stop_ids", "stop ids")):
         GenerationConfig(**options)  # type: ignore[arg-type]

@@ -11,15 +11,17 @@ MAX_STOP_IDS = 8
 class GenerationConfig:
     """Options of one generation.
 
-    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 are off. `stop_ids` None means the stop ids of the template
-    that the engine was given; an empty tuple means none. `stop` holds strings that end a completion when they appear
-    in its text. Order of the filters is transformers': repetition penalty, temperature, top-k, top-p.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `stop_ids` None means the stop ids of the
+    template that the engine was given; an empty tuple means none. `stop` holds strings that end a completion when they
+    appear in its text. Order of the filters is transformers': repetition penalty, temperature, top-k, top-p, min-p.
     """
 
     max_new_tokens: int = 128
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one's probability are left out."""
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] | None = None
@@ -33,6 +35,8 @@ class GenerationConfig:
             raise ValueError(f"top_k is {self.top_k}: give 0 (off) or more")
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a value from 0 to 1")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p is {self.min_p}: give a value from 0 to 1")
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}: give a value above 0 (1 is off)")
         if self.stop_ids is not None and len(self.stop_ids) > MAX_STOP_IDS:
@@ -43,7 +47,7 @@ class GenerationConfig:
     @property
     def filtered(self) -> bool:
         """True when tokens are drawn from a truncated distribution, so log-probs are not the sampling ones."""
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
     @property
     def penalised(self) -> bool:

@@ -201,7 +201,7 @@ def _content(value: Any, name: str) -> str:
         for part in value:
             kind = part.get("type", "text") if isinstance(part, Mapping) else article(part)
             if kind != "text" or not isinstance(part.get("text"), str):
-                raise RowError(f"{name} has a part of type {kind!r}; only text parts can be trained on")
+                raise RowError(f"{name} has a part of type {kind!r}; only text parts are possible")
         value = "".join(part["text"] for part in value)
     if value is None:
         value = ""

@@ -27,7 +27,10 @@ PREFILL_BUDGET = 16384
 class Decoder:
     """One model's weights, its slots and its graphs. Not thread-safe: one thread drives it."""
 
-    def __init__(self, model: nn.Module, *, max_batch: int, max_length: int, graphs: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, *, max_batch: int, max_length: int, graphs: bool = True, unscaled: bool = False
+    ) -> None:
+        """unscaled: log-probs are the model's own, whatever a request's temperature (for serving)."""
         self.model, self.max_batch = model, max_batch
         self.family = family_of(model)
         if max_length > self.family.context:
@@ -35,7 +38,7 @@ class Decoder:
         self.max_length = max_length
         self.device = next(model.parameters()).device
         self.graphs = graphs and self.device.type == "cuda"
-        self.table = SlotTable(self.family, max_batch, max_length, self.family.dtype, self.device)
+        self.table = SlotTable(self.family, max_batch, max_length, self.family.dtype, self.device, unscaled=unscaled)
         self.rotary = self.family.rotary(max_length)
         self._bounds: dict[int, int] = {}  # slot -> most tokens it can hold by now
         self._captured: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = {}

@@ -37,7 +37,7 @@ if AVAILABLE:
     def _draw_chunks(
         logits_ptr, choice_ptr, slots_ptr, lengths_ptr, seeds_ptr, temperature_ptr,
         peak_ptr, sum_ptr, best_ptr, token_ptr, score_ptr, vocabulary, chunks,
-        CHOICE: tl.constexpr, BLOCK: tl.constexpr,
+        CHOICE: tl.constexpr, UNSCALED: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
         slot = tl.load(slots_ptr + row)
@@ -46,11 +46,13 @@ if AVAILABLE:
         temperature = tl.load(temperature_ptr + slot)
         ids = chunk * BLOCK + tl.arange(0, BLOCK)
         inside = ids < vocabulary
-        scaled = tl.load(logits_ptr + row * vocabulary + ids, mask=inside, other=float("-inf")).to(tl.float32)
-        scaled = scaled / tl.where(temperature > 0, temperature, 1.0)
-        peak = tl.max(scaled, 0)
-        total = tl.sum(tl.exp(scaled - peak), 0)
-        choice = scaled
+        logits = tl.load(logits_ptr + row * vocabulary + ids, mask=inside, other=float("-inf")).to(tl.float32)
+        choice = logits / tl.where(temperature > 0, temperature, 1.0)
+        measured = choice
+        if UNSCALED:
+            measured = logits
+        peak = tl.max(measured, 0)
+        total = tl.sum(tl.exp(measured - peak), 0)
         if CHOICE:
             choice = tl.load(choice_ptr + row * vocabulary + ids, mask=inside, other=float("-inf"))
         if temperature > 0:
@@ -65,7 +67,7 @@ if AVAILABLE:
         choice = tl.where(inside, choice, float("-inf"))
         best = tl.max(choice, 0)
         at = tl.argmax(choice, 0)
-        score = tl.sum(tl.where(tl.arange(0, BLOCK) == at, scaled, 0.0), 0)
+        score = tl.sum(tl.where(tl.arange(0, BLOCK) == at, measured, 0.0), 0)
         out = row * chunks + chunk
         tl.store(peak_ptr + out, peak)
         tl.store(sum_ptr + out, total)
@@ -117,7 +119,7 @@ def draw_and_commit(logits: Tensor, choice: Tensor | None, slots: Tensor, table:
     _draw_chunks[(n, chunks)](
         logits, logits if choice is None else choice, slots, table.lengths, table.seeds, table.temperature,
         parts[0], parts[1], parts[2], ids, parts[3], vocabulary, chunks,
-        CHOICE=choice is not None, BLOCK=CHUNK, num_warps=4,
+        CHOICE=choice is not None, UNSCALED=table.unscaled, BLOCK=CHUNK, num_warps=4,
     )  # fmt: skip
     _commit[(n,)](
         slots, table.lengths, table.limits, table.finished, table.stopped, table.stop_ids, table.tokens, table.logprobs,

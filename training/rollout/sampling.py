@@ -22,6 +22,7 @@ class SamplingRows(NamedTuple):
     temperature: Tensor
     top_k: Tensor
     top_p: Tensor
+    min_p: Tensor
     penalty: Tensor
     seeds: Tensor
 
@@ -65,11 +66,12 @@ def penalise_repetition(logits: Tensor, history: Tensor, lengths: Tensor, penalt
     return logits.scatter(1, ids, torch.where(scores < 0, scores * factor, scores / factor))
 
 
-def filter_logits(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Set all but the top-k, then all but the nucleus of mass top-p, to -inf; at least one token is kept.
+def filter_logits(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Set all but the top-k, then all but the nucleus of mass top-p, then all below min-p times the highest
+    probability, to -inf; at least one token is kept.
 
-    scaled [n, V] are logits over temperature; top_k [n] (0 = off), top_p [n] (1 = off). Equal scores at the border
-    are kept together.
+    scaled [n, V] are logits over temperature; top_k [n] (0 = off), top_p [n] (1 = off), min_p [n] (0 = off). Equal
+    scores at the border are kept together.
     """
     vocabulary = scaled.shape[-1]
     ordered = scaled.sort(dim=-1, descending=True).values
@@ -81,6 +83,7 @@ def filter_logits(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     outside = (before >= top_p[:, None]) & (top_p < 1)[:, None]
     outside[:, 0] = False
     border = torch.maximum(border, ordered.masked_fill(outside, float("inf")).amin(dim=-1, keepdim=True))
+    border = torch.maximum(border, ordered[:, :1] + min_p[:, None].log())
     return scaled.masked_fill(scaled < border, MINUS_INFINITY)
 
 
@@ -96,10 +99,12 @@ def draw(
     *,
     history: Tensor | None = None,
     filtered: bool = False,
+    unscaled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row. logits [n, V], positions [n] -> tokens [n] int64, log-probs [n] fp32.
 
-    The log-prob is that of log_softmax(logits / T): before repetition penalty and filters, as a trainer recomputes it.
+    The log-prob is that of log_softmax(logits / T), as a trainer recomputes it, or (unscaled) of log_softmax(logits),
+    the model's own: both before repetition penalty and filters.
     `history` [n, s] turns the repetition penalty on; its first `positions` entries a row count.
     """
     scaled = scale_logits(logits, rows.temperature)
@@ -107,9 +112,10 @@ def draw(
     if history is not None:
         choice = scale_logits(penalise_repetition(logits.float(), history, positions, rows.penalty), rows.temperature)
     if filtered:
-        choice = filter_logits(choice, rows.top_k, rows.top_p)
+        choice = filter_logits(choice, rows.top_k, rows.top_p, rows.min_p)
     noise = gumbel_noise(rows.seeds, positions, logits.shape[-1])
     choice = torch.where((rows.temperature > 0)[:, None], choice + noise, choice)
     tokens = choice.argmax(dim=-1)
-    logprobs = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(dim=-1)
+    measured = logits.float() if unscaled else scaled
+    logprobs = measured.gather(1, tokens[:, None])[:, 0] - measured.logsumexp(dim=-1)
     return tokens, logprobs

@@ -46,8 +46,12 @@ class Features:
 class SlotTable:
     """Tensors [slots + 1, …] on one device; see the module's docstring."""
 
-    def __init__(self, family: Family, slots: int, max_length: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.slots, self.max_length, self.device = slots, max_length, device
+    def __init__(
+        self, family: Family, slots: int, max_length: int, dtype: torch.dtype, device: torch.device, *,
+        unscaled: bool = False,
+    ) -> None:  # fmt: skip
+        """unscaled: log-probs are the model's own, not those of the distribution at the request's temperature."""
+        self.slots, self.max_length, self.device, self.unscaled = slots, max_length, device, unscaled
         rows, width = slots + 1, max_length + 1  # one scratch column: where finished rows "write"
         shape = (len(family.blocks), rows, family.kv_heads, max_length, family.head_size)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -61,6 +65,7 @@ class SlotTable:
         self.temperature = torch.zeros(rows, dtype=torch.float32, device=device)
         self.top_k = torch.zeros(rows, dtype=torch.int64, device=device)
         self.top_p = torch.ones(rows, dtype=torch.float32, device=device)
+        self.min_p = torch.zeros(rows, dtype=torch.float32, device=device)
         self.penalty = torch.ones(rows, dtype=torch.float32, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
         self.stop_ids = torch.full((rows, MAX_STOP_IDS), -1, dtype=torch.int64, device=device)
@@ -87,7 +92,7 @@ class SlotTable:
         head = 5 + MAX_STOP_IDS
         longest = max(len(request.prompt) for request in requests)
         integers = np.zeros((len(requests), head + longest), dtype=np.int64)
-        floats = np.empty((len(requests), 3), dtype=np.float32)
+        floats = np.empty((len(requests), 4), dtype=np.float32)
         for row, request in enumerate(requests):
             config, length = request.config, len(request.prompt)
             stops = [*request.stop_ids, *[-1] * (MAX_STOP_IDS - len(request.stop_ids))]
@@ -95,13 +100,13 @@ class SlotTable:
             seed = (request.seed + 2**63) % 2**64 - 2**63
             integers[row, :head] = (request.slot, length, limit, config.top_k, seed, *stops)
             integers[row, head : head + length] = request.prompt
-            floats[row] = (config.temperature, config.top_p, config.repetition_penalty)
+            floats[row] = (config.temperature, config.top_p, config.min_p, config.repetition_penalty)
         whole, parts = self.to_device(torch.from_numpy(integers)), self.to_device(torch.from_numpy(floats))
         at = whole[:, 0]
         self.lengths[at], self.limits[at], self.top_k[at], self.seeds[at] = whole[:, 1:5].unbind(1)
         self.stop_ids[at] = whole[:, 5:head]
         self.tokens[at, :longest] = whole[:, head:]
-        self.temperature[at], self.top_p[at], self.penalty[at] = parts.unbind(1)
+        self.temperature[at], self.top_p[at], self.min_p[at], self.penalty[at] = parts.unbind(1)
         self.stopped[at] = 0
         self.finished[at] = 0
 
@@ -128,11 +133,14 @@ class SlotTable:
         if features.top:
             self.record_top(logits, slots)
         rows = SamplingRows(
-            self.temperature[slots], self.top_k[slots], self.top_p[slots], self.penalty[slots], self.seeds[slots]
-        )
+            self.temperature[slots], self.top_k[slots], self.top_p[slots], self.min_p[slots], self.penalty[slots],
+            self.seeds[slots],
+        )  # fmt: skip
         lengths = self.lengths[slots]
         history = self.tokens[slots] if features.penalised else None
-        tokens, logprobs = draw(logits, rows, lengths, history=history, filtered=features.filtered)
+        tokens, logprobs = draw(
+            logits, rows, lengths, history=history, filtered=features.filtered, unscaled=self.unscaled
+        )
         self.commit(slots, lengths, tokens, logprobs)
 
     def choice(self, logits: Tensor, slots: Tensor, features: Features) -> Tensor:
@@ -142,12 +150,14 @@ class SlotTable:
             lengths = self.lengths[slots]
             logits = penalise_repetition(logits, self.tokens[slots], lengths, self.penalty[slots])
         scaled = scale_logits(logits, self.temperature[slots])
-        return filter_logits(scaled, self.top_k[slots], self.top_p[slots]) if features.filtered else scaled
+        if not features.filtered:
+            return scaled
+        return filter_logits(scaled, self.top_k[slots], self.top_p[slots], self.min_p[slots])
 
     def record_top(self, logits: Tensor, slots: Tensor) -> None:
         assert self.top_ids is not None and self.top_scores is not None
-        scaled = scale_logits(logits, self.temperature[slots]).log_softmax(dim=-1)
-        scores, ids = scaled.topk(min(TOP_LOGPROBS, scaled.shape[-1]), dim=-1)
+        measured = logits.float() if self.unscaled else scale_logits(logits, self.temperature[slots])
+        scores, ids = measured.log_softmax(dim=-1).topk(min(TOP_LOGPROBS, measured.shape[-1]), dim=-1)
         at = self.write_position(slots)
         self.top_ids[slots, at, : ids.shape[1]] = ids.int()
         self.top_scores[slots, at, : ids.shape[1]] = scores

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from training.data.template import TextCodec
 from training.serving.messages import Update
+from training.serving.spelling import Spelled, Speller
 from training.serving.streaming_text import TextStream
 
 LOWEST_LOGPROB = -9999.0
@@ -16,11 +15,12 @@ LOWEST_LOGPROB = -9999.0
 
 
 class Token(NamedTuple):
-    """One generated token with its log-prob and the most likely ones at its place."""
+    """One generated token: its spelling, its log-prob, the most likely ones at its place, and where its text begins."""
 
-    id: int
+    spelled: Spelled
     logprob: float
-    top: list[tuple[int, float]]
+    top: list[tuple[Spelled, float]]
+    offset: int
 
 
 class Piece(NamedTuple):
@@ -32,11 +32,14 @@ class Piece(NamedTuple):
 
 
 class Text:
-    """One completion's text as its updates come. `generated` counts its tokens, the stop token included."""
+    """One completion's text as its updates come. `generated` counts its tokens, the stop token included.
 
-    def __init__(self, decode: Callable[[list[int]], str], stop: tuple[str, ...], logprobs: bool) -> None:
+    speller: given when log-probs were asked for.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], stop: tuple[str, ...], speller: Speller | None) -> None:
         self._stream = TextStream(decode, stop)
-        self._logprobs = logprobs
+        self._speller = speller
         self.generated = 0
         self.stopped = False
         """A stop string has ended it: the decoder need not go on."""
@@ -50,13 +53,19 @@ class Text:
         finish = update.finish
         if self._stream.stopped:
             self.stopped, self.generated, finish = True, self._stream.count, "stop"
+        shown = min(len(ids), self.generated - before)  # the stop token is not part of the text
+        return Piece(text, self._spelled(update, shown) if self._speller else [], finish)
+
+    def _spelled(self, update: Update, count: int) -> list[Token]:
+        assert self._speller is not None
         tokens = []
-        if self._logprobs:
-            tops = update.top or [[] for _ in update.tokens]
-            scores = update.logprobs or []
-            tokens = [Token(*parts) for parts in zip(update.tokens, scores, tops, strict=True)]
-            tokens = tokens[: self.generated - before]
-        return Piece(text, tokens, finish)
+        for number in range(count):
+            top = update.top[number] if update.top else []
+            spelled, offset, others = self._speller.add(update.tokens[number], [token for token, _ in top])
+            scores = [score for _, score in top]
+            logprob = update.logprobs[number] if update.logprobs else 0.0
+            tokens.append(Token(spelled, logprob, list(zip(others, scores, strict=True)), offset))
+        return tokens
 
 
 class Whole:
@@ -76,12 +85,12 @@ class Whole:
 class Shape:
     """How chat completions (or plain ones) write what was generated."""
 
-    def __init__(self, codec: TextCodec, *, chat: bool, logprobs: bool) -> None:
-        self.codec, self.chat, self.logprobs = codec, chat, logprobs
+    def __init__(self, *, chat: bool, logprobs: bool) -> None:
+        self.chat, self.logprobs = chat, logprobs
 
     def choice(self, index: int, whole: Whole) -> dict[str, Any]:
         text = "".join(whole.parts)
-        logprobs = self._logprobs(whole.tokens, 0)
+        logprobs = self._logprobs(whole.tokens)
         if self.chat:
             message = {"role": "assistant", "content": text, "refusal": None}
             return {"index": index, "message": message, "finish_reason": whole.finish, "logprobs": logprobs}
@@ -92,43 +101,37 @@ class Shape:
         delta = {"role": "assistant", "content": "", "refusal": None}
         return {"index": index, "delta": delta, "finish_reason": None, "logprobs": None}
 
-    def delta(self, index: int, piece: Piece, offset: int) -> dict[str, Any]:
-        """An event's choice; `offset` is where its tokens begin, in characters of the completion."""
+    def delta(self, index: int, piece: Piece) -> dict[str, Any]:
+        """An event's choice."""
         made: dict[str, Any] = {"index": index, "finish_reason": piece.finish}
         if self.chat:
             made["delta"] = {"content": piece.text} if piece.text else {}
         else:
             made["text"] = piece.text
-        made["logprobs"] = self._logprobs(piece.tokens, offset)
+        made["logprobs"] = self._logprobs(piece.tokens)
         return made
 
-    def width(self, piece: Piece) -> int:
-        """Characters of a piece's tokens, each written alone."""
-        return sum(len(self._token_text(token.id)) for token in piece.tokens)
-
-    def _token_text(self, token: int) -> str:
-        return self.codec.decode([token], skip_special=False)
-
-    def _logprobs(self, tokens: list[Token], offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
         if self.chat:
             content = [
-                {**self._entry(token.id, token.logprob), "top_logprobs": [self._entry(*pair) for pair in token.top]}
+                {**_entry(token.spelled, token.logprob), "top_logprobs": [_entry(*pair) for pair in token.top]}
                 for token in tokens
             ]
             return {"content": content, "refusal": None}
-        texts = [self._token_text(token.id) for token in tokens]
         return {
-            "tokens": texts,
+            "tokens": [token.spelled.shown for token in tokens],
             "token_logprobs": [max(token.logprob, LOWEST_LOGPROB) for token in tokens],
-            "top_logprobs": [{self._token_text(i): score for i, score in token.top} for token in tokens],
-            "text_offset": list(itertools.accumulate((len(text) for text in texts), initial=offset))[:-1],
+            "top_logprobs": [
+                {spelled.shown: max(score, LOWEST_LOGPROB) for spelled, score in token.top} for token in tokens
+            ],
+            "text_offset": [token.offset for token in tokens],
         }
 
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._token_text(token)
-        return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(text.encode())}
+
+def _entry(spelled: Spelled, logprob: float) -> dict[str, Any]:
+    return {"token": spelled.shown, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(spelled.raw)}
 
 
 def event(data: Any) -> str:

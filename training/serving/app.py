@@ -18,6 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from training.config.serving import ServeConfig
+from training.config.tree import nearest
 from training.data.template import TextCodec
 from training.errors import DataError
 from training.serving.answers import Shape, Text, Whole, event
@@ -30,8 +31,10 @@ from training.serving.protocol import (
     Sampling,
     ScoreRequest,
     identity,
+    turns,
     usage,
 )
+from training.serving.spelling import Speller, Spelling
 
 Body = TypeVar("Body", bound=BaseModel)
 Handler = Callable[[HttpRequest], Awaitable[Response]]
@@ -49,17 +52,22 @@ class Api:
 
     def __init__(self, config: ServeConfig, codec: TextCodec, client: DecoderClient) -> None:
         self.config, self.codec, self.client = config, codec, client
+        self.spelling = Spelling(codec)
 
     # --- from a request's body to completions
 
     async def parse(self, request: HttpRequest, kind: type[Body]) -> Body:
-        """Raises ApiError 400 that names the first field that is wrong."""
+        """Raises ApiError 400 that names the first field that is wrong, or that this server doesn't know."""
         try:
             return kind.model_validate_json(await request.body())
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             param = ".".join(str(part) for part in first["loc"]) or None
             message = f"{param}: {first['msg']}" if param else str(first["msg"])
+            if first["type"] == "extra_forbidden":
+                message = f"unknown field {param}"
+                if len(first["loc"]) == 1:
+                    message = f"{message}.{nearest(str(param), list(kind.model_fields))}"
             raise ApiError(400, message, param=param) from None
 
     def check_model(self, name: str | None) -> Facts:
@@ -77,13 +85,13 @@ class Api:
             raise ApiError(400, f"prompt holds token ids outside 0 to {facts.vocabulary - 1}, or none", param="prompt")
         return list(prompt)
 
-    def budget(self, prompt: list[int], asked: int | None, facts: Facts) -> int:
+    def budget(self, prompt: list[int], asked: int | None, facts: Facts, param: str) -> int:
         """New tokens that a request gets; ApiError when it can't have what it asks for."""
         room = facts.max_length - len(prompt)
         if room < 1 or (asked is not None and asked > room):
             wanted = f"{len(prompt)} in the prompt" + (f" and {asked} for the completion" if asked is not None else "")
             why = f"this server's context is {facts.max_length} tokens; the request has {wanted}: shorten it"
-            raise ApiError(400, why, param="messages", code="context_length_exceeded")
+            raise ApiError(400, why, param=param, code="context_length_exceeded")
         return asked if asked is not None else min(room, self.config.max_new_tokens)
 
     async def submit(
@@ -96,7 +104,8 @@ class Api:
         live, now = body.stream or bool(body.stop), time.monotonic()
         asks = []
         for prompt in prompts:
-            generation = body.generation(self.budget(prompt, asked, facts))
+            param = "messages" if isinstance(body, ChatRequest) else "prompt"
+            generation = body.generation(self.budget(prompt, asked, facts, param))
             asks += [
                 Ask(0, prompt, generation, stop_ids, body.seed, choice, live, logprobs, top, now)
                 for choice in range(body.n)
@@ -152,7 +161,6 @@ class Api:
         if with_usage:
             head["usage"] = None
         texts = [self._text(body, shape) for _ in request.asks]
-        offsets = [0] * len(texts)
         finished: set[int] = set()
         try:
             if shape.chat:
@@ -167,8 +175,7 @@ class Api:
                     finished.add(index)
                     request.cancel(index)
                 if piece.text or piece.tokens or piece.finish is not None:
-                    yield event({**head, "choices": [shape.delta(index, piece, offsets[index])]})
-                    offsets[index] += shape.width(piece)
+                    yield event({**head, "choices": [shape.delta(index, piece)]})
             if with_usage:
                 counted = usage(self._sent(body, request), sum(text.generated for text in texts))
                 yield event({**head, "choices": [], "usage": counted})
@@ -179,7 +186,7 @@ class Api:
             request.cancel()
 
     def _text(self, body: Sampling, shape: Shape) -> Text:
-        return Text(self.codec.decode, tuple(body.stop), shape.logprobs)
+        return Text(self.codec.decode, tuple(body.stop), Speller(self.spelling) if shape.logprobs else None)
 
     def _sent(self, body: Sampling, request: Request) -> int:
         """Prompt tokens; a prompt's count once however many completions it has."""
@@ -189,25 +196,23 @@ class Api:
 
     async def chat(self, http: HttpRequest) -> Response:
         body = await self.parse(http, ChatRequest)
-        body.refuse_unsupported("tools", "functions", "response_format", "tool_choice")
+        body.check()
         facts = self.check_model(body.model)
-        prompt = self.codec.encode_prompt([message.turn() for message in body.messages])
+        prompt = self.codec.encode_prompt(turns(body.messages))
         asked = body.max_completion_tokens or body.max_tokens
         top = body.top_logprobs if body.logprobs else 0
         request = await self.submit(body, [prompt], asked, facts, logprobs=body.logprobs, top=top)
-        return await self.reply(http, body, request, Shape(self.codec, chat=True, logprobs=body.logprobs), facts)
+        return await self.reply(http, body, request, Shape(chat=True, logprobs=body.logprobs), facts)
 
     async def complete(self, http: HttpRequest) -> Response:
         body = await self.parse(http, CompletionRequest)
-        body.refuse_unsupported("suffix", "echo")
-        if (body.model_extra or {}).get("best_of", 1) not in (1, body.n):
-            raise ApiError(400, "best_of is not supported by this server: leave it out", param="best_of")
+        body.check()
         facts = self.check_model(body.model)
         prompts = [self.prompt_tokens(prompt, facts) for prompt in body.prompts()]
         logprobs = body.logprobs is not None
         top = body.logprobs or 0
         request = await self.submit(body, prompts, body.max_tokens, facts, logprobs=logprobs, top=top)
-        return await self.reply(http, body, request, Shape(self.codec, chat=False, logprobs=logprobs), facts)
+        return await self.reply(http, body, request, Shape(chat=False, logprobs=logprobs), facts)
 
     async def score(self, http: HttpRequest) -> Response:
         body = await self.parse(http, ScoreRequest)

@@ -111,10 +111,13 @@ class DecoderLoop:
         if served.reward:
             self.work = ScoreQueue(served.model, served.device, self.metrics, max_queue=config.max_queue)
         else:
-            decoder = Decoder(served.model, max_batch=config.max_batch, max_length=served.max_length)
+            decoder = Decoder(served.model, max_batch=config.max_batch, max_length=served.max_length, unscaled=True)
             seconds = warm(decoder)
-            size = f"{config.max_batch} slots of {served.max_length} tokens, {decoder.table.nbytes() / 2**30:.2f} GiB"
-            print(f"serve: {size}; warm in {seconds:.1f} s", flush=True)
+            memory = f"{decoder.table.nbytes() / 2**30:.2f} GiB"
+            print(
+                f"serve: {config.max_batch} slots of {served.max_length} tokens, {memory}; warm in {seconds:.1f} s",
+                flush=True,
+            )
             self.work = Scheduler(decoder, max_queue=config.max_queue, metrics=self.metrics, seed=config.seed)
         self.ready = self.draining = self.stopped = False
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from training.config.generation import GenerationConfig
+from training.data.messages import RowError, read_message
 from training.serving.messages import TOP_LOGPROBS
 
 
@@ -34,34 +35,57 @@ def _as_list(value: Any) -> Any:
     return [] if value is None else [value] if isinstance(value, str) else value
 
 
-def _content_text(value: Any) -> Any:
-    """Message content as one string: OpenAI also allows a list of text parts."""
-    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-        return "".join(str(part.get("text", "")) for part in value)
-    return value
+class Strict(BaseModel):
+    """Refuses fields that it doesn't know: what would change nothing must not look as if it did."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
-class Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_content_text)]
+class Message(Strict):
+    """A turn, as OpenAI writes it; `reasoning_content` is what other servers call an assistant's thoughts."""
 
-    def turn(self) -> dict[str, str]:
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    function_call: dict[str, Any] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: dict[str, Any] | None = None
+
+    def turn(self, place: str) -> dict[str, Any]:
+        """The message as templates read it. Raises ApiError naming what a text model can't take."""
+        facts = self.model_dump(exclude_none=True)
+        if self.role == "assistant":
+            facts.setdefault("content", "")
+        try:
+            return read_message(facts, place)
+        except RowError as error:
+            raise ApiError(400, str(error), param="messages") from None
 
 
-class StreamOptions(BaseModel):
+def turns(messages: list[Message], name: str = "messages") -> list[dict[str, Any]]:
+    return [message.turn(f"{name}[{number}]") for number, message in enumerate(messages)]
+
+
+class StreamOptions(Strict):
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
-class Sampling(BaseModel):
-    """What chat and plain completions share. `top_k`, `repetition_penalty`, `ignore_eos` are extras."""
+class Sampling(Strict):
+    """What chat and plain completions share. `top_k`, `min_p`, `repetition_penalty`, `ignore_eos` are extras.
 
-    model_config = ConfigDict(extra="allow")
+    The last ones say nothing to a server like this one, which keeps no accounts, caches or stores.
+    """
 
     model: str | None = None
     temperature: float = Field(default=1.0, ge=0, le=10)
     top_p: float = Field(default=1.0, ge=0, le=1)
     top_k: int = Field(default=0, ge=0)
+    min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0)
     ignore_eos: bool = False
     n: int = Field(default=1, ge=1, le=64)
@@ -69,10 +93,15 @@ class Sampling(BaseModel):
     seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = None
     presence_penalty: float | None = 0
     frequency_penalty: float | None = 0
     logit_bias: dict[str, float] | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -81,10 +110,9 @@ class Sampling(BaseModel):
 
     def refuse_unsupported(self, *names: str) -> None:
         """Raises ApiError for an option that would change the answer but that this server does not have."""
-        extra = self.model_extra or {}
         for name in ("presence_penalty", "frequency_penalty", "logit_bias", *names):
-            value = getattr(self, name, None) or extra.get(name)
-            if value and value != "none":
+            value = getattr(self, name)
+            if value and value not in ("none", {"type": "text"}):
                 raise ApiError(400, f"{name} is not supported by this server: leave it out", param=name)
 
     def generation(self, max_new_tokens: int) -> GenerationConfig:
@@ -95,6 +123,7 @@ class Sampling(BaseModel):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
+            min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             stop=tuple(self.stop),
         )
@@ -106,6 +135,19 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=TOP_LOGPROBS)
+    response_format: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    function_call: str | dict[str, Any] | None = None
+    modalities: list[Literal["text"]] | None = None
+    parallel_tool_calls: bool | None = None
+
+    def check(self) -> None:
+        """Raises ApiError for what can't be done as it is asked."""
+        self.refuse_unsupported("tools", "functions", "response_format", "tool_choice", "function_call")
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
 
 
 class CompletionRequest(Sampling):
@@ -113,6 +155,14 @@ class CompletionRequest(Sampling):
     max_tokens: int | None = Field(default=16, ge=1)
     logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
     echo: bool = False
+    suffix: str | None = None
+    best_of: int | None = None
+
+    def check(self) -> None:
+        """Raises ApiError for what can't be done as it is asked."""
+        self.refuse_unsupported("suffix", "echo")
+        if self.best_of not in (None, 1, self.n):
+            raise ApiError(400, "best_of is not supported by this server: leave it out", param="best_of")
 
     def prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):
@@ -124,20 +174,20 @@ class CompletionRequest(Sampling):
         return list(self.prompt)
 
 
-class ScoreRequest(BaseModel):
+class ScoreRequest(Strict):
     """Conversations for a reward model: one as `messages`, or several as `conversations`."""
 
     model: str | None = None
     messages: list[Message] | None = None
     conversations: list[list[Message]] | None = None
 
-    def all(self) -> list[list[dict[str, str]]]:
+    def all(self) -> list[list[dict[str, Any]]]:
         if (self.messages is None) == (self.conversations is None):
             raise ApiError(400, "give either messages (one conversation) or conversations (several)", param="messages")
         found = [self.messages] if self.messages is not None else self.conversations or []
-        if not found or any(not turns for turns in found):
+        if not found or any(not messages for messages in found):
             raise ApiError(400, "a conversation has no messages", param="conversations")
-        return [[message.turn() for message in turns] for turns in found]
+        return [turns(messages) for messages in found]
 
 
 def identity(chat: bool, chunk: bool, model: str) -> dict[str, Any]:

@@ -31,8 +31,11 @@ class TextStream:
         whole = self._decode(self._tokens[self._from :])
         if whole.endswith(UNFINISHED) and not last:
             return ""
-        self._held += whole[len(known) :]
-        self._from, self._shown = self._shown, len(self._tokens)
+        new = whole[len(known) :]
+        self._held += new
+        if new:  # tokens without text (special ones) are no context: a word after them would lose its space
+            self._from = self._shown
+        self._shown = len(self._tokens)
         cut = min((at for at in (self._held.find(text) for text in self._stop) if at >= 0), default=-1)
         if cut >= 0:
             self.stopped = True
