@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound
 
+from images.cancellation import Cancellation
 from images.errors import ImageError
+from images.lock import hold
+from images.progress import follow
 from images.recipes import Recipe
 
 DEBOOTSTRAP_VARIANT = "minbase"
@@ -42,7 +48,9 @@ def ensure_image(client: docker.DockerClient, reference: str, *, purpose: str) -
         ) from error
 
 
-def ensure_base(client: docker.DockerClient, recipe: Recipe, apt_mirror: str = "") -> Generator[str, None, str]:
+def ensure_base(
+    client: docker.DockerClient, recipe: Recipe, apt_mirror: str, cancellation: Cancellation
+) -> Generator[str, None, str]:
     """Brings the recipe's base, yielding what happens; returns the reference to build FROM."""
     if not recipe.debootstrap:
         yield from ensure_image(client, recipe.base, purpose="base image")
@@ -58,13 +66,23 @@ def ensure_base(client: docker.DockerClient, recipe: Recipe, apt_mirror: str = "
         yield from ensure_image(client, recipe.base, purpose="base image")
         return recipe.base
     except ImageError as error:
+        cancellation.check()
         yield f"{error.message}; making a base from the distribution's packages instead"
-        yield from make_base(client, recipe.debootstrap, made, apt_mirror, after=error)
+        with (yield from hold(f"{made} on {client.api.base_url}", cancellation)):
+            try:
+                client.images.get(made)  # another build has made it meanwhile
+            except ImageNotFound:
+                yield from make_base(client, recipe.debootstrap, made, apt_mirror, cancellation, after=error)
         return made
 
 
 def make_base(
-    client: docker.DockerClient, release: str, tag: str, mirror: str = "", after: ImageError | None = None
+    client: docker.DockerClient,
+    release: str,
+    tag: str,
+    mirror: str,
+    cancellation: Cancellation,
+    after: ImageError | None = None,
 ) -> Iterator[str]:
     """Makes a minimal Debian with debootstrap and imports it as `tag`. Needs root on the machine that builds."""
     program = shutil.which("debootstrap", path="/usr/sbin:/usr/bin:/sbin:/bin")
@@ -75,24 +93,24 @@ def make_base(
             "Install it (`apt-get install debootstrap`), or name a base that the engine has with --base.",
         )
     yield f"Making Debian {release} with debootstrap (about a minute)"
-    with tempfile.TemporaryDirectory(prefix="navarch-base-") as folder:
-        root = Path(folder) / "root"
+    with _scratch() as folder:
+        root = folder / "root"
         command = [program, f"--variant={DEBOOTSTRAP_VARIANT}", release, str(root), *([mirror] if mirror else [])]
-        yield from _debootstrap(command, release)
+        yield from _debootstrap(command, release, cancellation)
         for path in ("var/cache/apt/archives", "var/lib/apt/lists"):
             for file in (root / path).glob("*"):
                 if file.is_file():
                     file.unlink()
         (root / "etc/resolv.conf").unlink(missing_ok=True)
         (root / "etc/hostname").unlink(missing_ok=True)
-        archive = Path(folder) / "root.tar"
-        packed = subprocess.run(
-            ["tar", "--numeric-owner", "--one-file-system", "-C", str(root), "-cf", str(archive), "."],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if packed.returncode != 0:
+        archive = folder / "root.tar"
+        pack = ["tar", "--numeric-owner", "--one-file-system", "-C", str(root), "-cf", str(archive), "."]
+        with subprocess.Popen(pack, stderr=subprocess.PIPE, text=True) as packing, cancellation.ending(packing.kill):
+            _, said = packing.communicate()
+        cancellation.check()
+        if packing.returncode != 0:
             raise ImageError(
-                "base_unavailable", f"The new base could not be packed: {packed.stderr.strip()}", "Is the disk full?"
+                "base_unavailable", f"The new base could not be packed: {said.strip()}", "Is the disk full?"
             )
         yield f"Importing it as {tag}"
         repository, _, name = tag.partition(":")
@@ -102,20 +120,41 @@ def make_base(
             )
 
 
-def _debootstrap(command: list[str], release: str) -> Iterator[str]:
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder that goes afterwards, and first whatever a program that was broken off left mounted in it."""
+    with tempfile.TemporaryDirectory(prefix="navarch-base-") as folder:
+        try:
+            yield Path(folder)
+        finally:
+            mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+            for place in reversed([place for place in mounted if place.startswith(f"{folder}/")]):
+                subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
+
+
+def _debootstrap(command: list[str], release: str, cancellation: Cancellation) -> Iterator[str]:
     last: list[str] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+
+        def end() -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # a shell script, and what it runs
+
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                last = [*last[-7:], line.rstrip()]
-                if not line.startswith(
-                    ("I: Retrieving", "I: Validating", "I: Extracting", "I: Unpacking", "I: Configuring")
-                ):
-                    yield line.rstrip()
+            with cancellation.ending(end):
+                for line in process.stdout:
+                    last = [*last[-7:], line.rstrip()]
+                    if not line.startswith(
+                        ("I: Retrieving", "I: Validating", "I: Extracting", "I: Unpacking", "I: Configuring")
+                    ):
+                        yield line.rstrip()
         except GeneratorExit:
-            process.terminate()
+            end()
             raise
+    cancellation.check()
     if process.returncode != 0:
         raise ImageError(
             "base_unavailable",
@@ -125,15 +164,13 @@ def _debootstrap(command: list[str], release: str) -> Iterator[str]:
 
 
 def _pull(client: docker.DockerClient, reference: str) -> Iterator[str]:
-    """One line for each layer that is complete; progress bars are left out."""
-    for event in client.api.pull(reference, tag=None if _has_tag(reference) else "latest", stream=True, decode=True):
+    """How far it is, every few seconds."""
+    events = client.api.pull(reference, tag=None if _has_tag(reference) else "latest", stream=True, decode=True)
+    for line, event in follow(events, f"Pulling {reference}"):
         if "error" in event:
             raise APIError(str(event["error"]))
-        status = str(event.get("status", ""))
-        if event.get("id") and status == "Pull complete":
-            yield f"{event['id']}: complete"
-        elif not event.get("id"):
-            yield status
+        if line:
+            yield line
 
 
 def _has_tag(reference: str) -> bool:

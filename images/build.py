@@ -6,17 +6,20 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import docker
 import requests
+import urllib3
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from images import network as networks
 from images.base import ensure_base, ensure_image
+from images.cancellation import Cancellation
 from images.context import Context, make_context
 from images.errors import ImageError
 from images.failures import explain
@@ -25,6 +28,7 @@ from images.network import Network
 from images.recipes import Recipe, load_recipe, torch_index
 
 Value = TypeVar("Value")
+Turn = Callable[[], AbstractContextManager[object]]
 
 RECIPE_LABEL = "navarch.recipe"
 INPUTS_LABEL = "navarch.inputs"
@@ -54,6 +58,10 @@ class BuildOptions:
     """Index of torch builds; None: PyTorch's own for the recipe's flavour."""
     rebuild: bool = False
     """Build all of it again, whatever the engine has."""
+    turn: Turn = field(default=nullcontext, compare=False)
+    """What is held while the engine builds, after everything was pulled: waiting for it may take long."""
+    cancellation: Cancellation = field(default_factory=Cancellation, compare=False)
+    """Ends the build from another thread; the client must be one of `images.engine.engine_for` with the same."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +101,20 @@ def build(
     started = time.monotonic()
     try:
         # Builds of one recipe share their layers: a second one finds them made when it has waited for the first.
-        with (yield from _notes(hold(f"{recipe.name} on {client.api.base_url}"))):
+        with (yield from _notes(hold(f"{recipe.name} on {client.api.base_url}", options.cancellation))):
             yield from _build(client, recipe, options, training, started)
-    except (requests.exceptions.ConnectionError, requests.exceptions.ReadTimeout) as error:
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+        options.cancellation.check()
         raise ImageError(
             "engine_unreachable",
             f"The Docker Engine went away during the build: {error}",
             "Start it, then build again: finished steps are kept.",
         ) from error
     except APIError as error:
+        options.cancellation.check()
         raise explain(recipe, str(error.explanation or error), "", []) from error
     except DockerException as error:
+        options.cancellation.check()
         raise ImageError(
             "engine_unreachable", f"The Docker Engine can't be used: {error}", "Is it running? Try `docker version`."
         ) from error
@@ -124,7 +135,7 @@ def _build(
     target = "training" if training else "system"
     tag = with_tag(options.tag or (recipe.default_tag if training else recipe.system_tag))
     context = make_context(recipe, options.network, options.wheelhouse, training=training)
-    base = yield from _notes(ensure_base(client, recipe, options.network.apt_mirror))
+    base = yield from _notes(ensure_base(client, recipe, options.network.apt_mirror, options.cancellation))
     from_image = recipe.python != "distribution"
     python = recipe.python if from_image else base
     if from_image:
@@ -156,7 +167,7 @@ def _build(
         STAGE_LABEL: "",
     }
     yield BuildEvent("note", f"Building {tag} from {base}")
-    with context.open_tar() as archive:
+    with options.turn(), context.open_tar() as archive:
         stream = client.api.build(
             fileobj=archive,
             custom_context=True,

@@ -6,10 +6,11 @@ import fcntl
 import hashlib
 import os
 import tempfile
-import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO
+
+from images.cancellation import Cancellation
 
 _POLL_S = 0.3
 
@@ -20,7 +21,7 @@ def lock_path(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"navarch-build-{os.getuid()}-{digest}.lock"
 
 
-def hold(name: str) -> Generator[str, None, IO[str]]:
+def hold(name: str, cancellation: Cancellation) -> Generator[str, None, IO[str]]:
     """Waits for the lock of `name`, saying so when it has to; returns the open file that holds it."""
     file = lock_path(name).open("w")
     try:
@@ -33,7 +34,7 @@ def hold(name: str) -> Generator[str, None, IO[str]]:
                 if not said:
                     yield f"Another build of {name} is going on; waiting for it"
                     said = True
-                time.sleep(_POLL_S)
+                cancellation.sleep(_POLL_S)
     except BaseException:
         file.close()
         raise

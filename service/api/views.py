@@ -323,13 +323,14 @@ def host(row: tables.Host, holders: dict[str, str]) -> schemas.Host:
     )
 
 
-def build(row: tables.ImageBuild) -> schemas.Build:
+def build(row: tables.ImageBuild, ahead: int) -> schemas.Build:
     return schemas.Build(
         id=row.id,
         recipe=row.recipe,
         tag=row.tag,
         state=row.state,
         message=row.message,
+        ahead=ahead,
         image=row.image_id,
         created_at=row.created_at,
         started_at=row.started_at,

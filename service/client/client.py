@@ -175,6 +175,14 @@ class Client:
         body = {"recipe": recipe, **{key: value for key, value in options.items() if value is not None}}
         return self._send(Build, "POST", "images/builds", json_body=body)
 
+    def builds(self, *, limit: int | None = None) -> Iterator[Build]:
+        """Image builds, the newest first."""
+        return self._pages(Build, "images/builds", {}, limit)
+
+    def cancel_build(self, build_id: str) -> Build:
+        """End a build that waits or is under way."""
+        return self._send(Build, "POST", f"images/builds/{_segment(build_id)}/cancel")
+
     def build(self, build_id: str) -> Build:
         return self._get(Build, f"images/builds/{_segment(build_id)}")
 

@@ -58,6 +58,7 @@ KINDS: dict[str, Kind] = {
     "invalid_recipe": Kind(422, "The recipe is not valid"),
     "recipe_not_found": Kind(404, "No such recipe"),
     "build_not_found": Kind(404, "No such image build"),
+    "build_finished": Kind(409, "The image build has ended"),
     "artifact_not_found": Kind(404, "No such artifact"),
     "artifact_in_use": Kind(409, "The artifact is in use"),
     "artifact_exists": Kind(409, "An artifact of this name exists"),

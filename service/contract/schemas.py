@@ -300,6 +300,7 @@ class Build(Schema):
     tag: str
     state: str
     message: str | None = None
+    ahead: int = Field(default=0, description="builds that have to end before this one goes on")
     image: str | None = Field(default=None, description="digest of what was built")
     created_at: float
     started_at: float | None = None

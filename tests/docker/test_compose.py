@@ -13,6 +13,7 @@ import pytest
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from images.base import ensure_base
+from images.cancellation import Cancellation
 from images.network import of_this_machine
 from images.recipes import load_recipe
 
@@ -39,7 +40,7 @@ def project(docker_client: docker.DockerClient, tmp_path: Path) -> Iterator[dict
     network = of_this_machine()
     if network.ca_bundle is not None:
         shutil.copy(network.ca_bundle, context / "ca-bundle.pem")
-    steps = ensure_base(docker_client, load_recipe("cpu"))
+    steps = ensure_base(docker_client, load_recipe("cpu"), "", Cancellation())
     base = ""
     while not base:
         try:

@@ -62,15 +62,17 @@ def build(request: Request, body: schemas.BuildRequest) -> Response:
     options = body.model_dump(exclude={"recipe", "tag"}, exclude_none=True, exclude_defaults=True)
     tag = body.tag or (recipe.default_tag if body.target == "training" else recipe.system_tag)
     row = state.runtime.builds.submit(body.recipe, tag, options, actor_of(request))
-    return Response(views.build(row).model_dump_json(), 202, media_type="application/json")
+    return Response(_find_build(state, row.id).model_dump_json(), 202, media_type="application/json")
 
 
 @router.get("/images/builds", response_model=schemas.Page[schemas.Build], summary="List builds")
 def builds(request: Request, limit: Limit = 50, cursor: PageCursor = None) -> Response:
     """Builds, the newest first."""
-    with state_of(request).database.read() as session:
+    state = state_of(request)
+    with state.database.read() as session:
         rows, following = newest(session, tables.ImageBuild, limit, cursor)
-    page = schemas.Page[schemas.Build](items=[views.build(row) for row in rows], next_cursor=following)
+        items = [views.build(row, state.runtime.builds.ahead(session, row)) for row in rows]
+    page = schemas.Page[schemas.Build](items=items, next_cursor=following)
     return Response(page.model_dump_json(), media_type="application/json")
 
 
@@ -79,7 +81,17 @@ def _find_build(state: ApiState, build_id: str) -> schemas.Build:
         row = session.get(tables.ImageBuild, build_id)
         if row is None:
             raise Problem("build_not_found", f"There is no build {build_id!r}.", "GET /images/builds lists them.")
-        return views.build(row)
+        return views.build(row, state.runtime.builds.ahead(session, row))
+
+
+@router.post(
+    "/images/builds/{build_id}/cancel", response_model=schemas.Build, status_code=202, summary="Cancel a build"
+)
+def cancel_build(request: Request, build_id: BuildId) -> Response:
+    """End a build that waits or is under way (`build_finished` otherwise); its finished steps are kept for the next."""
+    state = state_of(request)
+    state.runtime.builds.cancel(build_id, actor_of(request))
+    return Response(_find_build(state, build_id).model_dump_json(), 202, media_type="application/json")
 
 
 @router.get("/images/builds/{build_id}", response_model=schemas.Build, summary="Look at a build")
