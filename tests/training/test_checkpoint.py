@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from training.atomic import atomic_directory
 from training.errors import MissingInput, WriteFailed
-from training.loop.checkpoint import Checkpoints, atomic_directory, find_resume, read_state
+from training.loop.checkpoint import Checkpoints, find_resume, read_state
 
 
 def save(checkpoints: Checkpoints, step: int, write: Any = None) -> Path:

@@ -15,7 +15,8 @@ from training.config.stages import load_config
 from training.data.batch import PromptRow
 from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput
-from training.models.export import load_reward_model, save_reward_model, trunk_of
+from training.models.blocks import trunk_of
+from training.models.export import load_reward_model, save_reward_model
 from training.models.heads import RewardModel
 from training.models.load import load_causal_lm
 from training.ppo.experience import Completions

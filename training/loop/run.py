@@ -26,6 +26,7 @@ from training.models.compile import speed_up_blocks, use_fast_matmul
 from training.models.heads import HeadOptions
 from training.models.load import load_causal_lm
 from training.models.lora import convert_to_lora
+from training.models.rehearsal import mend_generation
 from training.report.telemetry import Telemetry, emit
 from training.strategies.base import Strategy
 from training.strategies.select import open_strategy
@@ -107,6 +108,8 @@ class Run:
         if codec.added:
             make_room(model, len(codec.tokenizer))
         codec.check_vocabulary(model.get_input_embeddings().num_embeddings)
+        if notice := mend_generation(model):
+            self.note(notice)
         if self.config.lora is not None:
             layers = convert_to_lora(model, self.config.lora)
             self.note(f"LoRA: rank {self.config.lora.rank} on {len(layers)} layers")

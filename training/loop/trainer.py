@@ -105,10 +105,19 @@ class Trainer:
                 path = self.save(cursor, weights=False)
                 raise Stopped(f"Stopped at step {self.step} of {self.total}; resume from {path} with --resume auto.")
         self._drain()
-        if config.checkpoint.at_end:
+        return self.last
+
+    def finish(self) -> dict[str, float]:
+        """After the last step, and after its weights are written: the last checkpoint and held-out figures."""
+        if self.run.config.checkpoint.at_end:
             self.save(self.loader.state_dict())
         self._evaluate(self.step, None)
-        return self.last
+        return self.figures
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The last figures of training and evaluation, by the names of the metrics."""
+        return {**self.last, **{f"eval/{name}": value for name, value in self.evaluated.items()}}
 
     def _check(self, step: StepBatch) -> None:
         """Compare the model with transformers, where the strategy can show whole layers. Every rank must call it."""

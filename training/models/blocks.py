@@ -31,7 +31,14 @@ def trunk_of(model: Any) -> Any:
     trunk = getattr(model, "base_model", model)
     if trunk is not model or not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None:
         return trunk
-    inside = [child for child in model.children() if isinstance(child, PreTrainedModel)]
+    return getattr(model, trunk_name(model))
+
+
+def trunk_name(model: PreTrainedModel) -> str:
+    """Where a model that has a head keeps its trunk."""
+    if hasattr(model, model.base_model_prefix):
+        return str(model.base_model_prefix)
+    inside = [name for name, child in model.named_children() if isinstance(child, PreTrainedModel)]
     if len(inside) != 1:
         raise ConfigError(f"{type(model).__name__} has no separate trunk: this architecture can't be trained here.")
     return inside[0]

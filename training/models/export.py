@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -19,11 +21,12 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 
 import training
+from training.atomic import atomic_directory, write_atomically
 from training.data.template import TextCodec
-from training.errors import ConfigError, MissingInput, TrainingError
-from training.loop.checkpoint import atomic_directory
+from training.errors import ConfigError, MissingInput, TrainingError, as_training_error
+from training.models.blocks import trunk_name
 from training.models.heads import RewardModel
-from training.models.load import attention_for, load_config, resolve_model
+from training.models.load import attention_for, default_attention, load_config, resolve_model
 
 MANIFEST = "navarch.json"
 
@@ -47,10 +50,32 @@ def manifest(
 def save_model(
     target: Path, model: PreTrainedModel, state: Mapping[str, Tensor], codec: TextCodec, facts: Mapping[str, Any]
 ) -> None:
-    """`state` (the plain model's names) as safetensors with config, generation config, tokenizer, manifest."""
-    with atomic_directory(target) as folder:
+    """`state` (the plain model's names) as safetensors with config, generation config, tokenizer, manifest.
+
+    Raises TrainingError saying where the bare weights were left when that fails.
+    """
+    with _kept_anyway(target, state), atomic_directory(target) as folder:
         write_weights(folder, model, state, codec)
-        (folder / MANIFEST).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_manifest(folder, facts)
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    write_atomically(folder / MANIFEST, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _kept_anyway(target: Path, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """When what is inside fails, the weights are written without all the rest, and the error says where."""
+    try:
+        yield
+    except Exception as error:
+        known, place = as_training_error(error), target.with_name(f"{target.name}-weights.safetensors")
+        try:
+            once = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
+            save_file({name: state[name].detach().contiguous() for name in once.values()}, place)
+        except Exception as second:
+            raise type(known)(f"{known} The bare weights could not be written either: {second}") from error
+        raise type(known)(f"{target} could not be written: {known} The trained weights are in {place}.") from error
 
 
 def write_weights(folder: Path, model: PreTrainedModel, state: Mapping[str, Tensor], codec: TextCodec) -> None:
@@ -73,18 +98,21 @@ def write_weights(folder: Path, model: PreTrainedModel, state: Mapping[str, Tens
 @torch.no_grad()
 def check_export(folder: Path, expected: Tensor, tokens: Tensor, *, tolerance: float) -> float:
     """Root mean square difference of logits between the trained model (`expected` [s, V] for `tokens` [s]) and `folder`
-    as plain transformers loads it, relative to the logits' own spread.
+    as plain transformers loads it (in the files' own precision, on the CPU), relative to the logits' own spread.
 
     Raises TrainingError when it exceeds `tolerance`: the export isn't the model that was trained.
     """
-    plain = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    attention = default_attention(load_config(str(folder)))
+    plain = AutoModelForCausalLM.from_pretrained(
+        folder, torch_dtype="auto", attn_implementation=attention, low_cpu_mem_usage=True
+    ).eval()
     got = plain(input_ids=tokens[None].cpu()).logits[0].float()
     wanted = expected.float().cpu()
     error = float((got - wanted).square().mean().sqrt() / wanted.std().clamp(min=1e-6))
     if not error <= tolerance:
         raise TrainingError(
             f"The exported model in {folder} differs from the trained one: its logits are off by {error:.3g} of their "
-            f"spread (allowed {tolerance:g}). The checkpoints are intact; please report this."
+            f"spread (allowed {tolerance:g}). Its files hold the trained weights; please report this."
         )
     return error
 
@@ -92,10 +120,10 @@ def check_export(folder: Path, expected: Tensor, tokens: Tensor, *, tolerance: f
 def save_reward_model(
     target: Path, model: RewardModel, state: Mapping[str, Tensor], codec: TextCodec, facts: Mapping[str, Any]
 ) -> None:
-    """`reward_weights` with a manifest, at once."""
-    with atomic_directory(target) as folder:
+    """`reward_weights` with a manifest, at once; as `save_model` when that fails."""
+    with _kept_anyway(target, state), atomic_directory(target) as folder:
         reward_weights(folder, model, state, codec)
-        (folder / MANIFEST).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_manifest(folder, facts)
 
 
 def reward_weights(folder: Path, model: RewardModel, state: Mapping[str, Tensor], codec: TextCodec) -> None:
@@ -112,7 +140,7 @@ def reward_weights(folder: Path, model: RewardModel, state: Mapping[str, Tensor]
     config._attn_implementation = None
     with torch.device("meta"):
         shell = AutoModelForSequenceClassification.from_config(config)
-    prefix = shell.base_model_prefix
+    prefix = trunk_name(shell)
     renamed = {f"{prefix}.{n.removeprefix('trunk.')}": t for n, t in state.items() if n.startswith("trunk.")}
     shell.config.torch_dtype = state["score.weight"].dtype
     shell.save_pretrained(
@@ -131,7 +159,7 @@ def load_reward_model(path: str, *, dtype: torch.dtype | str = "auto", pad_id: i
     )
     if any("score" in name for name in report["missing_keys"]):
         raise MissingInput(f"{path} is no reward model: its weights have no score head.")
-    model = RewardModel(whole.base_model, pad_id=pad_id, head_init="zero")
+    model = RewardModel(getattr(whole, trunk_name(whole)), pad_id=pad_id, head_init="zero")
     model.trunk.config.use_cache = False
     with torch.no_grad():
         model.score.weight.copy_(whole.score.weight)
@@ -145,4 +173,5 @@ __all__ = [
     "reward_weights",
     "save_model",
     "save_reward_model",
+    "write_manifest",
 ]

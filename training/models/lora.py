@@ -119,6 +119,11 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.enabled = enabled
 
 
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without the adapters' own tensors, under the names of the model before it was adapted."""
+    return {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in ("lora_A", "lora_B")}
+
+
 def merged_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`state` (whole weights under the names of the adapted `model`) as the plain model's: adapters added and gone."""
     layers = lora_layers(model)

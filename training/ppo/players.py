@@ -25,6 +25,7 @@ from training.models.families import context_of, engine_context, engine_refusal
 from training.models.heads import RewardModel
 from training.models.load import check_vocabulary, load_causal_lm, load_config
 from training.models.lora import convert_to_lora
+from training.models.rehearsal import mend_generation
 from training.ppo.models import Actor, Critic, without_dropout
 from training.ppo.rewards import FunctionReward, ModelReward, must_retokenize
 from training.ppo.update import over_ranks
@@ -186,6 +187,8 @@ def _optimizer(config: PPOConfig, lr: float) -> OptimizerConfig:
 
 def _actor(run: Run, codec: TextCodec, path: str, lora: LoraConfig | None) -> Actor:
     model: PreTrainedModel = load_causal_lm(path)
+    if notice := mend_generation(model):
+        run.note(notice)
     check_vocabulary(model, max(codec.tokenizer.get_vocab().values()) + 1, path)
     if lora is not None:
         convert_to_lora(model, lora)

@@ -17,7 +17,7 @@ from training.loop.schedule import total_steps
 from training.loop.trainer import Trainer
 from training.models.agreement import check_loss, documents_of
 from training.models.heads import PreferenceLoss
-from training.stages.language import export, write_checkpoint
+from training.stages.language import finish, rehearse, write_checkpoint
 
 
 def run(config: DPOConfig) -> None:
@@ -30,6 +30,7 @@ def run(config: DPOConfig) -> None:
             rank=run.strategy.dp_rank, world_size=run.strategy.dp_size, note=run.note,
         )  # fmt: skip
         model = run.load_model(codec)
+        rehearse(run, model, codec)
         module = PreferenceLoss(model, config.dpo, run.head_options(codec))
         reference = Reference(run, module)
         if not reference.adapter_off:
@@ -44,9 +45,7 @@ def run(config: DPOConfig) -> None:
         if trainer.step == 0:
             samples.show("before training", trainer.trained, trainer.telemetry)
         trainer.fit()
-        samples.show("after training", trainer.trained, trainer.telemetry)
-        export(run, trainer, model, codec, sample=loader.example())
-        trainer.telemetry.close()
+        finish(run, trainer, model, codec, samples, example=loader.example())
 
 
 class Reference:

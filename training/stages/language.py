@@ -11,13 +11,16 @@ from torch import Tensor
 from training.config.stages import PTConfig, SFTConfig, config_dict
 from training.data.loader import build_loader
 from training.data.template import TextCodec
+from training.loop.results import Results
 from training.loop.run import Run, open_run
 from training.loop.samples import Samples
 from training.loop.trainer import Trainer
 from training.models.agreement import check_loss, documents_of
+from training.models.compile import uncompiled
 from training.models.export import check_export, manifest, save_model, write_weights
 from training.models.heads import LanguageModelLoss, NoisyEmbedding
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
+from training.models.rehearsal import rehearse_model
 
 CHECK_TOKENS = 64
 """Tokens on which an exported model's logits are compared with the trained one's."""
@@ -40,6 +43,7 @@ def run_language_stage(stage: str, config: PTConfig | SFTConfig) -> None:
             note=run.note,
         )
         model = run.load_model(codec)
+        rehearse(run, model, codec)
         noise = NoisyEmbedding(model, config.train.neftune) if config.train.neftune else None
         module = LanguageModelLoss(model, run.head_options(codec))
         trainer = Trainer(
@@ -53,19 +57,23 @@ def run_language_stage(stage: str, config: PTConfig | SFTConfig) -> None:
         if trainer.step == 0:
             samples.show("before training", trainer.trained, trainer.telemetry)
         trainer.fit()
-        samples.show("after training", trainer.trained, trainer.telemetry)
-        export(run, trainer, model, codec, sample=loader.example())
-        trainer.telemetry.close()
+        finish(run, trainer, model, codec, samples, example=loader.example())
 
 
-def plain_names(state: dict[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
+def rehearse(run: Run, model: Any, codec: TextCodec) -> None:
+    """Try what the end of the run needs, now."""
+    if run.is_main:
+        rehearse_model(run.run_dir, model, codec, dtype=run.strategy.dtype)
+
+
+def model_names(state: dict[str, Tensor], prefix: str = "model.") -> dict[str, Tensor]:
     """Names inside the loss module → the model's own."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def write_checkpoint(run: Run, trainer: Trainer, model: Any, codec: TextCodec, folder: Path) -> None:
     """A checkpoint's weights as a Hugging Face folder, or the adapter alone under LoRA."""
-    state = plain_names(run.strategy.full_state_dict(trainer.trained))
+    state = model_names(run.strategy.full_state_dict(trainer.trained))
     if not run.is_main:
         return
     if lora_layers(model):
@@ -74,33 +82,45 @@ def write_checkpoint(run: Run, trainer: Trainer, model: Any, codec: TextCodec, f
         write_weights(folder, model, state, codec)
 
 
-def export(run: Run, trainer: Trainer, model: Any, codec: TextCodec, *, sample: list[int]) -> None:
-    """adapter/ (under LoRA) and model/, whose logits are compared with the trained model's after reloading."""
-    config, telemetry = run.config, trainer.telemetry
-    tokens = torch.tensor(sample[:CHECK_TOKENS])
+def finish(run: Run, trainer: Trainer, model: Any, codec: TextCodec, samples: Samples, *, example: list[int]) -> None:
+    """Write adapter/ (under LoRA) and model/ before all else; then check the export, evaluate, and announce."""
+    results = export(run, trainer, model, codec)
+    with results.kept():
+        check(run, trainer, model, results, torch.tensor(example[:CHECK_TOKENS]))
+        trainer.finish()
+        samples.show("after training", trainer.trained, trainer.telemetry)
+    results.announce(trainer.figures)
+    trainer.telemetry.close()
+
+
+def export(run: Run, trainer: Trainer, model: Any, codec: TextCodec) -> Results:
+    config, results = run.config, Results(trainer.telemetry)
+    state = model_names(run.strategy.full_state_dict(trainer.trained))
+    if run.is_main:
+        if lora_layers(model):
+            save_adapter(model, state, run.run_dir / "adapter", base=config.model)
+            results.add(run.run_dir / "adapter", "adapter")
+            state = merged_state_dict(model, state)
+        if config.lora is None or config.lora.merge:
+            facts = manifest(
+                "model", stage=run.stage, base=config.model, step=trainer.step, metrics=trainer.figures,
+                config=config_dict(config),
+            )  # fmt: skip
+            save_model(run.run_dir / "model", model, state, codec, facts)
+            results.add(run.run_dir / "model", "model", facts)
+    run.strategy.barrier()
+    return results
+
+
+def check(run: Run, trainer: Trainer, model: Any, results: Results, tokens: Tensor) -> None:
+    """Compare model/ with the model under training, by their logits. Every rank must call it."""
     expected = trained_logits(run, trainer, model, tokens)
-    state = plain_names(run.strategy.full_state_dict(trainer.trained))
-    if not run.is_main:
-        run.strategy.barrier()
-        return
-    figures = {**trainer.last, **{f"eval/{name}": value for name, value in trainer.evaluated.items()}}
-    facts = manifest(
-        "model", stage=run.stage, base=config.model, step=trainer.step, metrics=figures, config=config_dict(config)
-    )
-    if lora_layers(model):
-        folder = run.run_dir / "adapter"
-        save_adapter(model, state, folder, base=config.model)
-        telemetry.artifact(folder, "adapter", figures)
-        state = merged_state_dict(model, state)
-    if config.lora is None or config.lora.merge:
+    if expected is not None and any(kind == "model" for _, kind, _ in results.folders):
         folder = run.run_dir / "model"
-        save_model(folder, model, state, codec, facts)
-        if expected is not None:
-            error = check_export(folder, expected, tokens, tolerance=TOLERANCE[config.train.precision])
-            run.note(
-                f"exported {folder}: its logits agree with the trained model's (difference {error:.1e} of their spread)"
-            )
-        telemetry.artifact(folder, "model", figures)
+        error = check_export(folder, expected, tokens, tolerance=TOLERANCE[run.config.train.precision])
+        run.note(
+            f"exported {folder}: its logits agree with the trained model's (difference {error:.1e} of their spread)"
+        )
     run.strategy.barrier()
 
 
@@ -108,7 +128,7 @@ def trained_logits(run: Run, trainer: Trainer, model: Any, tokens: Tensor) -> Te
     """[s, V] of the model under training, on rank 0; None where the strategy can't show whole layers."""
     if not run.strategy.capabilities.rollouts:
         return None
-    with run.strategy.generation(trainer.trained):
+    with run.strategy.generation(trainer.trained), uncompiled(model):
         if not run.is_main:
             return None
         logits: Tensor = model(input_ids=tokens[None].to(run.strategy.device), use_cache=False).logits[0].float().cpu()

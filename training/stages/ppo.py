@@ -29,7 +29,7 @@ from training.loop.schedule import learning_rate_schedule
 from training.models.lora import adapters_off
 from training.ppo import formulas as rl
 from training.ppo.experience import Completions, Experience, FixedShapes, build_experience, describe, evaluate_actions
-from training.ppo.export import export
+from training.ppo.export import export, rehearse
 from training.ppo.models import Actor, action_logprobs
 from training.ppo.players import Players, agree, check, gather, micro_tokens, prompt_limit
 from training.ppo.report import COLUMNS, Phases, as_text, keep_samples, sample_table, shown
@@ -66,6 +66,7 @@ class PPO:
         updates = self.total * self.train.ppo_epochs * (self.train.rollout_batch_size // self.train.minibatch_size)
         self.players: Players = gather(run, self.codec, learning_rate_schedule(self.train, updates))
         self.actor, self.critic = self.players.actor, self.players.critic
+        rehearse(self)
         agree(run, self.players, self.prompts.rows, self.codec.pad_id)
         self.micro_tokens = micro_tokens(run, self.actor.inner.model)
         fixed = FixedShapes.fitting(self.local, self.max_length, self.micro_tokens, self.train.score_tokens)

@@ -9,6 +9,7 @@ from torch import Tensor
 from training.config.stages import RMConfig, config_dict
 from training.data.loader import build_loader
 from training.data.template import TextCodec
+from training.loop.results import Results
 from training.loop.run import Run, open_run
 from training.loop.trainer import Trainer
 from training.models.agreement import check_hidden, documents_of
@@ -16,6 +17,7 @@ from training.models.blocks import trunk_of
 from training.models.export import load_reward_model, manifest, reward_weights, save_reward_model
 from training.models.heads import RewardLoss, RewardModel
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
+from training.models.rehearsal import rehearse_reward_model
 
 PREFIX = "model."
 """Where the reward model sits in the loss module."""
@@ -35,14 +37,15 @@ def run(config: RMConfig) -> None:
         if config.reward.trunk == "frozen":
             model.trunk.requires_grad_(False)
             run.note(f"the trunk is frozen: {model.score.weight.numel():,} weights of the head are trained")
+        if run.is_main:
+            rehearse_reward_model(run.run_dir, model, codec, dtype=run.strategy.dtype)
         trainer = Trainer(
             run, RewardLoss(model, config.reward), loader, per="pairs",
             check=lambda batch: check_hidden(model.trunk, documents_of(batch), pad_id=codec.pad_id),
             write_weights=lambda folder: write_checkpoint(run, trainer, model, codec, folder),
         )  # fmt: skip
         trainer.fit()
-        export(run, trainer, model, codec)
-        trainer.telemetry.close()
+        finish(run, trainer, model, codec)
 
 
 def whole_state(run: Run, trainer: Trainer, model: RewardModel) -> dict[str, Tensor]:
@@ -58,23 +61,31 @@ def write_checkpoint(run: Run, trainer: Trainer, model: RewardModel, codec: Text
         reward_weights(folder, model, state, codec)
 
 
-def export(run: Run, trainer: Trainer, model: RewardModel, codec: TextCodec) -> None:
-    """model/ (loadable as a sequence classifier with one label) and, under LoRA, adapter/ beside it."""
-    config, telemetry = run.config, trainer.telemetry
+def finish(run: Run, trainer: Trainer, model: RewardModel, codec: TextCodec) -> None:
+    """Write model/ (a sequence classifier with one label) and, under LoRA, adapter/; then evaluate and announce."""
+    results = export(run, trainer, model, codec)
+    with results.kept():
+        if run.is_main:
+            load_reward_model(str(run.run_dir / "model"), pad_id=codec.pad_id)  # must fail now, not in PPO
+        trainer.finish()
+    results.announce(trainer.figures)
+    trainer.telemetry.close()
+
+
+def export(run: Run, trainer: Trainer, model: RewardModel, codec: TextCodec) -> Results:
+    config, results = run.config, Results(trainer.telemetry)
     names = run.strategy.full_state_dict(trainer.trained)
     state = whole_state(run, trainer, model)
     if run.is_main:
-        figures = {**trainer.last, **{f"eval/{name}": value for name, value in trainer.evaluated.items()}}
         if lora_layers(model):
             plain = {name.removeprefix(f"{PREFIX}trunk."): tensor for name, tensor in names.items()}
             save_adapter(model.trunk, plain, run.run_dir / "adapter", base=config.model, task="FEATURE_EXTRACTION")
-            telemetry.artifact(run.run_dir / "adapter", "adapter", figures)
+            results.add(run.run_dir / "adapter", "adapter")
         facts = manifest(
-            "reward_model", stage="rm", base=config.model, step=trainer.step, metrics=figures,
+            "reward_model", stage="rm", base=config.model, step=trainer.step, metrics=trainer.figures,
             config=config_dict(config),
         )  # fmt: skip
-        folder = run.run_dir / "model"
-        save_reward_model(folder, model, state, codec, facts)
-        load_reward_model(str(folder), pad_id=codec.pad_id)  # what can't be read back must fail now, not in PPO
-        telemetry.artifact(folder, "model", figures)
+        save_reward_model(run.run_dir / "model", model, state, codec, facts)
+        results.add(run.run_dir / "model", "model", facts)
     run.strategy.barrier()
+    return results
