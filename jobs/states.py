@@ -98,7 +98,6 @@ class Reason(StrEnum):
     START_TIMEOUT = "start_timeout"
     BARRIER_TIMEOUT = "barrier_timeout"
     MAX_DURATION = "max_duration"
-    IDLE = "idle"
     INTERNAL_ERROR = "internal_error"
 
     @property
@@ -137,7 +136,6 @@ _REASONS: dict[Reason, ReasonFacts] = {
     Reason.START_TIMEOUT: _system("the container did not become ready in time"),
     Reason.BARRIER_TIMEOUT: _system("not all containers of the gang became ready in time"),
     Reason.MAX_DURATION: ReasonFacts(Fault.USER, False, JobState.STOPPED, "the job reached its max_duration"),
-    Reason.IDLE: ReasonFacts(Fault.USER, False, JobState.STOPPED, "the job was idle for too long"),
     Reason.INTERNAL_ERROR: _system("Navarch itself failed while handling the job"),
 }
 

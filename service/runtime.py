@@ -108,7 +108,8 @@ class Runtime:
         """The database against the engines' real containers."""
         return examine(self.database, self.engines, self.deployment)
 
-    def _submitted(self, _: str) -> None:
+    def _submitted(self, job_id: str) -> None:
+        self.hub.notify(job_id)
         if self.controller is not None:
             self.controller.submitted()
 

@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record
 from service.store.ids import new_id
-from service.store.tables import Artifact, Job
+from service.store.tables import Artifact, Job, JobInput
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -101,9 +101,10 @@ class Artifacts:
                     f"Say which one: `navarch artifact rm {ref}@{versions[0]}`.",
                 )
             name = f"{row.name}@{row.version}"
-            for job in session.exec(select(Job).where(col(Job.finished_at).is_(None))):
-                if any(mount["source"] == row.path for mount in job.resolved.get("mounts", ())):
-                    raise _in_use(name, job.name)
+            users = select(Job.name).join(JobInput, col(JobInput.job_id) == col(Job.id))
+            using = users.where(JobInput.artifact_id == row.id, col(Job.finished_at).is_(None))
+            if (user := session.exec(using).first()) is not None:
+                raise _in_use(name, user)
             if row.job_id and (user := awaited_by(session, row.job_id, row.name)):
                 raise _in_use(name, user)
             session.delete(row)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.cli import output
 from service.cli.context import JobName, Json, complete_active_jobs, complete_jobs, connect
-from service.cli.listing import Column, listing, remove, table
+from service.cli.listing import Column, listing, table
 
 if TYPE_CHECKING:
     from service.client import Client
-    from service.contract.schemas import Job, Replica, SshAccess
+    from service.contract.schemas import BulkItem, Job, JobStatus, Replica, SshAccess
 
 ACTIVE = ["queued", "provisioning", "running", "stopping"]
 
@@ -212,17 +213,14 @@ def stop(
 ) -> None:
     """Stop jobs: SIGTERM, then a grace period in which a training saves a checkpoint."""
     with connect() as client:
-        stopped = []
-        for ref in jobs:
-            job = client.stop(ref)
-            if wait:
-                job = client.wait(job.id)
-            stopped.append(job)
-            if not as_json:
-                asked = "" if job.finished else " and was asked to stop"
-                output.say(f"{output.escape(job.name)} is {output.state(job.state)}{asked}")
-    if as_json:
-        output.as_json(stopped)
+        items = client.stop_many(jobs)
+        if wait:
+            for item in items:
+                if item.job is not None and not item.job.finished:
+                    client.wait(item.job.id)
+            items = client.stop_many([item.job.id if item.job is not None else item.ref for item in items])
+    asked = {item.ref: "" if item.job is not None and item.job.finished else " and was asked to stop" for item in items}
+    _tell(items, lambda item, job: f"is {output.state(job.state)}{asked[item.ref]}", as_json=as_json)
 
 
 def rm(
@@ -232,12 +230,26 @@ def rm(
 ) -> None:
     """Remove finished jobs with their logs, metrics and files."""
     with connect() as client:
+        if force:
+            for item in client.stop_many(jobs):
+                if item.job is not None and not item.job.finished:
+                    client.wait(item.job.id)
+        items = client.delete_many(jobs)
+    _tell(items, lambda item, job: "removed", as_json=as_json)
 
-        def delete(ref: str) -> None:
-            job = client.job(ref)
-            if force and not job.finished:
-                client.stop(job.id)
-                client.wait(job.id)
-            client.delete(job.id)
 
-        remove(jobs, delete, as_json=as_json)
+def _tell(items: Iterable[BulkItem], says: Callable[[BulkItem, JobStatus], str], *, as_json: bool) -> None:
+    """What came of it for each job; exits with 1 when something could not be done."""
+    done, failed = [], False
+    for item in items:
+        if item.job is not None:
+            done.append(item.job)
+            if not as_json:
+                output.say(f"{output.escape(item.job.name)} {says(item, item.job)}")
+        elif item.problem is not None:
+            failed = True
+            output.report(item.problem.detail, item.problem.hint, code=item.problem.code, machine=as_json)
+    if as_json:
+        output.as_json(done)
+    if failed:
+        raise typer.Exit(output.FAILED)

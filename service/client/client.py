@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -19,6 +19,8 @@ from service.client.transport import Transport
 from service.contract.schemas import (
     Artifact,
     Build,
+    BulkAnswer,
+    BulkItem,
     Event,
     Health,
     Host,
@@ -38,6 +40,8 @@ from service.contract.schemas import (
 from service.locations import server_url
 
 Model = TypeVar("Model", bound=BaseModel)
+_MOST_AT_ONCE = 200
+"""Jobs that one request stops or deletes: it has to be answered in time."""
 
 
 class Client:
@@ -95,9 +99,24 @@ class Client:
         """Ask a job to stop; its containers get SIGTERM and a grace period."""
         return self._send(Job, "POST", f"jobs/{_segment(ref)}/stop", repeatable=True)
 
+    def stop_many(self, refs: Sequence[str]) -> list[BulkItem]:
+        """Ask several jobs to stop; for each how it stands then, or its problem."""
+        return self._bulk("jobs/stop", refs)
+
     def delete(self, ref: str) -> None:
         """Forget a finished job and remove its files."""
         self._transport.request("DELETE", f"jobs/{_segment(ref)}")
+
+    def delete_many(self, refs: Sequence[str]) -> list[BulkItem]:
+        """Forget several finished jobs and remove their files; for each what it was, or its problem."""
+        return self._bulk("jobs/delete", refs)
+
+    def _bulk(self, path: str, refs: Sequence[str]) -> list[BulkItem]:
+        items: list[BulkItem] = []
+        for start in range(0, len(refs), _MOST_AT_ONCE):
+            some = list(refs[start : start + _MOST_AT_ONCE])
+            items += self._send(BulkAnswer, "POST", path, json_body={"jobs": some}).items
+        return items
 
     def wait(self, ref: str, *, timeout_s: float | None = None, poll_s: float = 0.3) -> Job:
         """The job, once it has finished. Raises TimeoutError when `timeout_s` is over before."""

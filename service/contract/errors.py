@@ -45,13 +45,9 @@ KINDS: dict[str, Kind] = {
     # jobs
     "job_not_found": Kind(404, "No such job"),
     "job_active": Kind(409, "The job is still active"),
-    "job_finished": Kind(409, "The job has finished"),
-    "illegal_transition": Kind(409, "The job can't do that in its present state"),
     "idempotency_conflict": Kind(409, "Idempotency-Key used before with another request"),
     "no_ssh": Kind(409, "The job can't be reached over SSH"),
     # the rest of the resources
-    "attempt_not_found": Kind(404, "No such attempt"),
-    "replica_not_found": Kind(404, "No such replica"),
     "image_not_found": Kind(404, "No such image"),
     "image_in_use": Kind(409, "The image is in use"),
     "image_build_failed": Kind(422, "The image could not be built"),
@@ -65,7 +61,6 @@ KINDS: dict[str, Kind] = {
     "artifact_ambiguous": Kind(409, "The artifact has several versions"),
     "import_failed": Kind(422, "The import failed"),
     "host_not_found": Kind(404, "No such host"),
-    "host_exists": Kind(409, "A host of this name exists"),
     # what Navarch stands on
     "engine_unreachable": Kind(503, "The Docker Engine does not answer"),
     "engine_error": Kind(502, "The Docker Engine refused"),

@@ -209,6 +209,28 @@ class JobStatus(Schema):
         return self.state in FINISHED_STATES
 
 
+class BulkRequest(BaseModel):
+    """Jobs to do the same with, by id or name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    jobs: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(min_length=1, max_length=1000)
+
+
+class BulkItem(Schema):
+    """What came of it for one of them."""
+
+    ref: str = Field(description="as it was asked for")
+    job: JobStatus | None = Field(default=None, description="how it stands now; of a deleted one, how it stood")
+    problem: ProblemDocument | None = None
+
+
+class BulkAnswer(Schema):
+    """One item for each job, in the order in which they were asked for."""
+
+    items: list[BulkItem]
+
+
 class LogPage(Schema):
     """Lines in the order in which they were stored; `next_cursor` continues, also after the job's end."""
 

@@ -8,7 +8,8 @@ from typing import Protocol, TypeVar
 
 from sqlmodel import Session, col, select
 
-from jobs.spec import JobSpec, parse_spec
+from jobs.spec import JobSpec
+from jobs.stored import read_stored
 from service.access.secrets import SecretBox
 from service.backends.base import Engines
 from service.settings import Settings
@@ -80,10 +81,10 @@ class Context:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def spec(self, job: Job) -> JobSpec:
-        """The job's spec, parsed once: it never changes."""
+        """The job's spec, parsed once: it never changes. Raises SpecError when newer code refuses it."""
         found = self._specs.get(job.id)
         if found is None:
-            found = parse_spec(job.document, stored=True)
+            found = read_stored(job.document, job.spec_version)
             with self._lock:
                 if len(self._specs) >= _KNOWN_SPECS:
                     self._specs.clear()

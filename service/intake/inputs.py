@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from jobs.mistakes import SpecError
 from jobs.outputs import leaves, maker_of
-from jobs.spec import parse_spec
 from jobs.states import TERMINAL, Desired, JobState
+from jobs.stored import read_stored
 from service.artifacts.versions import Reference, find_artifact, newest
 from service.contract.errors import Problem
 from service.store.rows import find_job
@@ -122,7 +123,12 @@ def _maker(session: Session, reference: str) -> Job | None:
     name, kind = made
     live = select(Job).where(Job.name == name, col(Job.finished_at).is_(None), Job.desired == Desired.RUN)
     job = session.exec(live).first()
-    return job if job is not None and kind in leaves(parse_spec(job.document, stored=True)) else None
+    if job is None:
+        return None
+    try:
+        return job if kind in leaves(read_stored(job.document, job.spec_version)) else None
+    except SpecError:  # it will fail, and leave nothing
+        return None
 
 
 def _ready(session: Session, reference: str) -> Artifact:

@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Column, Index, LargeBinary, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
+from jobs.stored import VERSION
+
 _NO_ID_TWICE = {"sqlite_autoincrement": True}
 """SQLite would give the number of a deleted row to the next one."""
 
@@ -42,6 +44,8 @@ class Job(SQLModel, table=True):
     type: str
     document: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
     """The spec as given, values of secrets hidden."""
+    spec_version: int = VERSION
+    """Which kind of document it is: `jobs.stored` reads older ones."""
     secrets: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     """The secrets' values, encrypted."""
     resolved: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
@@ -287,6 +291,7 @@ class JobInput(SQLModel, table=True):
     __tablename__ = "job_input"
     __table_args__ = (
         Index("ix_job_input_artifact_id", "artifact_id"),
+        Index("ix_job_input_maker_id", "maker_id"),
         Index(
             "ix_job_input_missing",
             "job_id",
@@ -319,5 +324,5 @@ class Idempotency(SQLModel, table=True):
     key: str = Field(primary_key=True)
     digest: str
     """SHA-256 of the request's body."""
-    job_id: str
+    job_id: str = Field(index=True)
     created_at: float = Field(default_factory=time.time)

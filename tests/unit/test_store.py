@@ -16,7 +16,7 @@ from service.contract.errors import Problem
 from service.control.steps.schedule import schedule
 from service.intake.submission import Submission, Submitted
 from service.store.rows import find_job
-from service.store.tables import Artifact, Attempt, GpuLease, Holder, Host, Job, PortLease, Replica
+from service.store.tables import Artifact, Attempt, Event, GpuLease, Holder, Host, Job, PortLease, Replica
 from tests.unit.simulated_engine import Crash
 from tests.unit.simulation import World
 
@@ -313,3 +313,32 @@ def test_a_pass_over_ten_thousand_waiting_jobs(world: World) -> None:
 def _changes(world: World) -> int:
     """Moves with every write transaction."""
     return (world.settings.data_dir / "navarch.db-wal").stat().st_mtime_ns
+
+
+def test_many_jobs_are_stopped_and_deleted_at_once_each_by_itself(world: World) -> None:
+    queued = [world.jobs.submit({**COMMAND, "name": f"q{n}", "ports": ["7000:1"]}).job.id for n in range(120)]
+    running = schedule(world.controller().context)
+    stopped = world.jobs.stop_many([*queued, "nothing"], actor="me")
+    assert [job.state for job in stopped if isinstance(job, Job)] == ["provisioning"] * 2 + ["stopped"] * 118
+    assert isinstance(stopped[-1], Problem) and stopped[-1].code == "job_not_found"
+    assert sum(event.actor == "me" for event in world.rows(Event)) == 120 + 118
+    deleted = world.jobs.delete_many([*queued, "q7"])
+    assert [result.code for result in deleted if isinstance(result, Problem)] == ["job_active"] * 2
+    assert [job.id for job in world.rows(Job)] == running
+
+
+def test_what_a_running_job_uses_is_found_without_looking_at_the_queue(world: World, tmp_path: Path) -> None:
+    maker = world.jobs.submit({**COMMAND, "name": "maker"}).job.id
+    world.jobs.stop(maker)
+    with world.database.write() as session:
+        session.add(Artifact(id="a", name="maker-model", kind="model", path=str(tmp_path), job_id=maker))
+    user = world.jobs.submit({"type": "serve", "image": "cpu", "model": "artifact:maker-model"}).job
+    for _ in range(3):
+        world.jobs.submit_many([Submission(COMMAND) for _ in range(1000)])
+    begun = time.process_time()
+    with pytest.raises(Problem) as refused:
+        world.jobs.delete(maker)
+    assert refused.value.code == "artifact_in_use" and user.name in refused.value.detail
+    assert time.process_time() - begun < 0.2
+    world.jobs.stop(user.id)
+    world.jobs.delete(maker)

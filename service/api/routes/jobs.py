@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -17,6 +18,7 @@ from service.contract import schemas
 from service.contract.errors import Problem
 from service.intake.submission import Submission
 from service.store.rows import find_job
+from service.store.tables import Job
 
 router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 
@@ -100,6 +102,29 @@ def list_jobs(
     """Jobs, the newest first."""
     with state_of(request).database.read() as session:
         return _json(views.job_page(session, state or (), type or (), limit, cursor))
+
+
+@router.post("/jobs/stop", response_model=schemas.BulkAnswer, summary="Stop several jobs")
+def stop_jobs(request: Request, body: schemas.BulkRequest) -> Response:
+    """Ask up to 1,000 jobs to stop. What can't be done with one is its `problem`, and no matter of the others."""
+    return _bulk(request, body, state_of(request).jobs.stop_many(body.jobs, actor=actor_of(request)))
+
+
+@router.post("/jobs/delete", response_model=schemas.BulkAnswer, summary="Delete several finished jobs")
+def delete_jobs(request: Request, body: schemas.BulkRequest) -> Response:
+    """Forget up to 1,000 finished jobs, their logs, metrics and files; active ones stay (`job_active`)."""
+    return _bulk(request, body, state_of(request).jobs.delete_many(body.jobs, actor=actor_of(request)))
+
+
+def _bulk(request: Request, body: schemas.BulkRequest, results: Sequence[Job | Problem]) -> Response:
+    items = []
+    for ref, result in zip(body.jobs, results, strict=True):
+        if isinstance(result, Problem):
+            document = schemas.ProblemDocument.model_validate(result.document(request.url.path))
+            items.append(schemas.BulkItem(ref=ref, problem=document))
+        else:
+            items.append(schemas.BulkItem(ref=ref, job=views.job_status(result)))
+    return _json(schemas.BulkAnswer(items=items))
 
 
 @router.get("/jobs/{ref}", response_model=schemas.Job, summary="Look at a job")

@@ -12,9 +12,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from jobs.launch import container_name, port_map
+from jobs.mistakes import SpecError
 from jobs.placement import Demand, Placement, Waits
 from jobs.queue import Queue, Waiting
-from jobs.states import Desired, JobState
+from jobs.states import Desired, JobState, Reason
 from service.control.context import Context
 from service.control.steps.wait import admit
 from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
@@ -59,9 +60,12 @@ def schedule(context: Context) -> list[str]:
         if isinstance(answer, Waits):
             waits[head.demand] = answer.why
             continue
-        if _commit(context, head.job, answer, now):
-            queue.took(head.job, answer)
-            placed.append(head.job.id)
+        try:
+            if _commit(context, head.job, answer, now):
+                queue.took(head.job, answer)
+                placed.append(head.job.id)
+        except SpecError as error:  # of an older or newer Navarch: no matter of the others
+            _refuse(context, head.job.id, f"its stored spec is refused: {error}", now)
         following = _following(context, head, now)
         if following is not None:
             heapq.heappush(line, following)
@@ -182,6 +186,14 @@ def _commit(context: Context, waiting: Waiting, placement: Placement, now: float
         return False
     context.changed(waiting.id)
     return True
+
+
+def _refuse(context: Context, job_id: str, message: str, now: float) -> None:
+    with context.database.write() as session:
+        job = session.get(Job, job_id)
+        if job is not None and job.state == JobState.QUEUED:
+            transition(session, job, JobState.FAILED, message, reason=Reason.BAD_CONFIG, now=now)
+    context.changed(job_id)
 
 
 def _place(session: Session, context: Context, job: Job, placement: Placement, now: float) -> None:
