@@ -16,6 +16,7 @@ TRAINING_BIN = "/opt/navarch/bin"
 RUN_TARGET = "/workspace/run"
 GO_FILE = f"{CONTAINER_DIR}/go"
 SINGLE_NODE_MASTER_PORT = 29500
+DEFAULT_SHM = 4 << 30
 LABEL_DEPLOYMENT = "navarch.deployment"
 LABEL_JOB = "navarch.job"
 LABEL_ATTEMPT = "navarch.attempt"
@@ -191,7 +192,7 @@ def _container(
         gpus=placed.gpus,
         host_network=spec.host_network,
         ipc=spec.ipc,
-        shm_size=None if spec.ipc == "host" else resources.shm or _default_shm(spec),
+        shm_size=shared_memory(spec),
         cpus=resources.cpus,
         memory=resources.memory,
         ulimits=dict(resources.ulimits),
@@ -200,9 +201,17 @@ def _container(
     )
 
 
-def _default_shm(spec: JobSpec) -> int | None:
-    """Data loaders and NCCL need more than Docker's 64 MB as soon as several processes share a node."""
-    return 4 * 1024**3 if spec.resources.gpus or spec.resources.processes_per_node > 1 else None
+def shared_memory(spec: JobSpec) -> int | None:
+    """Bytes of /dev/shm: 4 GB for each GPU unless the spec says otherwise; None where it is the host's own.
+
+    Data loaders and NCCL need more than Docker's 64 MB. It is a limit: only what is written there takes memory, and
+    that counts as the container's.
+    """
+    if spec.ipc == "host":
+        return None
+    resources = spec.resources
+    default = DEFAULT_SHM * max(1, resources.gpus)
+    return resources.shm or (default if resources.memory is None else min(default, resources.memory))
 
 
 def _files(spec: JobSpec, launch: Launch, peers: Mapping[str, str]) -> dict[str, bytes]:

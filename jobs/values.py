@@ -149,6 +149,8 @@ def plain_path(path: str, side: str) -> str:
 def parse_secrets(value: object) -> object:
     """Like `env`; they are handed over line by line."""
     result = parse_env(value)
+    if "PATH" in result:
+        raise ValueError("has PATH in it, which is no secret; write it under `env`")
     for name, text in result.items():
         if "\n" in text:
             raise ValueError(f"has a line break in the value of {name!r}; put it into a file and mount that")

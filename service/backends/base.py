@@ -28,6 +28,10 @@ class EngineFacts:
     """When the engine itself was started; None when that can't be seen from here."""
 
 
+DEFAULT_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""PATH where an image says nothing."""
+
+
 @dataclass(frozen=True)
 class ImageFacts:
     id: str
@@ -38,6 +42,8 @@ class ImageFacts:
     entrypoint: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     healthcheck: bool = False
+    search_path: str = DEFAULT_SEARCH_PATH
+    """Its PATH."""
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,18 @@ def is_root(image: ImageFacts) -> bool:
     return image.user.partition(":")[0] in _ROOT
 
 
+def _environment(plan: ContainerPlan, image: ImageFacts) -> dict[str, str]:
+    """The job's variables, `$PATH` in its PATH being the image's own."""
+    environment = dict(plan.environment)
+    if "PATH" in environment:
+        parts = environment["PATH"].split(":")
+        environment["PATH"] = ":".join(image.search_path if part in ("$PATH", "${PATH}") else part for part in parts)
+    return environment
+
+
 def started_in(plan: ContainerPlan, image: ImageFacts, programs: Programs) -> ContainerPlan:
     """The plan with this image, and with what starts the command in it, whatever ENTRYPOINT the image has."""
-    plan = replace(plan, image=image.reference)
+    plan = replace(plan, image=image.reference, environment=_environment(plan, image))
     if SYSTEM_LABEL in image.labels:
         return replace(plan, entrypoint=LAYER_START)
     found = programs()

@@ -91,6 +91,10 @@ def _show_plan(plan: Plan) -> None:
         output.fact("gpus", output.escape(", ".join(replica.gpus) or "none"))
         ports = (f"{outside or 'automatic'}→{inside}" for inside, outside in replica.ports.items())
         output.fact("ports", output.escape(", ".join(ports)))
+        output.fact("workdir", output.escape(replica.workdir))
+        if replica.shm is not None:
+            default = "" if (plan.spec.get("resources") or {}).get("shm") else " (default; resources.shm changes it)"
+            output.fact("shm", output.size(replica.shm) + default)
         for index, mount in enumerate(replica.mounts):
             output.fact("mounts" if index == 0 else "", output.escape(mount))
         environment = [f"{name}={value}" for name, value in sorted(replica.environment.items())]

@@ -148,6 +148,8 @@ class PlannedReplica(Schema):
     environment: dict[str, str] = Field(default_factory=dict)
     ports: dict[str, int | None] = Field(default_factory=dict, description="null: from the host's pool at start")
     mounts: list[str] = Field(default_factory=list, description="source:target:mode")
+    workdir: str = ""
+    shm: int | None = Field(default=None, description="bytes of /dev/shm; null: the host's own")
 
 
 class PlanProblem(Schema):

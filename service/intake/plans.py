@@ -169,5 +169,7 @@ def _planned(rank: int, plan: ContainerPlan, names: Mapping[str, str]) -> schema
         command=list(plan.command),
         environment=dict(plan.environment),
         ports={str(inside): outside for inside, outside in plan.ports.items()},
+        workdir=plan.workdir,
+        shm=plan.shm_size,
         mounts=[f"{m.source}:{m.target}:{'ro' if m.read_only else 'rw'}" for m in plan.mounts],
     )

@@ -35,6 +35,7 @@ def resolve_paths(spec: JobSpec, rules: MountRules, find_input: FindInput) -> Re
     """Checks every host path of a spec and rewrites `artifact:NAME`. Raises Problem."""
     for mount in spec.mounts:
         rules.check(mount.source, "The mount")
+    _check_workdir(spec, rules)
     resolved = Resolved()
     targets = [*(m.target for m in spec.mounts), RUN_TARGET]
 
@@ -71,3 +72,25 @@ def resolve_paths(spec: JobSpec, rules: MountRules, find_input: FindInput) -> Re
     for key, section in spec.training.items():
         resolved.training[key] = section if key in _NO_PATHS else walk(section, key)
     return resolved
+
+
+def _check_workdir(spec: JobSpec, rules: MountRules) -> None:
+    """A working folder that lies in a mount must be one, or be makeable. Raises Problem."""
+    within = [m for m in spec.mounts if spec.workdir == m.target or spec.workdir.startswith(f"{m.target}/")]
+    if not within:
+        return
+    mount = max(within, key=lambda m: len(m.target))
+    there = mount.source + spec.workdir.removeprefix(mount.target)
+    try:
+        with rules.open(there, "`workdir`:").opened as opened:
+            is_dir = opened.is_dir
+    except Problem as problem:
+        if problem.code != "path_missing" or not mount.read_only:
+            if problem.code == "path_missing":
+                return
+            raise
+        detail = f"`workdir` {spec.workdir} does not exist: it would be {there}, and that is mounted read-only."
+        raise Problem("path_missing", detail, "Make the folder first, or mount without :ro.", path=there) from None
+    if not is_dir:
+        detail = f"`workdir` {spec.workdir} is no folder: it is the file {there} of the host."
+        raise Problem("invalid_spec", detail, "Name a folder in which the command is to run.")

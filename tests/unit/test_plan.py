@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import pytest
 import yaml
 
-from jobs.launch import Address, ContainerPlan, Launch, plan_containers, pool_ports
+from jobs.launch import Address, ContainerPlan, Launch, plan_containers, pool_ports, shared_memory
 from jobs.placement import Demand, HostCapacity, Placement, place
 from jobs.spec import JobSpec, parse_spec
+from service.backends.base import ImageFacts
+from service.builds.fitness import started_in
+from service.builds.references import SYSTEM_LABEL
 
 
 def plans(document: dict[str, Any], hosts: int = 1, attempt: int = 1, **launch: Any) -> tuple[ContainerPlan, ...]:
@@ -100,7 +104,7 @@ def test_training_with_several_processes_runs_under_torchrun() -> None:
         "--master-port=29500",
         "--no-python",
     )
-    assert plan.shm_size == 4 * 1024**3
+    assert plan.shm_size == 16 << 30  # 4 GPUs
 
 
 def test_a_gang_shares_its_hosts_network_and_waits_at_the_barrier() -> None:
@@ -121,3 +125,26 @@ def test_a_container_without_ssh_gets_no_keys() -> None:
     (plan,) = plans({"type": "command", "image": "debian", "command": "true", "ssh": False})
     assert plan.ports == {}
     assert set(plan.files) == {"hostfile"}
+
+
+@pytest.mark.parametrize(
+    ("resources", "shm"),
+    [
+        ({}, 4 << 30),
+        ({"gpus": 8}, 32 << 30),
+        ({"gpus": 8, "shm": "1GB"}, 1 << 30),
+        ({"memory": "2GB"}, 2 << 30),
+    ],
+)
+def test_shared_memory_is_enough_for_data_loaders_unless_the_spec_says_otherwise(
+    resources: dict[str, Any], shm: int
+) -> None:
+    assert shared_memory(parse_spec({"type": "command", "image": "x", "command": "y", "resources": resources})) == shm
+
+
+def test_the_image_s_own_path_stands_where_the_job_s_says_so() -> None:
+    document = {"type": "command", "image": "x", "command": ["y"], "env": {"PATH": "/workspace/bin:$PATH"}}
+    (container,) = plans(document)
+    image = ImageFacts("sha256:1", "x", {SYSTEM_LABEL: "1"}, search_path="/opt/conda/bin:/usr/bin")
+    started = started_in(container, image, frozenset)
+    assert started.environment["PATH"] == "/workspace/bin:/opt/conda/bin:/usr/bin"

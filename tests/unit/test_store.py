@@ -127,6 +127,22 @@ def test_paths_are_checked_at_submit(world: World, tmp_path: Path) -> None:
     assert world.jobs.submit(inside).job.resolved["training"]["model"] == "/models/x"
 
 
+def test_a_working_folder_that_is_a_file_is_refused(world: World, tmp_path: Path) -> None:
+    root = world.settings.mount_roots[0]
+    (root / "tree" / "src").mkdir(parents=True)
+    (root / "tree" / "run.sh").touch()
+
+    def workdir(path: str, mode: str = "") -> dict[str, Any]:
+        return {**COMMAND, "workdir": path, "mounts": [f"{root}/tree:/w{mode}"]}
+
+    for path in ("/w", "/w/src", "/w/new", "/elsewhere"):
+        world.jobs.submit(workdir(path))
+    with pytest.raises(Problem) as refused:
+        world.jobs.submit(workdir("/w/run.sh"))
+    assert "`workdir` /w/run.sh is no folder" in refused.value.detail
+    assert code(world, workdir("/w/new", ":ro")) == "path_missing"
+
+
 def test_an_artifact_of_another_kind_or_name_is_refused_with_the_right_one(world: World, tmp_path: Path) -> None:
     serve = {"type": "serve", "image": "cpu"}
     with world.database.write() as session:

@@ -195,14 +195,6 @@ def _image(info: ImageInfo) -> schemas.Image:
         tags=list(info.tags),
         recipe=info.recipe or None,
         size=info.size,
-        created_at=_timestamp(info.created),
+        created_at=datetime.fromisoformat(info.created).timestamp(),
         labels={"base": info.base, "target": info.target},
     )
-
-
-def _timestamp(text: str) -> float:
-    """Docker writes nanoseconds, which Python doesn't read."""
-    whole, _, rest = text.rstrip("Z").partition(".")
-    moment = datetime.fromisoformat(whole[:19] + "+00:00").timestamp()
-    digits = "".join(character for character in rest[:9] if character.isdigit())
-    return moment + (float("0." + digits) if digits else 0.0)

@@ -4,7 +4,7 @@ import io
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,16 @@ from docker.utils import parse_repository_tag
 
 from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, LABEL_JOB, ContainerPlan
 from service.access.mounts import MountRules
-from service.backends.base import ContainerFacts, Created, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
+from service.backends.base import (
+    DEFAULT_SEARCH_PATH,
+    ContainerFacts,
+    Created,
+    EngineEvent,
+    EngineFacts,
+    Gpu,
+    ImageFacts,
+    LogRecord,
+)
 from service.backends.docker import local_machine
 from service.backends.docker.gpus import probe
 from service.backends.docker.image_files import files_in
@@ -94,6 +103,7 @@ class DockerHost:
             user=str(config.get("User") or ""),
             entrypoint=tuple(config.get("Entrypoint") or ()),
             volumes=tuple(sorted(config.get("Volumes") or ())),
+            search_path=_search_path(config.get("Env") or ()),
             healthcheck=((config.get("Healthcheck") or {}).get("Test") or ["NONE"])[0] != "NONE",
         )
 
@@ -323,6 +333,12 @@ def container_facts(found: Mapping[str, Any]) -> ContainerFacts:
         finished_at=parse_time(state.get("FinishedAt")) if ended else None,
         created_at=parse_time(found.get("Created")),
     )
+
+
+def _search_path(variables: Iterable[str]) -> str:
+    """The PATH among an image's NAME=value lines."""
+    paths = [line.removeprefix("PATH=") for line in variables if line.startswith("PATH=")]
+    return paths[-1] if paths else DEFAULT_SEARCH_PATH
 
 
 def parse_time(text: str | None) -> float | None:
