@@ -77,12 +77,12 @@ def shown(value: Any) -> str:
     return repr(value)[:60]
 
 
-def unknown_key(path: str, key: str, known: Iterable[str], owner: str) -> Mistake:
-    """The mistake of a key that nothing has, with the nearest one that exists."""
+def unknown_key(path: str, key: str, known: Iterable[str], owner: str, hint: str = "") -> Mistake:
+    """The mistake of a key that nothing has, with the nearest one that exists, or with a better `hint`."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     advice = f"did you mean `{near[0]}`?" if near else f"it has {', '.join(names)}"
-    return Mistake(path, f"`{path}`: {owner} has no key `{key}`; {advice}")
+    return Mistake(path, f"`{path}`: {owner} has no key `{key}`; {hint or advice}")
 
 
 def from_validation(error: ValidationError, known: Mapping[str, Iterable[str]], owner: str) -> list[Mistake]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 from jobs.documents import DocumentError, read_yaml
 from jobs.mistakes import MOST, Mistake, SpecError, from_validation, shown, unknown_key
-from jobs.training import check_training, training_keys
+from jobs.training import check_training, own_name, training_keys
 from jobs.units import format_size, parse_duration, parse_size
 from jobs.values import Mount as Mount
 from jobs.values import PortRequest as PortRequest
@@ -220,7 +220,8 @@ def parse_spec(document: Mapping[str, Any], *, stored: bool = False) -> JobSpec:
         elif key in of_training or (stored and kind.trains):
             training[key] = value
         elif len(mistakes) < MOST:
-            mistakes.append(unknown_key(str(key), str(key), known[""], f"a job of type {kind}"))
+            hint = own_name(str(key), kind.value) if kind.trains else ""
+            mistakes.append(unknown_key(str(key), str(key), known[""], f"a job of type {kind}", hint))
     spec = None
     try:
         spec = JobSpec.model_validate({**common, "name": common.get("name") or kind.value, "training": training})

@@ -6,18 +6,26 @@ from functools import cache
 from typing import Any
 
 from jobs.mistakes import Mistake
-from training.config.stages import config_class, load_config
+from training.config.load import load_config
+from training.config.load import own_name as own_name_here
+from training.config.stages import config_class
 from training.config.strategies import Wanted, check_strategy
 from training.config.tree import write_out_shorthand
 from training.errors import ConfigError
 
-__all__ = ["check_training", "training_keys", "write_out_shorthand"]
+__all__ = ["check_training", "own_name", "training_keys", "write_out_shorthand"]
 
 
 @cache
 def training_keys(stage: str) -> frozenset[str]:
     """The top-level keys of a stage's configuration."""
     return frozenset(field.name for field in dataclasses.fields(config_class(stage)))
+
+
+def own_name(key: str, stage: str) -> str:
+    """What a key of another tool, or of another section, is called in a stage: a clause for a sentence, or ""."""
+    found = own_name_here(key, stage).rstrip(".")
+    return found[:1].lower() + found[1:]
 
 
 def check_training(stage: str, sections: Mapping[str, Any], *, world_size: int = 1, gpus: int = 0) -> list[Mistake]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from training.config.stages import config_class, load_config
+from training.config.help import help_text
+from training.config.load import load_config
+from training.config.stages import config_class
 from training.config.strategies import Wanted, check_strategy
 from training.config.tree import nearest
 from training.errors import ConfigError, TrainingError
@@ -36,10 +37,10 @@ tools
   plot         curves as an SVG file:     navarch-train plot RUN_DIR… --out curves.svg
 
   navarch-train STAGE --help      every key of the stage, with its default
-  navarch-train STAGE --check …   check the configuration and stop
+  navarch-train STAGE --check …   look at configuration, model, template and first rows, and stop
 
 Several processes:  torchrun --nproc-per-node 8 --no-python navarch-train sft --config run.yaml
-Overrides win over the file:  train.lr=1e-5 strategy=ddp lora.rank=8 data.0.path=rows.jsonl
+Overrides win over the file:  train.lr=1e-5 strategy=ddp lora.rank=8 data=rows.jsonl data.sources.0.weight=2
 """
 STAGES = ("pt", "sft", "rm", "dpo", "ppo")
 TOOLS = {
@@ -79,8 +80,7 @@ def _stage(stage: str, arguments: Sequence[str]) -> int:
     if stage != "serve":
         check_strategy(config.strategy, wanted(stage, config))
     if options.check:
-        print(f"{options.config or 'the configuration'} is a valid {stage} run")
-        return 0
+        return _check(stage, config, options.config or "the configuration")
     if stage == "serve":
         return int(importlib.import_module("training.serving.server").run(config) or 0)
     print(f"navarch-train {stage}: loading", flush=True)
@@ -93,6 +93,17 @@ def _stage(stage: str, arguments: Sequence[str]) -> int:
 
         leave(code)
     return code
+
+
+def _check(stage: str, config: Any, name: str) -> int:
+    """Look at all that can be known without reading weights; what a run would refuse is raised here."""
+    preflight = importlib.import_module("training.loop.preflight")
+    if stage == "serve":
+        preflight.check_served(config)
+    else:
+        preflight.preflight(stage, config)
+    print(f"{name} is a valid {stage} run")
+    return 0
 
 
 def wanted(stage: str, config: Any) -> Wanted:
@@ -150,41 +161,9 @@ def _parse(stage: str, arguments: Sequence[str]) -> _Options:
 
 
 def describe(stage: str) -> str:
-    """Every key of a stage with its type and default, grouped by section."""
-    lines = [
-        f"navarch-train {stage} --config run.yaml [key=value …]",
-        "",
-        (config_class(stage).__doc__ or "").strip(),
-        "",
-    ]
-
-    def walk(cls: Any, prefix: str) -> None:
-        hints = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            factory = field.default_factory
-            default = field.default if field.default is not dataclasses.MISSING else None
-            nested = factory if isinstance(factory, type) and dataclasses.is_dataclass(factory) else None
-            if default is None and factory is not dataclasses.MISSING:
-                default = factory()
-                nested = type(default) if dataclasses.is_dataclass(default) else nested
-            name = f"{prefix}{field.name}"
-            if nested is None and dataclasses.is_dataclass(hints[field.name]):
-                nested = hints[field.name]
-            if nested is not None:
-                walk(nested, f"{name}.")
-                continue
-            required = field.default is dataclasses.MISSING and factory is dataclasses.MISSING
-            kind = str(field.type).replace("Literal", "").replace(" | None", "")
-            shown = "required" if required else f"default {default!r}"
-            lines.append(f"  {name:32} {shown:28} {kind}")
-
-    walk(config_class(stage), "")
-    if stage != "serve":
-        from training.config.stages import LoraConfig
-
-        lines.append("  lora (left out: full fine-tuning)")
-        walk(LoraConfig, "lora.")
-    return "\n".join(lines)
+    """Every key of a stage: its default, what it may be, what it means."""
+    title = f"navarch-train {stage} --config run.yaml [key=value …]"
+    return help_text(title, config_class(stage))
 
 
 if __name__ == "__main__":

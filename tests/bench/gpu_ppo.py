@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedTokenizerFast
 
-from training.config.stages import load_config
+from training.config.load import load_config
 from training.errors import Stopped
 from training.loop.run import open_run
 from training.models.load import from_config

@@ -104,7 +104,10 @@ class Server:
         arguments += [f"quantize=int{options.bits}"] if options.bits < 16 else []
         program = f"import sys; from training.cli import main; sys.exit(main({arguments!r}))"
         start = time.perf_counter()
-        self.process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "NAVARCH_EVENTS": "1"},
+        )  # fmt: skip
         self.port = 0
         try:
             self._read_until_ready()

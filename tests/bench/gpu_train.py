@@ -105,7 +105,7 @@ def measure(case: str) -> dict[str, Any]:
         options[key] = type(DEFAULTS[key])(value)
     import torch
 
-    from training.config.stages import load_config
+    from training.config.load import load_config
     from training.loop.run import open_run
     from training.loop.trainer import LAG, Trainer
     from training.models import attention_kernels

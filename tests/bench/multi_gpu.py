@@ -62,7 +62,7 @@ class Launcher:
         """("", standard output) or (what went wrong, output)."""
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        environment |= {"OMP_NUM_THREADS": "1", "NCCL_NVLS_ENABLE": "0"}  # no NVLink multicast
+        environment |= {"OMP_NUM_THREADS": "1", "NAVARCH_EVENTS": "1", "NCCL_NVLS_ENABLE": "0"}  # no NVLink multicast
         if self.cpu:
             environment["MULTI_GPU_CPU"] = "1"
         elif ranks == 1:

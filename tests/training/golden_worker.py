@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.training.colossal_cpu_sim import install
 from tests.training.making import losses
-from training.config.stages import load_config
+from training.config.load import load_config
 from training.strategies import base
 from training.strategies.world import leave
 

@@ -78,7 +78,8 @@ def settings(stage: str, model: Path, rows: Path, run_dir: Path, **train: Any) -
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+            "NAVARCH_EVENTS": "1"}  # fmt: skip
 
 
 def command(stage: str, overrides: Sequence[str], ranks: int = 1) -> list[str]:

@@ -13,6 +13,10 @@ import pytest
 
 from tests.training.making import ROOT, environment, make_model, make_rows, settings
 from training import cli
+from training.config.foreign import FOREIGN
+from training.config.help import keys_of
+from training.config.load import load_config
+from training.config.stages import config_class
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -81,9 +85,122 @@ def test_help_lists_every_key_with_its_default(capsys: pytest.CaptureFixture[str
         assert word in text
 
 
-def test_check_says_yes_and_runs_nothing(made: tuple[Path, Path], tmp_path: Path) -> None:
-    assert cli.main(["sft", "--check", *settings("sft", *made, tmp_path / "run")]) == 0
+@pytest.mark.parametrize("stage", [*cli.STAGES, "serve"])
+def test_help_says_what_each_key_means_and_may_be(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And every default that it shows is one that the stage takes."""
+    tree: dict[str, object] = {"model": "m", "data": ["d"], "reward": {"function": "m:f"}}
+    for key in keys_of(config_class(stage)):
+        assert key.meaning.endswith((".", "…", ")")) and key.values, key
+        if key.default != "required" and not key.path.startswith("data.sources"):
+            given = {name: value for name, value in tree.items() if name in ("model", "data") or stage == "ppo"}
+            given = {"model": "m"} if stage == "serve" else given
+            if key.path not in ("critic.head", "reward.model", "reward.function", "ptx.coef"):
+                load_config(stage, given, [f"{key.path}={key.default}"])
+    assert cli.main([stage, "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 160
+
+
+def test_help_of_a_stage_has_its_own_defaults() -> None:
+    rates = {
+        stage: next(k.default for k in keys_of(config_class(stage)) if k.path == "train.lr") for stage in cli.STAGES
+    }
+    assert rates == {"pt": "2e-05", "sft": "2e-05", "rm": "1e-05", "dpo": "5e-07", "ppo": "1e-06"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learning_rate=1e-5", "Unknown key learning_rate. Here it is train.lr."),
+        ("train.gradient_accumulation_steps=2", "Here it is train.accumulate."),
+        ("model_name_or_path=x", "Here it is model."),
+        ("per_device_train_batch_size=2", "Here it is train.batch_size."),
+        ("train.cutoff_len=9", "Here it is train.max_length."),
+        ("gradient-checkpointing=true", "Here it is train.activation_checkpointing: full."),
+        ("lora.target_modules=[q]", "Here it is lora.targets."),
+        ("lr=1", "It belongs to a section: train.lr."),
+        ("kl_coef=1", "Unknown key kl_coef. Known here"),  # a name of ppo's
+        ("data.sources.0.wieght=1", "Unknown key data.sources[0].wieght. Did you mean weight?"),
+    ],
+)
+def test_names_of_other_tools_are_known(override: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft", "model=m", "data=d", override]) == 64
+    assert said in capsys.readouterr().err
+
+
+def test_every_foreign_name_leads_to_a_key_that_some_stage_has() -> None:
+    paths = {key.path for stage in (*cli.STAGES, "serve") for key in keys_of(config_class(stage))}
+    paths |= {path.rpartition(".")[0] for path in paths}
+    for theirs, ours in FOREIGN.items():
+        assert ours.startswith("nothing") or ours.split(":")[0].split(" ")[0] in paths, theirs
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data=a.jsonl"],
+        ["data.0.path=a.jsonl"],
+        ["data.sources.0.path=a.jsonl", "data.sources.0.weight=2"],
+        ["data=a.jsonl", "data.sources.0.weight=2"],
+        ["data.0.path=a.jsonl", "data.1.path=b.jsonl", "lora=4", "lora.dropout=0.1", "strategy=naive", "strategy.tp=1"],
+    ],
+)
+def test_overrides_make_what_they_reach_into(overrides: list[str]) -> None:
+    config = load_config("sft", {}, ["model=m", *overrides])
+    assert config.data.sources[0].path == "a.jsonl"
+    assert config.data.sources[0].weight == (2 if any("weight" in word for word in overrides) else 1)
+
+
+def test_an_error_is_told_once_to_people_and_as_an_event_to_programs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sft", "model=m"]) == 64
+    assert capsys.readouterr() == ("", "error: data is missing: it has no default.\n")
+    monkeypatch.setenv("NAVARCH_EVENTS", "1")
+    assert cli.main(["sft", "model=m"]) == 64
+    assert '@navarch {"event":"error"' in capsys.readouterr().out
+
+
+def test_check_looks_at_everything_and_runs_nothing(
+    made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sft", "--check", *settings("sft", *made, tmp_path / "run"), "lora=4"]) == 0
+    said = capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+    assert "model: LlamaForCausalLM, 40,096 parameters" in said and "LoRA: rank 4 on 14 layers" in said
+    assert "8 rows looked at, 0 bad; tokens: half have up to" in said and "rows.jsonl:1:" in said and "⟦" in said
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "said"),
+    [
+        (["lora.targets=[q_porj]"], 64, "has no linear layer named q_porj; it has"),
+        (["resume=/nowhere/step-3"], 66, "is no whole checkpoint"),
+        (["data.template=chatlm"], 64, "is not one of human, alpaca"),
+        (["data.template=llama3"], 64, "add them as tokens with data.add_special_tokens"),
+        (["data.sources.0.path=nowhere.jsonl"], 66, "nowhere.jsonl does not exist"),
+        (["data.eval=[nowhere.jsonl]"], 66, "nowhere.jsonl does not exist"),
+        (["data.sources.0.format=dpo"], 65, "stage sft needs conversations"),
+        (["data.sources.0.columns={instruction: q}"], 65, "rows.jsonl:1: has no q, which columns names"),
+        (["model=nowhere"], 66, "There is no model folder nowhere"),
+    ],
+)
+def test_check_refuses_what_the_run_would(
+    made: tuple[Path, Path], tmp_path: Path, extra: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sft", "--check", *settings("sft", *made, tmp_path / "run"), *extra]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_check_of_ppo_and_serve(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["ppo", "--check", f"model={made[0]}", f"data={made[1]}"]
+    assert cli.main([*words, "reward.function=nowhere:f"]) == 64
+    assert "nowhere" in capsys.readouterr().err
+    (tmp_path / "r.py").write_text("def f(prompts, completions, rows):\n    return [0.0] * len(rows)\n")
+    assert cli.main([*words, f"reward.function={tmp_path}/r.py:f"]) == 0
+    assert cli.main([*words, f"reward.function={tmp_path}/r.py:f", "generation.max_new_tokens=9999"]) == 64
+    assert cli.main(["serve", "--check", f"model={made[0]}"]) == 0
+    assert cli.main(["serve", "--check", f"model={made[0]}", "max_length=9999"]) == 64
+    assert cli.main(["serve", "--check", f"model={made[0]}", f"adapter={tmp_path}"]) == 66
 
 
 def spoil(model: Path, tmp_path: Path, name: str, content: bytes | None) -> Path:

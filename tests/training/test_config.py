@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from training.config.stages import TrainConfig, config_dict, load_config
+from training.config.load import load_config
+from training.config.stages import TrainConfig
+from training.config.tree import config_dict
 from training.errors import ConfigError, MissingInput
 from training.loop.schedule import learning_rate_schedule, total_steps
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from tests.training import test_ppo_stage as small_ppo
 from tests.training.making import losses, make_model, make_rows, settings
 from training import cli
-from training.config.stages import load_config
+from training.config.load import load_config
 from training.data.template import TextCodec
 from training.loop import run as loop_run
 from training.stages import ppo

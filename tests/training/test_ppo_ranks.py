@@ -77,7 +77,7 @@ def worker(path: Path) -> None:
         from tests.training import colossal_cpu_sim
 
         colossal_cpu_sim.install()
-    from training.config.stages import load_config
+    from training.config.load import load_config
     from training.stages import ppo
     from training.strategies.world import leave
 

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from tests.training.test_ppo_stage import LETTERS, make_model, metrics, settings, start, write_files
+from training.config.load import load_config
 from training.config.ppo import RewardConfig
-from training.config.stages import load_config
 from training.data.batch import PromptRow
 from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput

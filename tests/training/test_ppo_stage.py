@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from training.config.stages import load_config
+from training.config.load import load_config
 from training.errors import ConfigError, DataError, MissingInput, NanLoss, Stopped, TrainingError
 from training.models.load import from_config
 from training.ppo.rewards import RewardFailed

@@ -35,7 +35,7 @@ class Command:
         program = f"import sys; from training.cli import main; sys.exit(main({words!r}))"
         self.process = subprocess.Popen(
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "NAVARCH_EVENTS": "1"},
         )  # fmt: skip
         self.lines: list[str] = []
         assert self.process.stdout is not None

@@ -22,15 +22,20 @@ HUB_PREFIX = "hf:"
 class DataSource:
     """One file, folder or Hugging Face data set (`hf:org/name`), and how much of it is used."""
 
-    path: str = field(metadata={"help": "file (.json .jsonl .txt .parquet, each also .gz), folder, or hf:org/name"})
-    format: Format = field(default="auto", metadata={"help": "row format; auto looks at the first rows"})
-    weight: float = field(default=1.0, metadata={"help": "passes over this source per epoch: 2 = twice, 0.5 = half"})
-    max_samples: int | None = field(default=None, metadata={"help": "use the first N rows only"})
-    split: str = field(default="train", metadata={"help": "which files of a folder or hub data set: train, test …"})
-    columns: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "field names that differ: {prompt: my_question, chosen: better}"}
-    )
-    ignore: tuple[str, ...] = field(default=(), metadata={"help": "fields that are left out on purpose"})
+    path: str
+    """File (.json .jsonl .txt .parquet, each also .gz), folder, or hf:org/name."""
+    format: Format = "auto"
+    """Row format; auto looks at the first rows."""
+    weight: float = 1.0
+    """Passes over this source per epoch: 2 = twice, 0.5 = half."""
+    max_samples: int | None = None
+    """Use the first N rows only."""
+    split: str = "train"
+    """Which files of a folder or hub data set: train, test …"""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Field names that differ: {prompt: my_question, chosen: better}."""
+    ignore: tuple[str, ...] = ()
+    """Fields that are left out on purpose."""
 
     def __post_init__(self) -> None:
         if not self.path.strip():
@@ -69,43 +74,37 @@ class DataConfig:
     """
 
     sources: tuple[DataSource, ...] = ()
-    eval: tuple[DataSource, ...] = field(default=(), metadata={"help": "held-out sources; none = take eval_fraction"})
-    eval_fraction: float = field(
-        default=0.0, metadata={"help": "part of the sources held out, chosen by each row's content: stable over runs"}
-    )
-    eval_max_samples: int | None = field(default=None, metadata={"help": "evaluate on at most N documents"})
-    template: str = field(
-        default="auto",
-        metadata={"help": "chat template: auto (the tokenizer's own), a named one, or a path to a .jinja file"},
-    )
-    add_special_tokens: bool = field(
-        default=False, metadata={"help": "give the tokenizer the tokens that a named template (chatml, llama3) needs"}
-    )
-    date: str = field(
-        default="",
-        metadata={"help": "the day that templates write as today, like 2024-07-26; default: the run's first"},
-    )
-    system: str = field(default="", metadata={"help": "system message for conversations that have none"})
-    train_on: TrainOn = field(
-        default="assistant", metadata={"help": "assistant: all its turns; last: the last one only"}
-    )
-    over_long: OverLong = field(
-        default="auto",
-        metadata={
-            "help": "documents over max_length: truncate, drop, or split (text only); auto: pt splits, others cut"
-        },
-    )
-    bad_rows: BadRows = field(default="stop", metadata={"help": "stop at the first bad row, or skip and count them"})
-    max_left_out: float = field(
-        default=0.1,
-        metadata={
-            "help": "share of the rows, and of the assistant's turns, that may go unlearned before a run is refused"
-        },
-    )
-    window: int = field(default=16384, metadata={"help": "documents that are shuffled and packed together"})
+    """What is trained on; `data: FILE` and `data: [FILE, …]` are short for it."""
+    eval: tuple[DataSource, ...] = ()
+    """Held-out sources; none = take eval_fraction."""
+    eval_fraction: float = 0.0
+    """Part of the sources held out, chosen by each row's content: stable over runs."""
+    eval_max_samples: int | None = None
+    """Evaluate on at most N documents."""
+    template: str = "auto"
+    """Chat template: auto (the tokenizer's own), a named one, or a path to a .jinja file."""
+    add_special_tokens: bool = False
+    """Give the tokenizer the tokens that a named template (chatml, llama3) needs."""
+    date: str = ""
+    """The day that templates write as today, like 2024-07-26; default: the run's first."""
+    system: str = ""
+    """System message for conversations that have none."""
+    train_on: TrainOn = "assistant"
+    """assistant: all its turns; last: the last one only."""
+    over_long: OverLong = "auto"
+    """Documents over max_length: truncate, drop, or split (text only); auto: pt splits, others cut."""
+    bad_rows: BadRows = "stop"
+    """Stop at the first bad row, or skip and count them."""
+    max_left_out: float = 0.1
+    """Share of the rows, and of the assistant's turns, that may go unlearned before a run is refused."""
+    window: int = 16384
+    """Documents that are shuffled and packed together."""
     shuffle: bool = True
-    cache_dir: str = field(default="", metadata={"help": "where tokens are kept; default $NAVARCH_CACHE_DIR, ~/.cache"})
-    workers: int = field(default=0, metadata={"help": "processes that tokenise; 0 = as many as pay"})
+    """Another order in each epoch, the same for the same train.seed; false: as the files have it."""
+    cache_dir: str = ""
+    """Where tokens are kept; default $NAVARCH_CACHE_DIR, ~/.cache."""
+    workers: int = 0
+    """Processes that tokenise; 0 = as many as pay."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.eval_fraction < 1:

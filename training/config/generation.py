@@ -17,14 +17,21 @@ class GenerationConfig:
     """
 
     max_new_tokens: int = 128
+    """Tokens of a completion at most."""
     temperature: float = 1.0
+    """Logits are divided by it; 0: always the likeliest token."""
     top_k: int = 0
+    """Draw from the K likeliest tokens only; 0: from all."""
     top_p: float = 1.0
+    """Draw from the likeliest tokens that have this share of the probability together; 1: from all."""
     min_p: float = 0.0
     """Tokens less likely than this share of the likeliest one's probability are left out."""
     repetition_penalty: float = 1.0
+    """Above 1: tokens that are in the text already become less likely (CTRL); 1: off."""
     stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
     stop_ids: tuple[int, ...] | None = None
+    """Tokens that end a completion; null: the template's."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -97,6 +97,7 @@ class CriticConfig:
     head: Literal["zero", "reward"] = "zero"
     """The value head starts at zero, or as the reward model's own head."""
     lr: float = 5e-6
+    """The critic's learning rate; it has an optimizer of its own."""
     lora_rank: int | None = None
     """null: as the actor's `lora` section; 0: train all weights; else a rank of its own."""
     clip_range: float | None = 0.2
@@ -121,12 +122,15 @@ class KLConfig:
     """The penalty for leaving the reference, taken off each token's reward."""
 
     coef: float = 0.05
+    """Reward taken off for each nat of KL."""
     controller: Literal["fixed", "adaptive"] = "fixed"
+    """adaptive: the coefficient follows the KL towards `target`."""
     target: float = 6.0
     """adaptive: the wanted KL in nats per completion (sum over its tokens)."""
     horizon: int = 10_000
     """adaptive: completions over which the coefficient can about double or halve at ±0.2 of error."""
     estimator: Literal["k1", "k2", "k3"] = "k1"
+    """How a token's KL is estimated from one sample: log r, ½ (log r)², or r − 1 − log r (Schulman 2020)."""
 
     def __post_init__(self) -> None:
         _require(self.coef >= 0, f"kl.coef must not be negative, is {self.coef}")
@@ -143,6 +147,7 @@ class PtxConfig:
     """InstructGPT's side loss on SFT or PT data, added to each actor update; off while `coef` is 0."""
 
     data: tuple[DataSource, ...] = ()
+    """Documents or conversations, as data.sources."""
     coef: float = 0.0
     """Weight of the language-model loss beside the policy loss (coati's 0.9 beside 0.1 is 9.0 here)."""
     batch_size: int = 8
@@ -165,6 +170,7 @@ class PPOTrainConfig:
     rollout_batch_size: int = 128
     """Completions per step, over all ranks."""
     samples_per_prompt: int = 1
+    """Completions of each prompt."""
     minibatch_size: int = 32
     """Completions per optimizer update, over all ranks."""
     ppo_epochs: int = 1
@@ -180,22 +186,32 @@ class PPOTrainConfig:
     """Prompts above max_prompt_length: stop at start and name the row, or leave them out and say how many."""
 
     lr: float = 1e-6
+    """The actor's learning rate at its highest, after the warm-up."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How it falls after the warm-up, to min_lr."""
     warmup: float = 0.0
     """Below 1: a fraction of all optimizer updates; else a number of updates."""
     min_lr: float = 0.0
     """Where linear and cosine end (the critic's ends at the same share of its own rate)."""
     weight_decay: float = 0.0
+    """On matrices only; never on biases, norms and embeddings."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay of the means of gradients and of their squares."""
     eps: float = 1e-5
+    """AdamW's smallest divisor."""
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
 
     gamma: float = 1.0
+    """Discount of a token's reward for the token before it."""
     lam: float = 0.95
+    """GAE's λ: 1 takes whole returns, 0 the critic's next value alone (Schulman et al. 2016)."""
     clip_range: float = 0.2
+    """A token's ratio of new to old probability counts within 1 ± this (Schulman et al. 2017)."""
     dual_clip: float | None = None
     """Lower bound c·A of the objective where A < 0 (c above 1, usually 3); null: off."""
     entropy_coef: float = 0.0
+    """Weight of the policy's entropy, which is to stay high."""
     whiten_advantages: bool = True
     """Over the action tokens of the whole rollout, on all ranks."""
     whiten_rewards: bool = False
@@ -210,14 +226,17 @@ class PPOTrainConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     activation_checkpointing: Literal["off", "selective", "full"] = "off"
+    """Recompute instead of keeping: nothing, all but matrix products and attention, or all but block inputs."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block and of the head; packed batches are then filled up to few different lengths."""
     head_chunk: int = 8192
     """Tokens whose logits exist at one time."""
     seed: int = 42
+    """Of the prompts' order and of what is sampled."""
     sample_every: int = 10
     """Steps between tables of completions (in the log, and in `samples.jsonl` of the run folder); 0: never."""
     sample_rows: int = 4
+    """Completions in such a table."""
 
     def __post_init__(self) -> None:
         for name in ("rollout_batch_size", "samples_per_prompt", "minibatch_size", "ppo_epochs", "micro_batch_tokens",

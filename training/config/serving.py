@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 
@@ -10,34 +10,38 @@ from typing import Literal
 class ServeConfig:
     """One model behind an OpenAI-compatible API. A reward model is found by its manifest and serves /score instead."""
 
-    model: str = field(default="", metadata={"help": "model folder, artifact:NAME or hf:org/name"})
-    adapter: str | None = field(default=None, metadata={"help": "LoRA adapter folder, merged into the model at load"})
-    name: str | None = field(
-        default=None, metadata={"help": "model id shown by /v1/models (default: the folder's name)"}
-    )
-    host: str = field(default="0.0.0.0", metadata={"help": "address to listen on"})
-    port: int = field(default=8000, metadata={"help": "port to listen on"})
-    dtype: Literal["auto", "bf16", "fp16", "fp32"] = field(
-        default="auto", metadata={"help": "auto: bf16 on a GPU, fp32 elsewhere"}
-    )
-    quantize: Literal["none", "int8", "int4"] = field(
-        default="none", metadata={"help": "weight-only quantization at load; a model quantized ahead needs none"}
-    )
-    group: int = field(default=128, metadata={"help": "weights that share a scale in int4 (32, 64 or 128)"})
-    max_batch: int = field(default=64, metadata={"help": "requests decoded together; more wait in the queue"})
-    max_length: int | None = field(
-        default=None, metadata={"help": "tokens of prompt + completion (default: the model's context, at most 4096)"}
-    )
-    max_queue: int = field(default=256, metadata={"help": "requests that may wait; beyond it, 429 with Retry-After"})
-    max_new_tokens: int = field(default=1024, metadata={"help": "completion length when a request gives none"})
-    http_processes: int = field(
-        default=0, metadata={"help": "processes that speak HTTP, beside the one that decodes (0: by the cores, 1 to 4)"}
-    )
-    drain_s: float = field(default=30.0, metadata={"help": "seconds that running requests get after SIGTERM"})
-    seed: int = field(default=0, metadata={"help": "seed of requests that give none"})
-    api_key_env: str | None = field(
-        default=None, metadata={"help": "environment variable that holds the key clients must send as bearer token"}
-    )
+    model: str = ""
+    """Model folder, artifact:NAME or hf:org/name."""
+    adapter: str | None = None
+    """LoRA adapter folder, merged into the model at load."""
+    name: str | None = None
+    """Model id shown by /v1/models (default: the folder's name)."""
+    host: str = "0.0.0.0"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 on a GPU, fp32 elsewhere."""
+    quantize: Literal["none", "int8", "int4"] = "none"
+    """Weight-only quantization at load; a model quantized ahead needs none."""
+    group: int = 128
+    """Weights that share a scale in int4 (32, 64 or 128)."""
+    max_batch: int = 64
+    """Requests decoded together; more wait in the queue."""
+    max_length: int | None = None
+    """Tokens of prompt + completion (default: the model's context, at most 4096)."""
+    max_queue: int = 256
+    """Requests that may wait; beyond it, 429 with Retry-After."""
+    max_new_tokens: int = 1024
+    """Completion length when a request gives none."""
+    http_processes: int = 0
+    """Processes that speak HTTP, beside the one that decodes (0: by the cores, 1 to 4)."""
+    drain_s: float = 30.0
+    """Seconds that running requests get after SIGTERM."""
+    seed: int = 0
+    """Seed of requests that give none."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key clients must send as bearer token."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from training.config.data import DataConfig
@@ -13,8 +11,7 @@ from training.config.generation import GenerationConfig
 from training.config.ppo import PPOSections
 from training.config.serving import ServeConfig
 from training.config.strategies import StrategyConfig
-from training.config.tree import as_dict, build, set_path
-from training.errors import ConfigError, MissingInput
+from training.errors import ConfigError
 
 STAGES = ("pt", "sft", "rm", "dpo", "ppo", "serve")
 
@@ -33,7 +30,9 @@ class TrainConfig:
     max_steps: int | None = None
     """Exactly this many optimizer steps, over as many passes as that takes; null: by `epochs`."""
     lr: float = 2e-5
+    """Learning rate at its highest, after the warm-up. With LoRA about ten times as much is usual."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How it falls after the warm-up, to min_lr."""
     warmup: float = 0.03
     """Below 1: a fraction of all steps; else a number of steps."""
     min_lr: float = 0.0
@@ -41,7 +40,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     """On matrices only; never on biases, norms and embeddings."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the means of gradients and of their squares."""
     eps: float = 1e-8
+    """AdamW's smallest divisor."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm; 0: no clipping."""
     max_length: int = 2048
@@ -56,6 +57,7 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per optimizer step."""
     seed: int = 42
+    """Of the data's order, of new weights and of dropout."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 on a GPU, fp32 on a CPU."""
     activation_checkpointing: Literal["off", "selective", "full"] = "off"
@@ -103,9 +105,11 @@ class LoraConfig:
     """Low-rank adapters on linear layers; everything else stays frozen."""
 
     rank: int = 16
+    """Inner size of the two matrices that are added to each layer; `lora: 16` is short for it."""
     alpha: float | None = None
     """Updates are scaled by alpha / rank; null: 2 × rank."""
     dropout: float = 0.0
+    """Share of the adapter's inputs that are left out while training."""
     targets: Literal["auto"] | tuple[str, ...] = "auto"
     """Names of the layers' last parts (q_proj, c_attn, …); auto: every linear layer inside the blocks."""
     merge: bool = True
@@ -134,6 +138,7 @@ class EvalConfig:
     every: int = 0
     """Steps between evaluations; 0: only at the end. Nothing is evaluated when there is no held-out data."""
     max_batches: int | None = None
+    """Held-out batches of each evaluation at most; null: all."""
     at_start: bool = False
     """Also before the first step, for the figure to compare with."""
 
@@ -166,6 +171,7 @@ class LogConfig:
     every: int = 10
     """Steps between metric lines; each holds the mean since the last."""
     tensorboard: bool = True
+    """Write the figures to `tensorboard/` in the run folder."""
     wandb: str | None = None
     """A Weights & Biases project; used when WANDB_API_KEY is set."""
 
@@ -178,7 +184,9 @@ class SamplesConfig:
     """Prompts that are answered greedily before and after training, to see what changed."""
 
     prompts: tuple[str, ...] = ()
+    """Questions, each the first turn of a conversation."""
     max_new_tokens: int = 48
+    """Tokens of an answer at most."""
     every: int = 0
     """Also at each N-th evaluation; 0: only before and after."""
 
@@ -284,6 +292,7 @@ class DPOLossConfig:
     """Direct preference optimization, Rafailov et al. 2023, eq. 7."""
 
     beta: float = 0.1
+    """How strongly the model is held to the reference: the smaller, the further it may go."""
     label_smoothing: float = 0.0
     """Probability that a pair's label is flipped (conservative DPO)."""
     reference: Literal["auto", "precompute", "adapter_off"] = "auto"
@@ -332,8 +341,6 @@ _TREES: dict[str, type[Any]] = {
     "ppo": PPOConfig,
     "serve": ServeConfig,
 }
-JOB_KEYS = ("type", "name", "image")
-"""Keys of a job document that a run's own file may also carry."""
 
 
 def config_class(stage: str) -> type[Any]:
@@ -341,59 +348,3 @@ def config_class(stage: str) -> type[Any]:
     if stage not in _TREES:
         raise ConfigError(f"There is no stage {stage!r}; stages are {', '.join(STAGES)}.")
     return _TREES[stage]
-
-
-def load_config(stage: str, source: Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> Any:
-    """The stage's config from a mapping or a YAML file, with `key.path=value` overrides on top.
-
-    Raises ConfigError for anything unknown or of the wrong type, MissingInput when the file isn't there.
-    """
-    tree = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_yaml(Path(source))
-    for key in JOB_KEYS:
-        value = tree.pop(key, None)
-        if key == "type" and value not in (None, stage):
-            raise ConfigError(f"This file describes a {value} run (type: {value}), not {stage}.")
-    train = tree.get("train")
-    if isinstance(train, dict) and "lora" in train:  # `train: {lora: …}` reads well too
-        if tree.get("lora") is not None:
-            raise ConfigError("lora is given twice, at the top and under train: remove one.")
-        tree["lora"] = train.pop("lora")
-    for override in overrides:
-        key, found, text = override.partition("=")
-        if not found or not key:
-            raise ConfigError(f"{override!r} is not an override: write key=value, for example train.lr=1e-5.")
-        set_path(tree, key.strip(), parse_yaml(text, f"the value of {key}"))
-    return build(config_class(stage), tree)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise MissingInput(f"There is no configuration file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {error}.") from error
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys, not {type(tree).__name__}.")
-    return tree
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """YAML text as values; ConfigError with line and column when it isn't YAML."""
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{where}{place} is not valid YAML: {getattr(error, 'problem', error)}.") from error
-
-
-def config_dict(config: Any) -> dict[str, Any]:
-    """The config as plain values, for manifests."""
-    result = as_dict(config)
-    assert isinstance(result, dict)
-    return result

@@ -33,6 +33,7 @@ class StrategyConfig:
     """How one model is spread over processes. YAML: `strategy: ddp` or `strategy: {name: colossalai_3d, tp: 2}`."""
 
     name: str = "ddp"
+    """naive (one process), ddp, or colossalai_ zero1, zero2, zero2_cpu, gemini, gemini_auto, 3d."""
     tp: int = 1
     """colossalai_3d: tensor-parallel ranks (each holds a slice of every matrix)."""
     pp: int = 1

@@ -14,6 +14,14 @@ from training.errors import ConfigError
 T = TypeVar("T")
 
 
+class UnknownKey(ConfigError):
+    """A key that isn't there. key: its own name; where: the whole path."""
+
+    def __init__(self, key: str, where: str, hint: str) -> None:
+        super().__init__(f"Unknown key {where}.{hint}")
+        self.key, self.where = key, where
+
+
 def build(cls: type[T], value: Any, path: str = "") -> T:
     """Make a `cls` from a mapping (or from what its `shorthand` classmethod accepts).
 
@@ -35,7 +43,7 @@ def build(cls: type[T], value: Any, path: str = "") -> T:
     for key, item in value.items():
         where = f"{path}.{key}" if path else str(key)
         if key not in known:
-            raise ConfigError(f"Unknown key {where}.{nearest(str(key), list(known))}")
+            raise UnknownKey(str(key), where, nearest(str(key), list(known)))
         arguments[key] = coerce(hints[key], item, where)
     for name, field in known.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -171,6 +179,13 @@ def as_dict(config: Any) -> Any:
     return config
 
 
+def config_dict(config: Any) -> dict[str, Any]:
+    """A whole configuration as plain values, for manifests."""
+    result = as_dict(config)
+    assert isinstance(result, dict)
+    return result
+
+
 def write_out_shorthand(tree: dict[str, Any], parts: Sequence[str]) -> None:
     """Makes `strategy: ddp` and `data: PATH` or `data: [...]` mappings, in place, when `parts` is a key inside them."""
     given = tree.get(parts[0])
@@ -178,30 +193,43 @@ def write_out_shorthand(tree: dict[str, Any], parts: Sequence[str]) -> None:
         return
     if parts[0] == "strategy" and isinstance(given, str):
         tree["strategy"] = {"name": given}
+    elif parts[0] == "lora" and isinstance(given, int) and not isinstance(given, bool):
+        tree["lora"] = {"rank": given}
     elif parts[0] == "data" and isinstance(given, str | list) and not parts[1].isdigit():
         tree["data"] = {"sources": [given] if isinstance(given, str) else given}
 
 
 def set_path(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """tree['a']['b'] = value for the path 'a.b', making mappings on the way; list items by number ('data.0.path')."""
+    """tree['a']['b'] = value for the path 'a.b', making mappings on the way; list items by number ('data.0.path'), of
+    which the next one, too, is made."""
     here: Any = tree
     parts = dotted.split(".")
     write_out_shorthand(tree, parts)
     for i, part in enumerate(parts[:-1]):
+        fresh: Any = [] if parts[i + 1] == "0" else {}
         if isinstance(here, list):
-            if not part.isdigit() or int(part) >= len(here):
-                raise ConfigError(f"{'.'.join(parts[: i + 1])} is not an item of a list of {len(here)}.")
-            here = here[int(part)]
+            place = _place(here, parts[: i + 1])
+            if place == len(here):
+                here.append(fresh)
+            elif isinstance(here[place], str):  # a source given by its path alone
+                here[place] = {"path": here[place]}
+            here = here[place]
             continue
         child = here.get(part)
         if child is None:
-            child = here[part] = {}
+            child = here[part] = fresh
         elif not isinstance(child, dict | list):
             raise ConfigError(f"{'.'.join(parts[: i + 1])} is {_describe(child)}: it has no key {parts[i + 1]}.")
         here = child
     if isinstance(here, list):
-        if not parts[-1].isdigit() or int(parts[-1]) >= len(here):
-            raise ConfigError(f"{dotted} is not an item of a list of {len(here)}.")
-        here[int(parts[-1])] = value
+        place = _place(here, parts)
+        here[place : place + 1] = [value]
     else:
         here[parts[-1]] = value
+
+
+def _place(items: list[Any], parts: Sequence[str]) -> int:
+    """The number that ends `parts`: an item's, or that of one more."""
+    if not parts[-1].isdigit() or int(parts[-1]) > len(items):
+        raise ConfigError(f"{'.'.join(parts)} is not an item of a list of {len(items)}.")
+    return int(parts[-1])

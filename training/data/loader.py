@@ -7,6 +7,7 @@ what all ranks do in a step: how many micro-batches, and how many tokens count.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -19,6 +20,7 @@ from training.data.batch import PackedBatch, StepBatch
 from training.data.documents import Documents, Layout, collate, open_documents
 from training.data.encode import Report
 from training.data.packing import PackingRule, epoch_bins, epoch_order, step_batches
+from training.data.stats import first_row
 from training.data.template import TextCodec
 from training.errors import ConfigError, DataError
 
@@ -210,6 +212,7 @@ def build_loader(
     assert documents is not None
     for report in documents.reports:
         note(str(report))
+    note(first_row(documents, codec, colour=sys.stdout.isatty()))
     place = {"rank": rank, "world_size": world_size}
     evaluation = None
     if held_out is not None:

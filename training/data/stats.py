@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from training.data.check import all_text, conversations, token_lengths
+from training.data.documents import Documents
 from training.data.formats import Chat, Prompt, Record, Text
 from training.data.messages import Message
 from training.data.preferences import Pair
@@ -108,10 +109,26 @@ def coloured(record: Record, codec: TextCodec | None, *, colour: bool = True, tr
         last = "last" if isinstance(record, Pair) else train_on
         talks = conversations(record)
         documents = codec.encode_chats(talks, [record.tools] * len(talks), train_on=last)
-    return [_by_mask(document.tokens, document.targets, codec, colour) for document in documents]
+    return [by_mask(document.tokens, document.targets, codec, colour) for document in documents]
 
 
-def _by_mask(tokens: np.ndarray, targets: np.ndarray, codec: TextCodec, colour: bool) -> str:
+def first_row(documents: Documents, codec: TextCodec, *, colour: bool, limit: int = 1600) -> str:
+    """The first documents of a run as they will be learned, each cut in its middle above `limit` characters."""
+    store = documents.stores[documents.store[0]]
+    first = int(documents.first[0])
+    lines = []
+    for entry in store.documents[first : first + documents.width]:
+        part = slice(int(entry["start"]), int(entry["start"] + entry["length"]))
+        shard = int(entry["shard"])
+        tokens, targets = np.array(store.tokens[shard][part]), np.array(store.targets[shard][part])
+        text = by_mask(tokens, targets, codec, colour)
+        half = limit // 2
+        lines.append(text if len(text) <= limit else f"{text[:half]}{RESET if colour else ''} […] {text[-half:]}")
+    key = "green is learned, dim is only read" if colour else "⟦…⟧ is learned"
+    return "\n".join([f"{documents.row_ids(np.zeros(1, np.int64))[0]} ({key}):", *lines])
+
+
+def by_mask(tokens: np.ndarray, targets: np.ndarray, codec: TextCodec, colour: bool) -> str:
     """Runs of tokens are decoded together, so that characters of several tokens stay whole."""
     stops = np.isin(tokens, codec.stop_ids)
     style = np.where(targets, np.where(stops, 2, 1), 0)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from training.config.stages import StageConfig, config_dict
+from training.config.stages import StageConfig
+from training.config.tree import config_dict
 from training.data.template import TextCodec
 from training.errors import RankFailed, Stopped, TrainingError, as_training_error
 from training.loop.heartbeat import Heartbeat, explained

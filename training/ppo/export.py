@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from training.config.stages import config_dict
+from training.config.tree import config_dict
 from training.loop.results import Results
 from training.models.compile import uncompiled
 from training.models.export import check_export, manifest, save_model, save_reward_model

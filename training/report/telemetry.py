@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 PREFIX = "@navarch "
+LISTENERS = ("NAVARCH_JOB", "NAVARCH_EVENTS")
+"""Set where a program reads the event lines: by the control plane in its containers, or by hand."""
 MARKED = {"lr", "epoch", "total_steps", "memory_gib"}
 """Values that are shown as last seen; all others as the mean since the last line."""
 
 
 def emit(event: str, *, stream: Any = None, log: Path | None = None, **fields: Any) -> dict[str, Any]:
-    """Print one `@navarch {json}` line (and append it to `log`), flushed, in one write."""
+    """Print one `@navarch {json}` line, flushed, in one write, where a program reads them; and append it to `log`."""
     record = {"event": event, "time": round(time.time(), 3), **_finite(fields)}
     line = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-    stream = stream or sys.stdout
-    stream.write(f"{PREFIX}{line}\n")
-    stream.flush()
+    if stream is not None or any(os.environ.get(name) for name in LISTENERS):
+        stream = stream or sys.stdout
+        stream.write(f"{PREFIX}{line}\n")
+        stream.flush()
     if log is not None:
         with suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not stop training
             file.write(line + "\n")
@@ -123,6 +126,7 @@ class Telemetry:
         if self.is_main:
             shown = path.relative_to(self.run_dir) if path.is_relative_to(self.run_dir) else path
             emit("artifact", log=self._log, path=str(shown), kind=kind, metrics=dict(metrics or {}))
+            self.note(f"saved {kind}: {path}")
 
     def sample(self, title: str, rows: Sequence[Any], columns: Sequence[str] = ()) -> None:
         """Show a table of examples."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.config.stages import PTConfig, SFTConfig, config_dict
+from training.config.stages import PTConfig, SFTConfig
+from training.config.tree import config_dict
 from training.data.loader import build_loader
 from training.data.template import TextCodec
 from training.loop.results import Results

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from training.config.stages import RMConfig, config_dict
+from training.config.stages import RMConfig
+from training.config.tree import config_dict
 from training.data.loader import build_loader
 from training.data.template import TextCodec
 from training.loop.results import Results
