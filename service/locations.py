@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 DEFAULT_PORT = 8470
+LOCK = "navarch.lock"
+"""Held by the control plane that serves a data folder."""
+LOCAL_TOKEN = "token"
+"""The local account's token, in the data folder."""
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 
@@ -37,10 +44,10 @@ class Endpoint:
     pid: int
 
     def write(self, directory: Path) -> None:
-        file = directory / "server.json"
-        beside = file.with_suffix(".tmp")
-        beside.write_text(json.dumps({"url": self.url, "pid": self.pid}) + "\n")
-        beside.replace(file)
+        """Into its data folder; and the folder into this account's settings, where clients find it by the port."""
+        _write(directory / "server.json", json.dumps({"url": self.url, "pid": self.pid}) + "\n")
+        with suppress(OSError):  # an account without a home: its clients say where the data folder is
+            _write(_registered(self.url), f"{directory.absolute()}\n")
 
     @classmethod
     def read(cls, directory: Path) -> Endpoint | None:
@@ -56,6 +63,18 @@ class Endpoint:
         (directory / "server.json").unlink(missing_ok=True)
 
 
+def is_served(directory: Path) -> bool:
+    """Whether a control plane holds the lock of this data folder."""
+    try:
+        with (directory / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
 def server_url() -> str:
     """`NAVARCH_URL`, else what `navarch up` wrote into the data folder, else the default on loopback."""
     chosen = os.environ.get("NAVARCH_URL")
@@ -63,3 +82,53 @@ def server_url() -> str:
         return chosen.rstrip("/")
     endpoint = Endpoint.read(data_dir())
     return endpoint.url if endpoint else DEFAULT_URL
+
+
+def served_folder(url: str) -> Path | None:
+    """The data folder of the control plane of this account that runs at `url`; None if there is none."""
+    for directory in (data_dir(), _folder_at(url)):
+        endpoint = Endpoint.read(directory) if directory is not None else None
+        if directory is None or endpoint is None or _place(endpoint.url) != _place(url):
+            continue
+        if is_served(directory):  # else somebody else may listen there now, who must not be told the token
+            return directory
+    return None
+
+
+def local_token(url: str) -> str | None:
+    """The token with which this account may use its own control plane at `url`."""
+    directory = served_folder(url)
+    try:
+        return (directory / LOCAL_TOKEN).read_text().strip() if directory is not None else None
+    except OSError:
+        return None
+
+
+def _registered(url: str) -> Path:
+    return config_dir() / "servers" / str(_place(url)[1])
+
+
+def _folder_at(url: str) -> Path | None:
+    try:
+        return Path(_registered(url).read_text().strip())
+    except OSError:
+        return None
+
+
+def _place(url: str) -> tuple[str, int | None]:
+    """Host and port; all names of loopback are one."""
+    try:
+        parts = urlsplit(url)
+        name, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ("", None)
+    return ("127.0.0.1" if name in ("localhost", "::1") else name, port)
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    beside = file.with_suffix(f".{os.getpid()}.tmp")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as target:
+        target.write(text)
+    beside.replace(file)

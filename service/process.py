@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from service.access.private import UMASK, private_folder
 from service.contract.errors import Problem
 from service.journal import LOG_NAME
-from service.locations import Endpoint
+from service.locations import LOCK, Endpoint, is_served
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -30,6 +31,8 @@ START_NAME = "start.log"
 """What a control plane in the background prints, which is little: why it did not start."""
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+_LOOKERS_S = 0.5
+"""Whoever asks if a control plane runs holds its lock for a moment."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Running:
 def running(data_dir: Path) -> Running | None:
     """The control plane that serves this data folder, if one does."""
     endpoint = Endpoint.read(data_dir)
-    if endpoint is None or not _locked(data_dir):
+    if endpoint is None or not is_served(data_dir):
         return None
     return Running(endpoint.url, endpoint.pid)
 
@@ -54,14 +57,15 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None
 
     from service import journal
     from service.access.redaction import protect
-    from service.access.tokens import Tokens
+    from service.access.tokens import Tokens, ensure_local_token
     from service.api.app import create_app
     from service.api.security import check_bind
     from service.runtime import Runtime
 
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    os.umask(UMASK)
+    private_folder(settings.data_dir)
     journal.configure(settings.data_dir / LOG_NAME, sys.stderr if settings.log_to_stderr else None)
-    protect([settings.token] if settings.token else [])
+    protect([token for token in (settings.token, ensure_local_token(settings.data_dir)) if token])
     check_bind(settings.host, Tokens(settings.data_dir, settings.token))
     with only_one(settings.data_dir), _bound(settings.host, settings.port) as bound:
         runtime = Runtime(settings)
@@ -114,7 +118,7 @@ def start_detached(settings: Settings, arguments: list[str]) -> Running:
     found = running(settings.data_dir)
     if found is not None:
         return found
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(settings.data_dir)
     printed = settings.data_dir / START_NAME
     with os.fdopen(os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
         process = subprocess.Popen(
@@ -154,7 +158,7 @@ def stop(data_dir: Path) -> Running | None:
         )
     os.kill(found.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while _locked(data_dir):
+    while is_served(data_dir):
         if time.monotonic() > deadline:
             os.kill(found.pid, signal.SIGKILL)
             deadline = time.monotonic() + 5
@@ -175,7 +179,7 @@ def _is_navarch(pid: int) -> bool:
 @contextmanager
 def only_one(data_dir: Path) -> Iterator[None]:
     """Hold the data folder's lock: two control planes on one folder would fight over its files."""
-    lock = _lock(data_dir)
+    lock = FileLock(data_dir / LOCK, timeout=_LOOKERS_S, mode=0o600)
     try:
         lock.acquire()
     except Timeout:
@@ -187,21 +191,6 @@ def only_one(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _locked(data_dir: Path) -> bool:
-    try:
-        with _lock(data_dir):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return False
-
-
-def _lock(data_dir: Path) -> FileLock:
-    """The one lock that says whose the data folder is; the kernel frees it when its process ends, however it ends."""
-    return FileLock(data_dir / "navarch.lock", blocking=False, mode=0o600)
 
 
 @contextmanager

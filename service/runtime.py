@@ -5,6 +5,7 @@ import time
 import uuid
 
 from service.access.mounts import MountRules
+from service.access.private import private_folder
 from service.access.secrets import SecretBox
 from service.artifacts.digests import Digests
 from service.artifacts.registry import Artifacts
@@ -35,7 +36,7 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(settings.data_dir)
         self.hub = Hub()
         self.database = Database(settings.url)
         self.engines = DockerHosts(self.database, settings)

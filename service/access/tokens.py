@@ -1,18 +1,26 @@
-"""API tokens: random, shown once, kept as hashes only, in `tokens.json` of the data folder."""
+"""API tokens: random, shown once, kept as hashes only, in `tokens.json` of the data folder; and the local account's.
+
+The account that runs the control plane needs no set-up: its token stands in the file `token` of the data folder, which
+only that account can read. The command line and the Python client look there by themselves; with curl it is
+`-H "Authorization: Bearer $(cat ~/.navarch/token)"`. It counts for requests from this machine only.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from service.access.principals import ENVIRONMENT, LOCAL, Principal, of_token
+from service.access.private import private_file, private_folder
 from service.contract.errors import Problem
+from service.locations import LOCAL_TOKEN
 
 PREFIX = "nav_"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
@@ -30,28 +38,45 @@ class Token:
     created_at: float
 
 
-class Tokens:
-    """The tokens that a control plane accepts: those in its file, and the one that its environment gives.
+def ensure_local_token(data_dir: Path) -> str:
+    """The local account's token; made at the first call."""
+    file = data_dir / LOCAL_TOKEN
+    if not file.exists():
+        private_file(file, PREFIX + secrets.token_urlsafe(32) + "\n")
+    return file.read_text().strip()
 
-    The file is read again when it changes, so that a new or withdrawn token counts at once.
+
+class Tokens:
+    """The tokens that a control plane accepts: those in its files, and the one that its environment gives.
+
+    The files are read again when they change, so that a new or withdrawn token counts at once.
     """
 
     def __init__(self, data_dir: Path, given: str | None = None) -> None:
         self._file = data_dir / "tokens.json"
         self._given = Token("environment", digest(given), 0.0) if given else None
-        self._seen: tuple[int, int] | None = None
-        self._cached: list[Token] = []
+        self._kept = _Cached(self._file, lambda text: [Token(**entry) for entry in json.loads(text)])
+        self._local = _Cached(data_dir / LOCAL_TOKEN, lambda text: [Token("local", digest(text.strip()), 0.0)])
 
     def all(self) -> list[Token]:
-        return ([self._given] if self._given else []) + self._stored()
+        """Those that somebody gave out; the local account's is none of them."""
+        return ([self._given] if self._given else []) + self._kept.read()
 
-    def owner(self, token: str) -> str | None:
-        """The name of the token, or None when it isn't accepted. Takes the same time for every wrong one."""
+    def principal(self, token: str, *, from_here: bool) -> Principal | None:
+        """Whose token it is; None when it isn't accepted. Takes the same time for every wrong one.
+
+        `from_here`: the request comes from this machine.
+        """
         hashed = digest(token)
         found = None
-        for known in self.all():
+        for known in self._kept.read():
             if hmac.compare_digest(known.sha256, hashed):
-                found = known.name
+                found = of_token(known.name)
+        if self._given is not None and hmac.compare_digest(self._given.sha256, hashed):
+            found = ENVIRONMENT
+        for local in self._local.read():
+            if hmac.compare_digest(local.sha256, hashed) and from_here:
+                found = LOCAL
         return found
 
     def create(self, name: str) -> str:
@@ -60,7 +85,7 @@ class Tokens:
             raise Problem(
                 "invalid_request", f"{name!r} can't name a token.", "Use 1 to 40 of a-z, 0-9, '.', '_' and '-'."
             )
-        stored = self._stored()
+        stored = self._kept.read()
         if any(known.name == name for known in stored):
             raise Problem(
                 "name_taken", f"There is a token named {name}.", f"Withdraw it with `navarch token rm {name}`."
@@ -70,28 +95,37 @@ class Tokens:
         return token
 
     def remove(self, name: str) -> bool:
-        stored = self._stored()
+        stored = self._kept.read()
         kept = [known for known in stored if known.name != name]
         if len(kept) == len(stored):
             return False
         self._write(kept)
         return True
 
-    def _stored(self) -> list[Token]:
+    def _write(self, tokens: list[Token]) -> None:
+        private_folder(self._file.parent)
+        private_file(self._file, json.dumps([asdict(token) for token in tokens]))
+
+
+class _Cached:
+    """A file's tokens, read again when the file has changed."""
+
+    def __init__(self, file: Path, parse: Callable[[str], list[Token]]) -> None:
+        self._file, self._parse = file, parse
+        self._seen: tuple[int, int] | None = None
+        self._tokens: list[Token] = []
+
+    def read(self) -> list[Token]:
+        """Raises Problem `internal` when the file makes no sense: then nobody is let in by it."""
         try:
             status = self._file.stat()
         except FileNotFoundError:
             return []
         stamp = (status.st_mtime_ns, status.st_ino)
         if stamp != self._seen:
-            self._cached = [Token(**entry) for entry in json.loads(self._file.read_text())]
+            try:
+                self._tokens = self._parse(self._file.read_text())
+            except (ValueError, TypeError, AttributeError) as error:
+                raise Problem("internal", f"{self._file} can't be read: {error}", "Put back a copy.") from error
             self._seen = stamp
-        return self._cached
-
-    def _write(self, tokens: list[Token]) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        beside = self._file.with_suffix(".tmp")
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            json.dump([asdict(token) for token in tokens], file)
-        beside.replace(self._file)
+        return self._tokens

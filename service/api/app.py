@@ -16,7 +16,7 @@ from service.api import problems, views
 from service.api.batch import Batcher
 from service.api.metrics import Meter, exposition
 from service.api.routes import artifacts, follow, images, jobs, system
-from service.api.security import Gate
+from service.api.security import OPEN_PATHS, Gate
 from service.api.sse import Shutdown
 from service.api.state import ApiState, state_of
 from service.contract import schemas
@@ -27,8 +27,8 @@ PREFIX = "/api/v1"
 DESCRIPTION = """Launches LLM post-training into GPU containers.
 
 Lists come in pages: pass `next_cursor` as `cursor` for the next one. Errors are problem documents (RFC 9457) with a
-stable `code` and a `hint`. Bodies are JSON or YAML. Without a token only this machine may ask; with one, send
-`Authorization: Bearer TOKEN`."""
+stable `code` and a `hint`. Bodies are JSON or YAML. Requests carry `Authorization: Bearer TOKEN`; the token of the
+account that runs the control plane is in the file `token` of its data folder."""
 
 
 def create_app(runtime: Runtime) -> FastAPI:
@@ -110,6 +110,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     components.pop("HTTPValidationError", None)
     components.pop("ValidationError", None)
     made["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    made["security"] = [{"token": []}, {}]
+    made["security"] = [{"token": []}]
+    for path in OPEN_PATHS & made["paths"].keys():
+        for operation in made["paths"][path].values():
+            operation["security"] = []
     app.openapi_schema = made
     return made

@@ -1,20 +1,22 @@
-"""Who may ask: tokens, and on a loopback address without tokens the checks that keep web pages out."""
+"""Who may ask: whoever has a token; and the checks that keep web pages from using a person's browser for it."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access.principals import Kind, Principal, Role
 from service.access.tokens import Tokens
 from service.api.problems import respond
 from service.contract.errors import Problem
 
 #: Answers that are needed before one can have a token, and tell nothing of anybody's work.
-OPEN_PATHS = frozenset({"/api/v1/health", "/api/v1/version"})
+OPEN_PATHS = frozenset({"/api/v1/health", "/api/v1/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
+OPEN_FILES = "/static-offline-docs/"
+ANONYMOUS = Principal("anonymous", "anonymous", Role.MEMBER, Kind.SYSTEM)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 BODY_TYPES = frozenset(
     {"application/json", "application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml", "application/vnd.yaml"}
@@ -23,17 +25,19 @@ MAX_BODY = 1 << 20
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address to which a server is bound."""
+    """Whether an address is one that only this machine has."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def check_bind(host: str, tokens: Tokens) -> None:
-    """Refuse to serve an address that others can reach while nobody needs a token. Raises Problem `forbidden`."""
+    """Refuse to serve an address that others can reach while nobody was given a token. Raises Problem `forbidden`."""
     if not is_loopback(host) and not tokens.all():
         raise Problem(
             "forbidden",
@@ -54,16 +58,46 @@ class Asking:
     content_type: str | None
     has_body: bool
     authorization: str | None
+    from_here: bool = True
+    """Whether it comes from this machine."""
+    fetch_mode: str | None = None
 
 
-def judge(asking: Asking, tokens: Tokens) -> str:
-    """The name of who asks. Raises Problem when the request must not pass.
+def judge(asking: Asking, tokens: Tokens) -> Principal:
+    """Who asks. Raises Problem when the request must not pass.
 
-    Without tokens only loopback is served, so the danger is a web page in a browser on this machine: it is kept out
-    by the Host header (DNS rebinding), the Origin header and the content type (forms can't send JSON or YAML).
+    Everybody needs a token, other accounts of this machine, too; the local account's is in a file that only it can
+    read. As long as no other token was given out, only this machine is served, whatever address is listened on.
+    Browsers on this machine are kept from being used by web pages: by the Host header (DNS rebinding), by the Origin,
+    which must be the very host and port that is served, and by the content type (forms can't send JSON or YAML).
     """
-    if tokens.all():
-        return _by_token(asking, tokens)
+    if not tokens.all():
+        _check_place(asking)
+    _check_origin(asking)
+    if asking.path in OPEN_PATHS or asking.path.startswith(OPEN_FILES):
+        return ANONYMOUS
+    scheme, _, token = (asking.authorization or "").partition(" ")
+    token = token.strip()
+    found = tokens.principal(token, from_here=asking.from_here) if scheme.lower() == "bearer" and token else None
+    if found is None:
+        said = "The token is not one of this control plane's." if token else "The request carries no token."
+        raise Problem(
+            "unauthorized",
+            said,
+            "Send `Authorization: Bearer TOKEN`. The command line takes it from NAVARCH_TOKEN or, for the account that "
+            "started the control plane, from the file `token` in its data folder (NAVARCH_DATA_DIR).",
+        )
+    return found
+
+
+def _check_place(asking: Asking) -> None:
+    """Nobody was given a token: only this machine is served, under its own name."""
+    if not asking.from_here:
+        raise Problem(
+            "forbidden",
+            "This control plane has no token that could be used from another machine.",
+            "Make one on its machine: `navarch token new NAME`.",
+        )
     name = _hostname(asking.host)
     if not is_loopback(name):
         raise Problem(
@@ -71,14 +105,25 @@ def judge(asking: Asking, tokens: Tokens) -> str:
             f"The Host header names {name or 'nothing'!r}; without a token only localhost is served.",
             "Use http://127.0.0.1 or http://localhost, or give the control plane a token.",
         )
-    foreign = asking.origin is not None and not is_loopback(urlsplit(asking.origin).hostname or "")
-    if foreign or asking.fetch_site == "cross-site":
+
+
+def _check_origin(asking: Asking) -> None:
+    """A page of another origin (another port of localhost is one) gets nothing; a link to here may be followed."""
+    if asking.fetch_mode == "navigate" and asking.method in SAFE_METHODS:
+        return
+    foreign = asking.origin is not None and _place(asking.origin) != asking.host.lower()
+    if foreign or asking.fetch_site in ("cross-site", "same-site"):
         raise Problem(
             "forbidden_origin",
             f"A page of {asking.origin or 'another site'} may not use this API.",
-            "Give the control plane a token and send it as `Authorization: Bearer …`.",
+            "Programs send no Origin header; a reverse proxy must pass the Host header on.",
         )
-    return "local"
+
+
+def _place(origin: str) -> str:
+    """host:port of an origin as browsers write it; empty for what is none."""
+    scheme, separator, place = origin.partition("://")
+    return place.lower() if separator and scheme in ("http", "https") else ""
 
 
 def check_body_type(asking: Asking) -> None:
@@ -94,17 +139,6 @@ def check_body_type(asking: Asking) -> None:
         )
 
 
-def _by_token(asking: Asking, tokens: Tokens) -> str:
-    if asking.path in OPEN_PATHS:
-        return "anonymous"
-    scheme, _, token = (asking.authorization or "").partition(" ")
-    owner = tokens.owner(token.strip()) if scheme.lower() == "bearer" and token.strip() else None
-    if owner is None:
-        said = "The token is not one of this control plane's." if token.strip() else "The request carries no token."
-        raise Problem("unauthorized", said, "Send `Authorization: Bearer TOKEN`; the CLI takes it from NAVARCH_TOKEN.")
-    return owner
-
-
 def _hostname(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -112,7 +146,7 @@ def _hostname(host: str) -> str:
 
 
 class Gate:
-    """ASGI middleware: judges each request, puts the actor into its state, and bounds its body."""
+    """ASGI middleware: judges each request, puts the principal into its state, and bounds its body."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
@@ -132,9 +166,11 @@ class Gate:
             content_type=headers.get("content-type"),
             has_body=headers.get("content-length", "0") != "0" or "transfer-encoding" in headers,
             authorization=headers.get("authorization"),
+            from_here=_from_here(scope),
+            fetch_mode=headers.get("sec-fetch-mode"),
         )
         try:
-            scope.setdefault("state", {})["actor"] = judge(asking, self._tokens)
+            scope.setdefault("state", {})["principal"] = judge(asking, self._tokens)
             check_body_type(asking)
             length = headers.get("content-length", "0")
             if not length.isdigit() or int(length) > MAX_BODY:
@@ -145,6 +181,12 @@ class Gate:
         if "transfer-encoding" in headers:
             receive = _bounded(receive)
         await self._app(scope, receive, send)
+
+
+def _from_here(scope: Scope) -> bool:
+    """A connection to an address of this machine from that very address is one of its own."""
+    client, server = scope.get("client"), scope.get("server")
+    return client is not None and (is_loopback(client[0]) or (server is not None and client[0] == server[0]))
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from service.access.keys import KeyRing
+from service.access.principals import Principal
 from service.access.tokens import Tokens
 from service.api.sse import Shutdown
 from service.collector.reader import LogReader
@@ -48,5 +49,11 @@ def state_of(request: Request) -> ApiState:
 
 
 def actor_of(request: Request) -> str:
+    """The name of who asks, as the gate found out."""
+    return principal_of(request).name
+
+
+def principal_of(request: Request) -> Principal:
     """Who asks, as the gate found out."""
-    return str(request.state.actor)
+    principal: Principal = request.state.principal
+    return principal

@@ -200,7 +200,7 @@ def version(as_json: Json = False) -> None:
 def new(
     name: Annotated[str, typer.Argument(help="Whose it is.")], data_dir: DataDir = None, as_json: Json = False
 ) -> None:
-    """Make a token and show it, this once. From then on every request needs one."""
+    """Make a token for another account or machine, and show it, this once."""
     from service.access.tokens import Tokens
 
     made = Tokens(_settings(data_dir=asked_data_dir(data_dir)).data_dir).create(name)
@@ -223,7 +223,7 @@ def ls(data_dir: DataDir = None, as_json: Json = False) -> None:
     for token in known:
         output.say(f"[bold]{output.escape(token.name)}[/] [dim]made {output.date(token.created_at)}[/]")
     if not known:
-        output.say("No tokens: whoever can reach the loopback address may use Navarch.")
+        output.say("No tokens: only the account that runs the control plane may use it, on this machine.")
 
 
 @tokens.command("rm")

@@ -53,7 +53,8 @@ class Client:
                 print(line.line)
 
     `url` defaults to `NAVARCH_URL`, then to the control plane that `navarch up` started here; `token` to
-    `NAVARCH_TOKEN`. Every method raises `ApiError` (the control plane refused; `code`, `hint`) or `Unreachable`.
+    `NAVARCH_TOKEN`, then to the token of this account, if the control plane is its own.
+    Every method raises `ApiError` (the control plane refused; `code`, `hint`) or `Unreachable`.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None, timeout_s: float = 30.0) -> None:

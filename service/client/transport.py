@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -11,6 +11,7 @@ from httpx_sse import ServerSentEvent, connect_sse
 
 from service.client.errors import ApiError, Unreachable
 from service.contract.schemas import ProblemDocument
+from service.locations import local_token
 
 #: The server sends a comment at least every 15 s, so this much silence means that the connection is dead.
 SILENCE_S = 60.0
@@ -20,11 +21,11 @@ class Transport:
     """A connection pool to one control plane."""
 
     def __init__(self, url: str, token: str | None, timeout_s: float = 30.0) -> None:
+        """Without a token, that of this account for its own control plane at `url` is looked up, at each request."""
         self.url = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
             base_url=self.url + "/api/v1/",
-            headers=headers,
+            auth=_Bearer(lambda: token or local_token(self.url)),
             timeout=httpx.Timeout(timeout_s, connect=5.0),
             trust_env=False,
             verify=self.url.startswith("https:"),  # loading certificates takes longer than most requests
@@ -73,6 +74,17 @@ class Transport:
                 source.response.read()
                 _raise_for_problem(source.response)
             yield from source.iter_sse()
+
+
+class _Bearer(httpx.Auth):
+    def __init__(self, token: Callable[[], str | None]) -> None:
+        self._token = token
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        token = self._token()
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        yield request
 
 
 def _given(params: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -112,7 +112,13 @@ def submits(report: Report, door: FrontDoor, image: str, count: int) -> None:
     spec = queued_job(image)
     for name, pause, limit in (("50 clients, 2/s each", 0.5, 50.0), ("50 clients, without a pause", 0.0, None)):
         load = run_load(
-            "127.0.0.1", door.port, lambda _: ("POST", "/api/v1/jobs", spec), clients=50, requests=count, pause_s=pause
+            "127.0.0.1",
+            door.port,
+            door.token,
+            lambda _: ("POST", "/api/v1/jobs", spec),
+            clients=50,
+            requests=count,
+            pause_s=pause,
         )
         assert load.statuses == {201: count}, load.statuses
         _load(report, f"POST /jobs, {name}", load, limit)
@@ -133,6 +139,7 @@ def pages(report: Report, door: FrontDoor, image: str, total: int) -> None:
         run_load(
             "127.0.0.1",
             door.port,
+            door.token,
             lambda _: ("POST", "/api/v1/jobs", queued_job(image)),
             clients=20,
             requests=missing,
@@ -148,7 +155,7 @@ def pages(report: Report, door: FrontDoor, image: str, total: int) -> None:
         ("queued only", "state=queued&limit=50"),
     ):
         path = f"/api/v1/jobs?{query}"
-        load = run_load("127.0.0.1", door.port, lambda _, p=path: ("GET", p, None), clients=1, requests=300)
+        load = run_load("127.0.0.1", door.port, door.token, lambda _, p=path: ("GET", p, None), clients=1, requests=300)
         _load(report, f"GET /jobs with {total:,} queued, {name}", load, 50)
 
 

@@ -35,12 +35,14 @@ Request = Callable[[int], tuple[str, str, object | None]]
 """The number of a request → method, path, JSON body."""
 
 
-def run_load(host: str, port: int, request: Request, *, clients: int, requests: int, pause_s: float = 0.0) -> Load:
+def run_load(
+    host: str, port: int, token: str, request: Request, *, clients: int, requests: int, pause_s: float = 0.0
+) -> Load:
     """`requests` in all from `clients` connections; each pauses `pause_s` between an answer and its next request."""
-    return asyncio.run(_run(host, port, request, clients, requests, pause_s))
+    return asyncio.run(_run(host, port, token, request, clients, requests, pause_s))
 
 
-async def _run(host: str, port: int, request: Request, clients: int, requests: int, pause_s: float) -> Load:
+async def _run(host: str, port: int, token: str, request: Request, clients: int, requests: int, pause_s: float) -> Load:
     latencies: list[float] = []
     statuses: dict[int, int] = {}
     numbers = iter(range(requests))
@@ -50,7 +52,7 @@ async def _run(host: str, port: int, request: Request, clients: int, requests: i
         if pause_s:
             await asyncio.sleep(pause_s * index / clients)
         for number in numbers:
-            message = _message(host, *request(number))
+            message = _message(host, token, *request(number))
             start = time.perf_counter()
             writer.write(message)
             status = await _answer(reader)
@@ -65,9 +67,10 @@ async def _run(host: str, port: int, request: Request, clients: int, requests: i
     return Load(latencies, len(latencies) / (time.perf_counter() - start), statuses)
 
 
-def _message(host: str, method: str, path: str, body: object | None) -> bytes:
+def _message(host: str, token: str, method: str, path: str, body: object | None) -> bytes:
     content = b"" if body is None else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(content)}\r\n"
+    head += f"Authorization: Bearer {token}\r\n"
     return (head + ("Content-Type: application/json\r\n" if content else "") + "\r\n").encode() + content
 
 

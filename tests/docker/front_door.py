@@ -104,8 +104,17 @@ class FrontDoor:
             check=False,
         )
 
+    @property
+    def token(self) -> str:
+        """Of the account that started it."""
+        return (self.data_dir / "token").read_text().strip()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
     def client(self) -> Client:
-        return Client(self.url, timeout_s=30)
+        return Client(self.url, token=self.token, timeout_s=30)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ COUNT = "for i in $(seq 1 {n}); do echo line $i; sleep {pause}; done"
 
 @pytest.fixture
 def http(door: FrontDoor) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=door.url + "/api/v1", timeout=30) as made:
+    with httpx.Client(base_url=door.url + "/api/v1", headers=door.headers, timeout=30) as made:
         yield made
 
 
@@ -98,12 +98,12 @@ def test_a_stream_that_broke_goes_on_after_its_last_event(http: httpx.Client, sy
     assert [line["line"] for line in tail["items"]] == ["line 11", "line 12"]
 
 
-def test_many_followers_hold_up_nobody(http: httpx.Client, client: Client, system_image: str) -> None:
+def test_many_followers_hold_up_nobody(door: FrontDoor, http: httpx.Client, client: Client, system_image: str) -> None:
     job = client.submit(command(system_image, "sleep 1.5; echo done"))
     got: list[str] = []
 
     def one() -> None:
-        with Client(client.url) as own:
+        with door.client() as own:
             got.extend(line.line for line in own.follow_logs(job.id))
 
     threads = [threading.Thread(target=one) for _ in range(50)]
@@ -317,7 +317,7 @@ def test_a_killed_control_plane_loses_nothing_and_followers_go_on(tmp_path: Path
 def test_health_and_metrics_of_the_control_plane(door: FrontDoor, http: httpx.Client) -> None:
     health = http.get("/health").json()
     assert health["ok"] and {check["name"] for check in health["checks"]} >= {"database", "controller", "engine"}
-    text = httpx.get(door.url + "/metrics").text
+    text = httpx.get(door.url + "/metrics", headers=door.headers).text
     assert 'navarch_jobs{state="succeeded"}' in text and "navarch_requests_total" in text
     assert http.get("/hosts").json()["items"][0]["name"] == "local"
     paths = httpx.get(door.url + "/openapi.json").json()["paths"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from service.locations import Endpoint
 from tests.docker.front_door import FrontDoor, until
 
 SPEC = """\
@@ -302,7 +303,13 @@ def test_in_the_background_and_with_a_token(tmp_path: Path) -> None:
         up = door.navarch("up", "--detach", "--port", "0", "--host", "0.0.0.0")
         assert up.returncode == 0 and "Navarch runs at" in up.stdout, up.stderr
         assert "already runs" in door.navarch("up", "--detach", "--port", "0").stdout
-        refused(door.navarch("ps"), 1, "no token", "NAVARCH_TOKEN")
+        assert door.navarch("ps").returncode == 0
+        elsewhere = {"NAVARCH_DATA_DIR": str(tmp_path / "no"), "NAVARCH_CONFIG_DIR": str(tmp_path / "nowhere")}
+        url = Endpoint.read(door.data_dir)
+        assert url is not None
+        elsewhere["NAVARCH_URL"] = url.url
+        refused(door.navarch("ps", environment=elsewhere), 1, "no token", "NAVARCH_TOKEN")
+        assert door.navarch("ps", environment={**elsewhere, "NAVARCH_TOKEN": token}).returncode == 0
         assert door.navarch("ps", environment={"NAVARCH_TOKEN": token}).returncode == 0
         assert token not in (door.data_dir / "navarch.log").read_text()
         assert "Navarch has ended." in door.navarch("down").stdout

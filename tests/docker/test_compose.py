@@ -16,6 +16,7 @@ from images.base import ensure_base
 from images.cancellation import Cancellation
 from images.network import of_this_machine
 from images.recipes import load_recipe
+from service.client import Client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONTEXT = ("Dockerfile", ".dockerignore", "compose.yaml", "pyproject.toml", "constraints.txt", "README.md")
@@ -86,18 +87,23 @@ def healthy(environment: dict[str, str]) -> dict[str, object]:
 def test_compose_runs_a_job_on_the_hosts_engine(project: dict[str, str], system_image: str) -> None:
     healthy(project)
     url = f"http://127.0.0.1:{project['NAVARCH_PORT']}/api/v1/jobs"
+    token = (Path(project["NAVARCH_DATA"]) / "token").read_text().strip()
+    own = {"Authorization": f"Bearer {token}"}
+    assert httpx.get(url, timeout=10).status_code == 401
+    with Client(url.removesuffix("/api/v1/jobs"), token=token) as client:
+        assert list(client.jobs()) == []
     spec = {
         "type": "command",
         "name": "in-compose",
         "image": system_image,
         "command": "echo made > /workspace/run/here",
     }
-    submitted = httpx.post(url, json=spec, timeout=10)
+    submitted = httpx.post(url, json=spec, headers=own, timeout=10)
     assert submitted.status_code == 201, submitted.text
 
     @retry(stop=stop_after_delay(60), wait=wait_fixed(0.3), retry=retry_if_exception_type(AssertionError))
     def finished() -> dict[str, object]:
-        job = httpx.get(f"{url}/in-compose", timeout=10).json()
+        job = httpx.get(f"{url}/in-compose", headers=own, timeout=10).json()
         assert job["finished_at"], job
         return dict(job)
 

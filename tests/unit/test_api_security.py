@@ -1,4 +1,4 @@
-"""Who may ask the API: tokens, and on loopback without tokens the checks that keep web pages out."""
+"""Who may ask the API: whoever has a token, and no web page on their behalf."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from service.access.tokens import Tokens
-from service.api.security import Asking, check_bind, check_body_type, judge
+from service.access.principals import LOCAL, Kind, of_token
+from service.access.tokens import Tokens, ensure_local_token
+from service.api.security import Asking, check_bind, check_body_type, is_loopback, judge
 from service.contract.errors import Problem
 
-LOCAL = Asking("POST", "/api/v1/jobs", "127.0.0.1:8470", None, None, "application/json", True, None)
+HERE = Asking("POST", "/api/v1/jobs", "127.0.0.1:8470", None, None, "application/json", True, None)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Asking:
+    """A request of the account that runs the control plane."""
+    ensure_local_token(tmp_path)
+    return replace(HERE, authorization=f"Bearer {(tmp_path / 'token').read_text().strip()}")
 
 
 def code_of(asking: Asking, tokens: Tokens) -> str | None:
@@ -24,23 +32,77 @@ def code_of(asking: Asking, tokens: Tokens) -> str | None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8470", "localhost:8470", "localhost", "[::1]:8470", "127.8.9.1"])
-def test_loopback_names_are_served_without_a_token(tmp_path: Path, host: str) -> None:
-    assert judge(replace(LOCAL, host=host), Tokens(tmp_path)) == "local"
+def test_the_local_account_is_known_by_its_token_file(tmp_path: Path, local: Asking, host: str) -> None:
+    assert judge(replace(local, host=host), Tokens(tmp_path)) == LOCAL
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+
+
+def test_nobody_is_let_in_without_a_token(tmp_path: Path, local: Asking) -> None:
+    tokens = Tokens(tmp_path)
+    assert code_of(HERE, tokens) == "unauthorized"
+    assert code_of(replace(HERE, authorization="Bearer "), tokens) == "unauthorized"
+    assert code_of(replace(local, authorization=(local.authorization or "") + "x"), tokens) == "unauthorized"
+    (tmp_path / "token").unlink()
+    assert code_of(local, tokens) == "unauthorized"
+
+
+def test_the_token_file_counts_on_this_machine_only(tmp_path: Path, local: Asking) -> None:
+    tokens = Tokens(tmp_path)
+    token = tokens.create("alice")
+    far = replace(local, from_here=False, host="navarch.example")
+    assert code_of(far, tokens) == "unauthorized"
+    assert judge(replace(far, authorization=f"Bearer {token}"), tokens) == of_token("alice")
+    assert judge(local, tokens) == LOCAL
+
+
+def test_withdrawing_the_last_token_opens_nothing(tmp_path: Path, local: Asking) -> None:
+    """Also not to the machine's neighbours of a control plane that listens on all addresses."""
+    tokens = Tokens(tmp_path)
+    token = tokens.create("alice")
+    alice = replace(HERE, from_here=False, host="navarch.example", authorization=f"Bearer {token}")
+    assert judge(alice, tokens).name == "alice"
+    assert tokens.remove("alice")
+    for path in ("/api/v1/jobs", "/api/v1/health", "/docs"):
+        assert code_of(replace(alice, path=path), tokens) == "forbidden"
+        assert code_of(replace(alice, path=path, authorization=None), tokens) == "forbidden"
+    assert code_of(HERE, tokens) == "unauthorized"
+    assert judge(local, tokens) == LOCAL
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example:8470", "10.0.0.7", "", "127.0.0.1.evil.example", "localhost.evil.example"]
 )
-def test_a_rebound_name_is_refused(tmp_path: Path, host: str) -> None:
-    assert code_of(replace(LOCAL, host=host), Tokens(tmp_path)) == "forbidden_host"
+def test_a_rebound_name_is_refused(tmp_path: Path, local: Asking, host: str) -> None:
+    assert code_of(replace(local, host=host), Tokens(tmp_path)) == "forbidden_host"
+    assert code_of(replace(local, host=host, path="/api/v1/health"), Tokens(tmp_path)) == "forbidden_host"
 
 
-def test_pages_of_other_sites_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("https://evil.example", "null", "", "http://localhost:3000", "http://localhost", "http://127.0.0.1:8470"),
+        *("http://[evil", "http://localhost:8470.evil.example", "file://localhost:8470", "localhost:8470", "http://"),
+    ],
+)
+def test_pages_of_other_origins_are_refused(tmp_path: Path, local: Asking, origin: str) -> None:
+    """Other ports of localhost are other origins; whatever is no origin is none of ours."""
+    asking = replace(local, host="localhost:8470", origin=origin)
+    assert code_of(asking, Tokens(tmp_path)) == "forbidden_origin"
+
+
+def test_a_page_of_ours_and_a_link_to_us_pass(tmp_path: Path, local: Asking) -> None:
     tokens = Tokens(tmp_path)
-    assert code_of(replace(LOCAL, origin="https://evil.example"), tokens) == "forbidden_origin"
-    assert code_of(replace(LOCAL, origin="null"), tokens) == "forbidden_origin"
-    assert code_of(replace(LOCAL, fetch_site="cross-site"), tokens) == "forbidden_origin"
-    assert code_of(replace(LOCAL, origin="http://localhost:8470", fetch_site="same-origin"), tokens) is None
+    for host, origin in (("localhost:8470", "http://localhost:8470"), ("[::1]:8470", "http://[::1]:8470")):
+        own = replace(local, host=host, origin=origin, fetch_site="same-origin")
+        assert judge(own, tokens) == LOCAL
+    tokens.create("alice")
+    tunnelled = replace(local, host="Navarch.example", origin="https://navarch.example")
+    assert judge(tunnelled, tokens) == LOCAL
+    for site in ("cross-site", "same-site"):
+        assert code_of(replace(local, fetch_site=site), tokens) == "forbidden_origin"
+        link = replace(local, method="GET", path="/docs", fetch_site=site, fetch_mode="navigate", has_body=False)
+        assert code_of(link, tokens) is None
+        assert code_of(replace(link, method="POST"), tokens) == "forbidden_origin"
 
 
 @pytest.mark.parametrize(
@@ -48,35 +110,45 @@ def test_pages_of_other_sites_are_refused(tmp_path: Path) -> None:
 )
 def test_what_a_form_can_send_is_no_body(kind: str | None) -> None:
     with pytest.raises(Problem) as refused:
-        check_body_type(replace(LOCAL, content_type=kind))
+        check_body_type(replace(HERE, content_type=kind))
     assert refused.value.code == "unsupported_media_type"
 
 
 def test_json_and_yaml_are_bodies() -> None:
     for kind in ("application/json", "application/json; charset=utf-8", "application/yaml", "text/yaml"):
-        check_body_type(replace(LOCAL, content_type=kind))
+        check_body_type(replace(HERE, content_type=kind))
 
 
-def test_with_a_token_every_request_needs_it(tmp_path: Path) -> None:
+def test_every_request_needs_a_token_but_those_that_say_nothing(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path)
     token = tokens.create("alice")
-    assert code_of(LOCAL, tokens) == "unauthorized"
-    assert code_of(replace(LOCAL, authorization="Bearer wrong"), tokens) == "unauthorized"
-    assert code_of(replace(LOCAL, authorization=f"Basic {token}"), tokens) == "unauthorized"
-    assert judge(replace(LOCAL, authorization=f"Bearer {token}", host="navarch.example"), tokens) == "alice"
-    assert code_of(replace(LOCAL, path="/api/v1/health"), tokens) is None
+    assert code_of(HERE, tokens) == "unauthorized"
+    assert code_of(replace(HERE, authorization="Bearer wrong"), tokens) == "unauthorized"
+    assert code_of(replace(HERE, authorization=f"Basic {token}"), tokens) == "unauthorized"
+    alice = judge(replace(HERE, authorization=f"Bearer {token}", host="navarch.example"), tokens)
+    assert (alice.name, alice.kind) == ("alice", Kind.TOKEN)
+    for path in ("/api/v1/health", "/api/v1/version", "/docs", "/openapi.json"):
+        assert code_of(replace(HERE, path=path), tokens) is None
+    for path in ("/metrics", "/api/v1/health/", "/api/v1/versions", "/docs/x"):
+        assert code_of(replace(HERE, path=path), tokens) == "unauthorized"
 
 
 def test_a_token_is_stored_as_its_hash_only_and_counts_at_once(tmp_path: Path) -> None:
     serving = Tokens(tmp_path)
-    assert serving.owner("anything") is None
+    assert serving.principal("anything", from_here=True) is None
     token = Tokens(tmp_path).create("bob")
-    assert serving.owner(token) == "bob"
+    assert serving.principal(token, from_here=False) == of_token("bob")
     stored = (tmp_path / "tokens.json").read_text()
     assert token not in stored and json.loads(stored)[0]["name"] == "bob"
     assert (tmp_path / "tokens.json").stat().st_mode & 0o077 == 0
     assert Tokens(tmp_path).remove("bob")
-    assert serving.owner(token) is None
+    assert serving.principal(token, from_here=False) is None
+
+
+def test_a_file_of_tokens_that_makes_no_sense_lets_nobody_in(tmp_path: Path, local: Asking) -> None:
+    for content in ("{", '{"a": 1}', '[{"name": 1}]', "[1]"):
+        (tmp_path / "tokens.json").write_text(content)
+        assert code_of(local, Tokens(tmp_path)) == "internal"
 
 
 def test_names_of_tokens_are_unique(tmp_path: Path) -> None:
@@ -86,7 +158,8 @@ def test_names_of_tokens_are_unique(tmp_path: Path) -> None:
         tokens.create("ci")
 
 
-def test_other_addresses_than_loopback_need_a_token(tmp_path: Path) -> None:
+def test_other_addresses_than_loopback_need_a_token_that_was_given_out(tmp_path: Path) -> None:
+    ensure_local_token(tmp_path)
     tokens = Tokens(tmp_path)
     for host in ("127.0.0.1", "::1", "localhost"):
         check_bind(host, tokens)
@@ -96,3 +169,8 @@ def test_other_addresses_than_loopback_need_a_token(tmp_path: Path) -> None:
     check_bind("0.0.0.0", Tokens(tmp_path, given="secret"))
     tokens.create("alice")
     check_bind("0.0.0.0", tokens)
+
+
+def test_loopback_in_all_its_spellings() -> None:
+    assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "::ffff:127.0.0.1")))
+    assert not any(map(is_loopback, ("", "0.0.0.0", "10.0.0.1", "::ffff:10.0.0.1", "localhost.example", "::")))

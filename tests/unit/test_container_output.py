@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from service.collector.hub import Hub
 from service.runtime import Runtime
 from service.settings import Settings
 from service.store.tables import Artifact, Attempt, Host, Job, Replica
+from tests.unit.local_client import local_client
 
 JOBS, LINES = 40, 260
 JSON = "application/json"
@@ -48,7 +48,7 @@ class Plane:
         self.runtime = Runtime(self.settings)
         self.runtime.database.migrate()
         self.printed = Printed()
-        self.http = TestClient(create_app(self.runtime), base_url="http://127.0.0.1")
+        self.http = local_client(create_app(self.runtime), self.settings)
         with self.runtime.database.write() as session:
             session.add(Host(id="local", name="local", url="unix://", address="127.0.0.1"))
 

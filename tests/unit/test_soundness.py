@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fastapi.testclient import TestClient
 
 from service.api.app import create_app
 from service.contract.errors import Problem
@@ -17,6 +16,7 @@ from service.runtime import Runtime
 from service.settings import Settings
 from service.store.faults import of_storage
 from service.store.soundness import Heartbeat
+from tests.unit.local_client import local_client
 
 
 def runtime(folder: Path) -> Runtime:
@@ -115,7 +115,7 @@ def test_health_is_bad_while_nothing_can_be_written_and_good_again_by_itself(tmp
     plane = runtime(tmp_path)
     plane.start()
     plane.heartbeat = Heartbeat(tmp_path / "elsewhere", plane._beat, every_s=0)
-    http = TestClient(create_app(plane), base_url="http://127.0.0.1")
+    http = local_client(create_app(plane), plane.settings)
     try:
         answer = http.get("/api/v1/health")
         assert answer.status_code == 503 and answer.json()["code"] == "database_unavailable"
