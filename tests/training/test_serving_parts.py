@@ -1,16 +1,14 @@
-"""Parts of serving by themselves: text that grows, adapters that merge, reward models that score."""
+"""Parts of serving by themselves: text that grows, reward models that score."""
 
 from __future__ import annotations
 
 import concurrent.futures
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from tests.training.test_serving import make_folder
 from training.config.serving import ServeConfig
@@ -18,7 +16,7 @@ from training.data.template import TextCodec
 from training.errors import ConfigError, MissingInput
 from training.models.export import save_reward_model
 from training.models.heads import RewardModel
-from training.serving.loading import load_served, merge_adapter
+from training.serving.loading import load_served
 from training.serving.server import serve_in_thread
 from training.serving.streaming_text import TextStream
 
@@ -52,42 +50,6 @@ def test_nothing_of_a_stop_string_is_ever_shown(size: int) -> None:
 def test_a_beginning_of_a_stop_string_is_shown_when_the_text_ends() -> None:
     pieces, stream = feed("say STO", ("STOP",))
     assert "".join(pieces) == "say STO" and not stream.stopped and pieces[-1] == "STO"
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_an_adapter_merges_to_the_same_logits_as_peft(kind: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config: Any = (
-        LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-        if kind == "llama"
-        else GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4)
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    plain = AutoModelForCausalLM.from_config(config).eval()
-    plain.load_state_dict(model.state_dict())
-    targets = ["q_proj", "down_proj"] if kind == "llama" else ["c_attn"]
-    adapted = get_peft_model(
-        model,
-        LoraConfig(r=4, lora_alpha=12, target_modules=targets, fan_in_fan_out=kind == "gpt2", init_lora_weights=False),
-    ).eval()
-    adapted.save_pretrained(str(tmp_path / "adapter"))
-    ids = torch.arange(20)[None]
-    expected = adapted(ids).logits
-    assert (plain(ids).logits - expected).abs().max() > 1e-3
-    assert merge_adapter(plain, tmp_path / "adapter") == (4 if kind == "llama" else 2)
-    torch.testing.assert_close(plain(ids).logits, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_an_adapter_that_is_not_there_or_does_not_fit_is_named(tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=4))
-    with pytest.raises(MissingInput, match="no LoRA adapter"):
-        merge_adapter(model, tmp_path)
-    other = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4))
-    get_peft_model(other, LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)).save_pretrained(
-        str(tmp_path)
-    )
-    with pytest.raises(ConfigError, match=r"h\.1\.attn\.c_attn"):
-        merge_adapter(model, tmp_path)
 
 
 def score_of(base: str, turns: list[dict[str, str]]) -> float:

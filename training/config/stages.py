@@ -211,6 +211,8 @@ class StageConfig:
     """A Hugging Face model folder, or `hf:org/name`."""
     data: DataConfig
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    adapter: str | None = None
+    """An adapter in PEFT's format, of anybody's making, that is merged into the model before anything else."""
     lora: LoraConfig | None = None
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from training.config.tree import config_dict
 from training.data.template import TextCodec
 from training.errors import RankFailed, Stopped, TrainingError, as_training_error
 from training.loop.heartbeat import Heartbeat, explained
+from training.models.adapters import merge_adapter
 from training.models.attention import HAS_VARLEN
 from training.models.compile import speed_up_blocks, use_fast_matmul
 from training.models.heads import HeadOptions
@@ -105,7 +106,7 @@ class Run:
     def load_model(self, codec: TextCodec) -> Any:
         """The model to train: loaded, checked against the tokenizer, with adapters, fast blocks and recomputation."""
         train, can = self.config.train, self.strategy.capabilities
-        model = load_causal_lm(self.config.model, attention="auto" if can.packed else "sdpa")
+        model = self.load_base(self.config.model, attention="auto" if can.packed else "sdpa")
         if codec.added:
             make_room(model, len(codec.tokenizer))
         codec.check_vocabulary(model.get_input_embeddings().num_embeddings)
@@ -121,6 +122,14 @@ class Run:
         self.note(f"model: {type(model).__name__}, {total:,} parameters, {trained:,} trained, {attention}")
         if train.precision == "fp32" and self.on_gpu:
             self.note("fp32 on a GPU: no flash attention; bf16 is several times faster")
+        return model
+
+    def load_base(self, path: str, *, attention: Literal["auto", "sdpa"] = "auto") -> Any:
+        """A language model from `path`, with the run's `adapter` merged in where that is the run's own model."""
+        model = load_causal_lm(path, attention=attention)
+        if self.config.adapter is not None and path == self.config.model:
+            model = merge_adapter(model, Path(self.config.adapter))
+            self.note(f"merged the adapter {self.config.adapter} into {path}")
         return model
 
     def speed_up(self, model: Any) -> None:

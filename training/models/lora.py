@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from training.config.stages import LoraConfig
-from training.errors import ConfigError, MissingInput
+from training.errors import ConfigError
 from training.models.blocks import find_blocks
 
 PEFT_PREFIX = "base_model.model."
@@ -159,24 +159,3 @@ def save_adapter(
         "target_modules": sorted({name.rsplit(".", 1)[-1] for name in layers}), "fan_in_fan_out": first.transposed,
     }  # fmt: skip
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-@torch.no_grad()
-def load_adapter(model: nn.Module, directory: Path) -> None:
-    """Read what `save_adapter` (or PEFT) wrote into a model already adapted with the same targets and rank."""
-    path = directory / "adapter_model.safetensors"
-    if not path.exists():
-        raise MissingInput(f"{directory} holds no adapter (no adapter_model.safetensors).")
-    tensors = load_file(path)
-    layers = lora_layers(model)
-    expected = {f"{PEFT_PREFIX}{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
-    if expected != set(tensors):
-        odd = sorted(expected ^ set(tensors))
-        raise MissingInput(f"The adapter in {directory} was made for other layers: {len(odd)} differ, like {odd[0]}.")
-    for name, layer in layers.items():
-        for part in ("lora_A", "lora_B"):
-            parameter: Tensor = getattr(layer, part)
-            saved = tensors[f"{PEFT_PREFIX}{name}.{part}.weight"]
-            if saved.shape != parameter.shape:
-                raise MissingInput(f"The adapter in {directory} has rank {min(saved.shape)}, not {layer.rank}.")
-            parameter.copy_(saved)

@@ -23,7 +23,7 @@ from training.models.compile import speed_up_blocks
 from training.models.export import load_reward_model
 from training.models.families import context_of, engine_context, engine_refusal
 from training.models.heads import RewardModel
-from training.models.load import check_vocabulary, load_causal_lm, load_config
+from training.models.load import check_vocabulary, load_config
 from training.models.lora import convert_to_lora
 from training.models.rehearsal import mend_generation
 from training.ppo.models import Actor, Critic, without_dropout
@@ -154,7 +154,7 @@ def gather(run: Run, codec: TextCodec, schedule: Schedule) -> Players:
     reward = _reward(config, strategy, codec)
     if isinstance(reward, ModelReward) and not reward.retokenize:  # tokens of its own come in any length
         faster_frozen(reward.model.trunk)
-    value_model = _critic(config, codec)
+    value_model = _critic(run, codec)
     faster(value_model.model.trunk)
     critic = strategy.prepare(value_model, _optimizer(config, config.critic.lr), schedule, name="critic")
     reference = None
@@ -186,7 +186,7 @@ def _optimizer(config: PPOConfig, lr: float) -> OptimizerConfig:
 
 
 def _actor(run: Run, codec: TextCodec, path: str, lora: LoraConfig | None) -> Actor:
-    model: PreTrainedModel = load_causal_lm(path)
+    model: PreTrainedModel = run.load_base(path)
     if notice := mend_generation(model):
         run.note(notice)
     check_vocabulary(model, max(codec.tokenizer.get_vocab().values()) + 1, path)
@@ -226,8 +226,9 @@ def _reward(config: PPOConfig, strategy: Strategy, codec: TextCodec) -> Function
     return reward
 
 
-def _critic(config: PPOConfig, codec: TextCodec) -> Critic:
+def _critic(run: Run, codec: TextCodec) -> Critic:
     """From critic.model, else the reward model, else the actor; its head at zero or as the reward model's."""
+    config: PPOConfig = run.config
     path = config.critic.model or config.reward.model or config.model
     if path != config.model and TextCodec.load(path).vocabulary_digest != codec.vocabulary_digest:
         raise ConfigError(
@@ -242,7 +243,7 @@ def _critic(config: PPOConfig, codec: TextCodec) -> Critic:
         if config.critic.head == "zero":
             torch.nn.init.zeros_(model.score.weight)
     else:
-        model = RewardModel(trunk_of(load_causal_lm(path)), pad_id=codec.pad_id, head_init="zero")
+        model = RewardModel(trunk_of(run.load_base(path)), pad_id=codec.pad_id, head_init="zero")
     lora = _critic_lora(config)
     if lora is not None:
         convert_to_lora(model, lora)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
 from training.config.serving import ServeConfig
 from training.data.template import TextCodec
-from training.errors import ConfigError, MissingInput
+from training.errors import ConfigError
+from training.models.adapters import merge_adapter
 from training.models.export import load_reward_model
 from training.models.families import context_of, engine_context
 from training.models.load import default_attention, load_causal_lm, load_config, resolve_model
@@ -73,37 +72,4 @@ def _language_model(config: ServeConfig, source: str, facts: Any, dtype: torch.d
             raise ConfigError("an adapter can't be merged into quantized weights: quantize the merged model instead")
         return load_quantized(source, dtype)
     model = load_causal_lm(config.model, dtype=dtype, attention=default_attention(facts))
-    if config.adapter:
-        merge_adapter(model, Path(config.adapter))
-    return model
-
-
-@torch.no_grad()
-def merge_adapter(model: nn.Module, folder: Path) -> int:
-    """Add a LoRA adapter in PEFT's format to the weights that it was trained on; returns how many layers changed."""
-    weights, settings = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-    if not weights.is_file() or not settings.is_file():
-        raise MissingInput(f"{folder} holds no LoRA adapter (adapter_config.json and adapter_model.safetensors)")
-    facts = json.loads(settings.read_text())
-    tensors = load_file(str(weights))
-    layers = sorted({name.split(".lora_A.")[0] for name in tensors if ".lora_A." in name})
-    root = facts["lora_alpha"] / (facts["r"] ** 0.5 if facts.get("use_rslora") else facts["r"])
-    for layer in layers:
-        name = layer.removeprefix("base_model.model.")
-        try:
-            module = model.get_submodule(name)
-        except AttributeError:
-            raise ConfigError(f"the adapter in {folder} changes {name}, which this model does not have") from None
-        a, b = tensors[f"{layer}.lora_A.weight"].float(), tensors[f"{layer}.lora_B.weight"].float()
-        delta = root * (b @ a)
-        weight: torch.Tensor = module.weight  # type: ignore[assignment]
-        if delta.shape != weight.shape:
-            delta = delta.t()  # GPT-2 keeps its matrices transposed
-        if delta.shape != weight.shape:
-            raise ConfigError(
-                f"the adapter in {folder} does not fit {name}: {tuple(delta.shape)}, {tuple(weight.shape)}"
-            )
-        weight.copy_((weight.float() + delta.to(weight.device)).to(weight.dtype))
-    if not layers:
-        raise MissingInput(f"{folder / 'adapter_model.safetensors'} holds no LoRA matrices")
-    return len(layers)
+    return merge_adapter(model, Path(config.adapter)) if config.adapter else model
