@@ -156,8 +156,18 @@ def test_the_data_folder_is_refused_at_submit(plane: Plane, root: Path, system_i
         assert refused.value.code in ("mount_not_allowed", "invalid_spec")
 
 
+@pytest.fixture
+def serving_image(docker_client: docker.DockerClient, system_image: str) -> Iterator[str]:
+    """The system image under a label that lets it be asked to serve: its job ends before anything runs."""
+    container = docker_client.containers.create(system_image)
+    container.commit("navarch/test-mounts", "latest", changes="LABEL navarch.target=training")
+    container.remove()
+    yield "navarch/test-mounts:latest"
+    docker_client.images.remove("navarch/test-mounts:latest")
+
+
 def test_a_model_that_became_a_link_is_neither_read_nor_mounted(
-    plane: Plane, root: Path, system_image: str, docker_client: docker.DockerClient
+    plane: Plane, root: Path, system_image: str, serving_image: str
 ) -> None:
     """The job announces run/model, then puts a link to a folder of the host in its place."""
     outside = root.parent / "outside"
@@ -172,7 +182,7 @@ def test_a_model_that_became_a_link_is_neither_read_nor_mounted(
 
     artifact = until("digest", read)
     assert artifact.digest is None and "leads out of" in artifact.message
-    document = {"type": "serve", "name": "user", "image": system_image, "model": f"artifact:{artifact.name}"}
+    document = {"type": "serve", "name": "user", "image": serving_image, "model": f"artifact:{artifact.name}"}
     second = plane.runtime.jobs.submit(document).job.id
     job = plane.ended(second, 60)
     assert (job.state, job.reason) == ("failed", "bad_config") and "leads out of" in (job.message or "")
