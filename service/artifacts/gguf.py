@@ -56,7 +56,15 @@ def local_command() -> list[str] | None:
 def _run_here(command: Sequence[str]) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=environment,
+            check=False,
+            umask=0o022,  # what it writes is read by programs of any account, in containers
+        )
     except subprocess.TimeoutExpired:
         return 124, f"it took longer than {TIMEOUT_S // 60} minutes"
     return done.returncode, done.stdout + done.stderr
