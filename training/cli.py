@@ -15,6 +15,7 @@ from training.config.stages import config_class
 from training.config.strategies import Wanted, check_strategy
 from training.config.tree import nearest
 from training.errors import ConfigError, TrainingError
+from training.report.phases import phase
 from training.report.telemetry import emit
 
 USAGE = """\
@@ -84,9 +85,10 @@ def _stage(stage: str, arguments: Sequence[str]) -> int:
     if stage == "serve":
         return int(importlib.import_module("training.serving.server").run(config) or 0)
     print(f"navarch-train {stage}: loading", flush=True)
-    from training.loop.run import guarded, settle
+    with phase("loading torch"):
+        from training.loop.run import guarded, settle
 
-    module = importlib.import_module(f"training.stages.{stage}")
+        module = importlib.import_module(f"training.stages.{stage}")
     code = guarded(lambda: module.run(config), Path(settle(config).run_dir))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from training.strategies.world import leave

@@ -22,7 +22,7 @@ from training.config.stages import config_class
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "training.cli", *arguments], env=environment(), cwd=ROOT, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=240, check=False,
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_a_wrong_key_is_refused_without_importing_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "sft", "model=m", "data=d", "train.epoch=3"], env=environment(), cwd=ROOT,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 64
     assert "Did you mean epochs?" in done.stderr

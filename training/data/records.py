@@ -13,6 +13,7 @@ from training.data.files import RawRow, read_rows, resolve
 from training.data.formats import FORMATS, Kind, Record, detect_format, kind_for, parse_with_rest
 from training.data.messages import RowError, field_names
 from training.errors import DataError
+from training.report.phases import phase
 
 _LOOKED_AT = 50
 
@@ -56,8 +57,10 @@ class SourceRows:
 
     def __iter__(self) -> Iterator[Placed | Problem]:
         """Every row up to `max_samples`, good or bad, in the order of the files."""
-        for raw in islice(raw_rows(self.files, self.names), self.source.max_samples):
-            yield read_record(raw, self.format, self.kind, self.source)
+        with phase(f"reading {self.source.path}") as now:
+            for count, raw in enumerate(islice(raw_rows(self.files, self.names), self.source.max_samples), 1):
+                now.at(count, unit="rows")
+                yield read_record(raw, self.format, self.kind, self.source)
 
 
 def raw_rows(files: tuple[Path, ...], names: tuple[str, ...]) -> Iterator[RawRow]:

@@ -29,6 +29,7 @@ from training.models.heads import HeadOptions
 from training.models.load import load_causal_lm
 from training.models.lora import convert_to_lora
 from training.models.rehearsal import mend_generation
+from training.report.phases import phase
 from training.report.telemetry import Telemetry, emit
 from training.strategies.base import Strategy
 from training.strategies.select import open_strategy
@@ -106,7 +107,8 @@ class Run:
     def load_model(self, codec: TextCodec) -> Any:
         """The model to train: loaded, checked against the tokenizer, with adapters, fast blocks and recomputation."""
         train, can = self.config.train, self.strategy.capabilities
-        model = self.load_base(self.config.model, attention="auto" if can.packed else "sdpa")
+        with phase(f"loading {self.config.model}", self.note):
+            model = self.load_base(self.config.model, attention="auto" if can.packed else "sdpa")
         if codec.added:
             make_room(model, len(codec.tokenizer))
         codec.check_vocabulary(model.get_input_embeddings().num_embeddings)

@@ -10,6 +10,7 @@ from training.config.generation import GenerationConfig
 from training.config.stages import SamplesConfig
 from training.data.template import TextCodec
 from training.loop.run import Run
+from training.report.phases import phase
 from training.report.telemetry import Telemetry
 from training.rollout import RolloutEngine
 
@@ -28,7 +29,8 @@ class Samples:
         """Answer all prompts now. Every rank must call it; nothing happens without prompts."""
         if not self._tokens or not self.run.strategy.capabilities.rollouts:
             return
-        with self.run.strategy.generation(trained):
+        said = phase(f"answering the sample prompts {title}", self.run.note)
+        with self.run.strategy.generation(trained), said:
             answers = self._answers() if self.run.is_main else []
         self.run.strategy.barrier()
         if self.run.is_main:

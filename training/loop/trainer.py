@@ -21,6 +21,7 @@ from training.loop.checkpoint import Checkpoints, find_resume, read_state
 from training.loop.prefetch import prefetched
 from training.loop.run import Run
 from training.loop.schedule import learning_rate_schedule, total_steps
+from training.report.phases import phase
 
 Forward = Callable[[nn.Module, PackedBatch, PackedBatch], Mapping[str, Tensor] | Tensor]
 """(wrapped module, batch on the device, the same on the host) → the loss sum, or named sums with `loss` among them."""
@@ -86,12 +87,15 @@ class Trainer:
             self._evaluate(0)
         self.telemetry.start_clock()
         source = self.loader.steps(self.total - self.step)
+        saying = phase(f"step {self.step + 1} of {self.total}", self.run.note)  # which may compile
         checked = False
         for batch, cursor in prefetched(source, self.loader.state_dict, pin=self.run.on_gpu):
             if not checked:
                 self._check(batch)
                 checked = True
-            self._train(batch)
+            with saying:
+                self._train(batch)
+            saying = nullcontext()
             self.step += 1
             saved = False
             if config.eval.every and self.step % config.eval.every == 0 and self.step < self.total:
@@ -215,7 +219,8 @@ class Trainer:
 
     def _evaluate(self, step: int, cursor: Any = None) -> bool:
         """Tell held-out figures; saves a checkpoint when they are the best so far (and there is a cursor to save)."""
-        figures = self.evaluate()
+        with phase("evaluating on held-out data", self.run.note):
+            figures = self.evaluate()
         if not figures:
             return False
         self.evaluated = figures
@@ -273,9 +278,10 @@ class Trainer:
 
         state = {"stage": self.run.stage, "loader": cursor, "best": self.best if math.isfinite(self.best) else None,
                  "world_size": strategy.world_size, "total_steps": self.total}  # fmt: skip
-        path = self.checkpoints.save(
-            self.step, write, state, is_main=strategy.is_main, barrier=strategy.barrier, agree=agree
-        )
+        with phase("saving a checkpoint", self.run.note):
+            path = self.checkpoints.save(
+                self.step, write, state, is_main=strategy.is_main, barrier=strategy.barrier, agree=agree
+            )
         self.telemetry.artifact(path, "checkpoint", self.last)
         self.telemetry.start_clock()
         return path

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import ConfigError, DataError, MissingInput, TrainingError, as_training_error
+from training.report.phases import phase
 
 DTYPES = ("bf16", "fp32", "fp16")
 SHARD_BYTES = 4 << 30
@@ -359,7 +360,8 @@ def main(argv: list[str] | None = None, say: Callable[[str], object] = print) ->
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="number format of the weights")
     options = parser.parse_args(argv)
     try:
-        made = convert(options.source, options.target, options.dtype)
+        with phase(f"converting {options.source}"):
+            made = convert(options.source, options.target, options.dtype)
     except (TrainingError, OSError) as error:
         named = as_training_error(error)
         print(f"error: {named}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from training.data.batch import PromptRow
 from training.data.template import TextCodec
 from training.ppo.experience import Experience
+from training.report.phases import AGAIN_S, Phase, say
 
 SHOWN_CHARACTERS = 300
 COLUMNS = ["prompt", "completion", "score", "kl", "tokens", "finished"]
@@ -21,16 +22,18 @@ COLUMNS = ["prompt", "completion", "score", "kl", "tokens", "finished"]
 class Phases:
     """Seconds of each named phase of a step; the device has finished when a phase ends."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, note: Callable[[str], None] = say) -> None:
+        self.device, self.note = device, note
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        saying = Phase(f"this step: {name}", self.note, first_s=AGAIN_S)
         try:
             yield
         finally:
+            saying.end()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.report.phases import AGAIN_S
 from training.report.wandb import WandbLog, open_wandb
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Telemetry:
         self.run_dir, self.total_steps, self.every, self.is_main = run_dir, total_steps, every, is_main
         self._pending: list[dict[str, Any]] = []
         self._tokens = 0
-        self._since = self._started = time.perf_counter()
+        self._since = self._started = self._told = time.perf_counter()
         self._first_step = first_step
         self._writer: Any = None
         self._wandb: WandbLog | None = None
@@ -98,20 +99,35 @@ class Telemetry:
         self._pending.append(dict(values))
         self._tokens += tokens
         if step % self.every and step != self.total_steps:
+            self._show_way(step)
             return None
         figures = _fetch(self._pending)
         self._pending.clear()
         now = time.perf_counter()
         if self._tokens:
             figures["tokens_per_second"] = self._tokens / max(now - self._since, 1e-9)
-        done = max(step - self._first_step, 1)
-        eta = (now - self._started) / done * max(self.total_steps - step, 0)
         self._since, self._tokens = now, 0
         self._tell("metrics", step, figures)
         if self.is_main:
-            emit("progress", log=self._log, step=step, total_steps=self.total_steps, eta_s=round(eta, 1))
-            self._show(step, figures, eta)
+            self._progress(step, now)
+            self._show(step, figures, self._eta(step, now))
         return figures
+
+    def _show_way(self, step: int) -> None:
+        """Between two intervals, where one takes long: how far it is, without waiting for any figure."""
+        now = time.perf_counter()
+        if self.is_main and now - self._told > AGAIN_S:
+            self._progress(step, now)
+            self.note(f"step {step}/{self.total_steps}  {_clock(self._eta(step, now))} left")
+
+    def _eta(self, step: int, now: float) -> float:
+        done = max(step - self._first_step, 1)
+        return (now - self._started) / done * max(self.total_steps - step, 0)
+
+    def _progress(self, step: int, now: float) -> None:
+        self._told = now
+        eta = round(self._eta(step, now), 1)
+        emit("progress", log=self._log, step=step, total_steps=self.total_steps, eta_s=eta)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Tell held-out figures; names get the prefix `eval/`."""

@@ -17,6 +17,7 @@ import torch
 from training.config.generation import GenerationConfig
 from training.config.serving import ServeConfig
 from training.errors import OutOfMemory, TrainingError, as_training_error
+from training.report.phases import phase
 from training.rollout.decoder import BATCH_SIZES, Decoder
 from training.rollout.slots import TOP_LOGPROBS as TOP_COLUMNS
 from training.rollout.slots import Request
@@ -112,7 +113,8 @@ class DecoderLoop:
             self.work = ScoreQueue(served.model, served.device, self.metrics, max_queue=config.max_queue)
         else:
             decoder = Decoder(served.model, max_batch=config.max_batch, max_length=served.max_length, unscaled=True)
-            seconds = warm(decoder)
+            with phase("serve: compiling and capturing what requests can meet"):
+                seconds = warm(decoder)
             memory = f"{decoder.table.nbytes() / 2**30:.2f} GiB"
             print(
                 f"serve: {config.max_batch} slots of {served.max_length} tokens, {memory}; warm in {seconds:.1f} s",
@@ -249,7 +251,8 @@ def run_decoder(config: ServeConfig, served: Served | None, control: Connection,
     """The decoder's whole life, in a process or a thread of its own; failures are told to the supervisor."""
     try:
         with torch.no_grad():
-            served = served or load_served(config)
+            with phase(f"serve: loading {config.model}"):
+                served = served or load_served(config)
             gc.collect()
             gc.freeze()  # the model's objects stay: collections need not walk them
             loop = DecoderLoop(served, config, control, pipes)

@@ -187,6 +187,7 @@ def main(argv: list[str]) -> int:
     from training.data.template import TextCodec
     from training.errors import ConfigError, MissingInput
     from training.models.load import default_attention, load_causal_lm
+    from training.report.phases import phase
 
     parser = argparse.ArgumentParser(prog="navarch-train quantize", description="Quantize a model's weights ahead.")
     parser.add_argument("model", help="model folder or hf:org/name")
@@ -218,12 +219,14 @@ def main(argv: list[str]) -> int:
     rows: list[list[int]] | None = None
     if options.bits == 4 and options.rounding == "gptq":
         start = time.perf_counter()
-        rows = calibration_rows(model, codec, options.calibration, options.rows)
+        with phase("gathering text to calibrate with"):
+            rows = calibration_rows(model, codec, options.calibration, options.rows)
         print(
             f"calibrating with {len(rows)} rows, {sum(map(len, rows)):,} tokens ({time.perf_counter() - start:.0f} s)"
         )
     start = time.perf_counter()
-    quantize_model(model, options.bits, options.group, rows=rows)
+    with phase(f"quantizing to int{options.bits}"):
+        quantize_model(model, options.bits, options.group, rows=rows)
     print(f"quantized in {time.perf_counter() - start:.0f} s", flush=True)
     after = perplexity(model, tokens) if tokens else None
     staging = options.out.with_name(options.out.name + ".partial")

@@ -17,6 +17,7 @@ from training.loop.schedule import total_steps
 from training.loop.trainer import Trainer
 from training.models.agreement import check_loss, documents_of
 from training.models.heads import PreferenceLoss
+from training.report.phases import Phase, phase
 from training.stages.language import finish, rehearse, write_checkpoint
 
 
@@ -34,7 +35,8 @@ def run(config: DPOConfig) -> None:
         module = PreferenceLoss(model, config.dpo, run.head_options(codec))
         reference = Reference(run, module)
         if not reference.adapter_off:
-            reference.precompute(loader)
+            with phase("computing the reference's log-probs", run.note) as now:
+                reference.precompute(loader, now)
         trainer = Trainer(
             run, module, loader, per="pairs", forward=reference.forward,
             check=lambda batch: check_loss(model, documents_of(batch), pad_id=codec.pad_id),
@@ -59,14 +61,16 @@ class Reference:
         self.known: dict[bytes, float] = {}
 
     @torch.no_grad()
-    def precompute(self, loader: Loader) -> None:
+    def precompute(self, loader: Loader, now: Phase) -> None:
         """Score each pair once with the untouched model; ranks share their results."""
         strategy, kept = self.run.strategy, {p: p.data for p in self.module.parameters()}
         self.module.to(device=strategy.device)
         for parameter in kept:
             parameter.data = parameter.data.to(strategy.dtype)
         cursor = loader.state_dict()
-        for step in loader.steps(total_steps(self.run.config.train, loader.steps_per_epoch)):
+        total = total_steps(self.run.config.train, loader.steps_per_epoch)
+        for number, step in enumerate(loader.steps(total)):
+            now.at(number, total, "steps")
             for batch in step.micro_batches:
                 if not self.known:  # this may take long: a model that computes something else is refused before it
                     documents = documents_of(batch.to(strategy.device))

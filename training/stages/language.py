@@ -22,6 +22,7 @@ from training.models.export import check_export, manifest, save_model, write_wei
 from training.models.heads import LanguageModelLoss, NoisyEmbedding
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
 from training.models.rehearsal import rehearse_model
+from training.report.phases import phase
 
 CHECK_TOKENS = 64
 """Tokens on which an exported model's logits are compared with the trained one's."""
@@ -85,7 +86,8 @@ def write_checkpoint(run: Run, trainer: Trainer, model: Any, codec: TextCodec, f
 
 def finish(run: Run, trainer: Trainer, model: Any, codec: TextCodec, samples: Samples, *, example: list[int]) -> None:
     """Write adapter/ (under LoRA) and model/ before all else; then check the export, evaluate, and announce."""
-    results = export(run, trainer, model, codec)
+    with phase("writing the model", run.note):
+        results = export(run, trainer, model, codec)
     with results.kept():
         check(run, trainer, model, results, torch.tensor(example[:CHECK_TOKENS]))
         trainer.finish()

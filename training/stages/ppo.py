@@ -36,6 +36,7 @@ from training.ppo.report import COLUMNS, Phases, as_text, keep_samples, sample_t
 from training.ppo.rewards import RewardFailed, ScoreShaping, score_completions
 from training.ppo.state import PPOState
 from training.ppo.update import UpdateStats, any_rank, plan, update
+from training.report.phases import phase
 from training.rollout import RolloutEngine
 from training.rollout.engine import row_seed
 
@@ -79,7 +80,7 @@ class PPO:
         self.state = PPOState(self)
         self.step = self.state.resume()
         self.telemetry = run.telemetry(self.total, self.step)
-        self.phases = Phases(strategy.device)
+        self.phases = Phases(strategy.device, run.note)
         self.figures: dict[str, float] = {}
 
     def fit(self) -> None:
@@ -108,7 +109,8 @@ class PPO:
                 self.stop(self.state.remember())
             if (every and self.step % every == 0) or (last and self.config.checkpoint.at_end):
                 self.state.save(self.step, self.state.remember())
-        export(self)
+        with phase("exporting the model", self.run.note):
+            export(self)
         self.telemetry.close()
 
     def stop(self, cursor: Any) -> None:

@@ -19,6 +19,7 @@ from training.models.export import load_reward_model, manifest, reward_weights, 
 from training.models.heads import RewardLoss, RewardModel
 from training.models.lora import lora_layers, merged_state_dict, save_adapter
 from training.models.rehearsal import rehearse_reward_model
+from training.report.phases import phase
 
 PREFIX = "model."
 """Where the reward model sits in the loss module."""
@@ -64,7 +65,8 @@ def write_checkpoint(run: Run, trainer: Trainer, model: RewardModel, codec: Text
 
 def finish(run: Run, trainer: Trainer, model: RewardModel, codec: TextCodec) -> None:
     """Write model/ (a sequence classifier with one label) and, under LoRA, adapter/; then evaluate and announce."""
-    results = export(run, trainer, model, codec)
+    with phase("writing the model", run.note):
+        results = export(run, trainer, model, codec)
     with results.kept():
         if run.is_main:
             load_reward_model(str(run.run_dir / "model"), pad_id=codec.pad_id)  # must fail now, not in PPO
