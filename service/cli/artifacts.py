@@ -10,6 +10,7 @@ import typer
 from service.cli import output
 from service.cli.context import Json, complete_artifacts, connect
 from service.cli.listing import Column, listing, remove, single
+from service.cli.waiting import busy
 from service.contract.errors import Problem
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def import_(
             output.as_json(client.add_artifact(str(absolute), name=name, kind=kind, new_version=new_version))
             return
         doing = "Converting" if absolute.suffix == ".gguf" else "Reading"
-        with output.errors().status(f"{doing} {output.escape(absolute.name)}…"):
+        with busy(f"{doing} {absolute.name}"):
             artifact = client.add_artifact(str(absolute), name=name, kind=kind, new_version=new_version)
     called = output.escape(f"{artifact.name}@{artifact.version}" if artifact.version > 1 else artifact.name)
     where = output.escape(artifact.path)

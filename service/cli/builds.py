@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ import typer
 from service.cli import output
 from service.cli.context import Json, complete_recipes, connect
 from service.cli.listing import Column, listing
+from service.cli.waiting import busy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,11 +87,12 @@ def _follow(lines: Iterator[str], started: Build, *, verbose: bool, silent: bool
     """Show the build going on; keeps the last lines, for when it fails."""
     tail: deque[str] = deque(maxlen=25)
     if verbose or silent or not sys.stdout.isatty():
-        for line in lines:
-            tail.append(line)
-            if verbose or (not silent and line.startswith(LANDMARKS)):
-                output.plain(line)
-                sys.stdout.flush()
+        with nullcontext() if silent else busy(f"building {started.tag}"):
+            for line in lines:
+                tail.append(line)
+                if verbose or (not silent and line.startswith(LANDMARKS)):
+                    output.plain(line)
+                    sys.stdout.flush()
         return tail
     with output.console().status(f"building {output.escape(started.tag)}") as status:
         for line in lines:

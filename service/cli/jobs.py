@@ -11,6 +11,7 @@ import typer
 from service.cli import output
 from service.cli.context import JobName, Json, complete_active_jobs, complete_jobs, connect
 from service.cli.listing import Column, listing, table
+from service.cli.waiting import busy
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -217,7 +218,8 @@ def stop(
         if wait:
             for item in items:
                 if item.job is not None and not item.job.finished:
-                    client.wait(item.job.id)
+                    with busy(f"stopping {item.job.name}"):
+                        client.wait(item.job.id)
             items = client.stop_many([item.job.id if item.job is not None else item.ref for item in items])
     asked = {item.ref: "" if item.job is not None and item.job.finished else " and was asked to stop" for item in items}
     _tell(items, lambda item, job: f"is {output.state(job.state)}{asked[item.ref]}", as_json=as_json)
@@ -233,7 +235,8 @@ def rm(
         if force:
             for item in client.stop_many(jobs):
                 if item.job is not None and not item.job.finished:
-                    client.wait(item.job.id)
+                    with busy(f"stopping {item.job.name}"):
+                        client.wait(item.job.id)
         items = client.delete_many(jobs)
     _tell(items, lambda item, job: "removed", as_json=as_json)
 

@@ -10,6 +10,7 @@ import typer
 
 from service.cli import output
 from service.cli.context import Json, asked_data_dir, asked_url, connect
+from service.cli.waiting import busy
 
 if TYPE_CHECKING:
     from service.contract.schemas import Check
@@ -41,7 +42,8 @@ def up(
         process.serve(settings, on_ready=_say_json if as_json else _say_ready)
         return
     before = process.running(settings.data_dir)
-    found = process.start_detached(settings, _arguments(settings))
+    with busy("starting the control plane"):
+        found = process.start_detached(settings, _arguments(settings))
     if as_json:
         output.as_json({"url": found.url, "pid": found.pid, "data_dir": str(settings.data_dir)})
         return
@@ -101,8 +103,10 @@ def down(
     from service import process
 
     settings = _settings(data_dir=asked_data_dir(data_dir))
-    found = process.stop(settings.data_dir)
-    removed = _remove_containers(settings) if containers else []
+    with busy("ending the control plane"):
+        found = process.stop(settings.data_dir)
+    with busy("removing its containers"):
+        removed = _remove_containers(settings) if containers else []
     if as_json:
         output.as_json({"stopped": found is not None, "removed": removed})
         return

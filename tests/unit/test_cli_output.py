@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 
-from service.cli import jobs
+from service.cli import jobs, output, waiting
 from service.cli.clean import clean, json_text
 from service.cli.listing import table
 from service.cli.terminal import CleanConsole
@@ -105,3 +106,16 @@ def test_even_with_long_names_every_column_of_a_narrow_list_can_be_read() -> Non
     lines = drawn([job("a-very-long-name-of-a-job-that-somebody-has-really-given-to-it-1234")], 80)
     assert all(len(line.rstrip()) <= 80 for line in lines) and "…" in lines[1] and "running" in lines[1]
     assert "step 30/30" in " ".join(lines)
+
+
+def test_waiting_is_told_now_and_then_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(waiting, "FIRST_S", 0.05)
+    monkeypatch.setattr(waiting, "AGAIN_S", 0.05)
+    output.errors.cache_clear()
+    with waiting.busy(f"building [/] {CLIPBOARD}"):
+        time.sleep(0.5)
+    output.errors.cache_clear()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2 and set(lines) <= {"building [/]  … 0s", "building [/]  … 1s"}, lines
