@@ -7,6 +7,7 @@ set -euo pipefail
 DIR=$1 PYTHON=$2 VERSION=${TORCH_VERSION:-2.13.0}
 mkdir -p "$DIR"
 if ls "$DIR"/torch-"$VERSION"*.whl >/dev/null 2>&1; then exit 0; fi
+echo "torch: looking for the CPU build (about 200 MB) …"
 fetch() { "$PYTHON" -m pip download -q --no-deps --only-binary=:all: --dest "$DIR" "$@" 2>>"$DIR/log"; }
 if fetch "torch==$VERSION+cpu"; then
     echo "torch: CPU build found by pip."
