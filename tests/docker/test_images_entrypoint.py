@@ -15,7 +15,7 @@ import pytest
 from docker.models.containers import Container
 
 from tests.docker.conftest import TEST_LABEL
-from tests.docker.ssh_client import SshClient
+from tests.docker.ssh_client import SshClient, free_port
 
 Run = Callable[..., Container]
 
@@ -158,10 +158,11 @@ def test_job_runs_on_a_read_only_filesystem_without_ssh(run_container: Run, syst
 
 
 def test_two_containers_on_one_port_of_the_host_network_both_run_their_jobs(
-    run_container: Run, system_image: str
+    run_container: Run, system_image: str, ssh_key: Path
 ) -> None:
     """With host networking the sshd port can be taken: a job must not die for that."""
-    options = {"network_mode": "host", "environment": {"NAVARCH_SSH_PORT": "39222"}}
-    holder = run_container(system_image, **options)
-    wait_until(lambda: holder.exec_run(["grep", "-q", "listening", "/var/log/sshd.log"]).exit_code == 0)
+    port = free_port()
+    options = {"network_mode": "host", "environment": {"NAVARCH_SSH_PORT": str(port)}}
+    run_container(system_image, **options)
+    wait_until(lambda: SshClient(port, ssh_key).host_key(), seconds=60)
     assert run_container(system_image, ["true"], **options).wait(timeout=30)["StatusCode"] == 0
