@@ -53,7 +53,7 @@ def test_doctor_without_a_control_plane_says_so_once(door: FrontDoor, docker_cli
 
 def test_doctor_and_down_look_at_the_control_plane_that_is_asked(door: FrontDoor, tmp_path: Path) -> None:
     """Not at the default data folder, where another one may run, or none."""
-    other = FrontDoor(tmp_path)
+    other = FrontDoor(tmp_path, environment={"NAVARCH_CONFIG_DIR": door.environ()["NAVARCH_CONFIG_DIR"]})
     try:
         up = other.navarch("up", "--detach", "--port", "0", "--json")
         url = json.loads(up.stdout)["url"]
