@@ -25,6 +25,7 @@ from training.rollout.decoder import Decoder
 from training.rollout.engine import row_seed
 from training.serving.loading import load_served
 from training.serving.server import ModelServer, serve_in_thread
+from training.serving.spelling import Spelling
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -182,13 +183,14 @@ def test_logprobs_are_those_of_the_model(server: ModelServer, client: openai.Ope
     prompt = server.served.codec.encode_prompt(say("Numbers"))
     model = load_served(server.config).model
     codec = server.served.codec
+    spelling = Spelling(codec)
     tokens = RolloutEngine(model, stop_ids=codec.stop_ids, max_length=LENGTH).generate(
         [prompt], GenerationConfig(temperature=0, max_new_tokens=12)
     ).response(0)  # fmt: skip
     logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
     for place, (token, row) in enumerate(zip(tokens, logits, strict=True)):
         entry = found.content[place]
-        assert entry.token == codec.decode([token], skip_special=False)
+        assert (bytes(entry.bytes or []), entry.token) == spelling(token)
         assert entry.logprob == pytest.approx(float(row[token]), abs=1e-3)
         assert [top.logprob for top in entry.top_logprobs] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
 

@@ -18,6 +18,7 @@ from training.serving.loading import Served, load_served
 from training.serving.messages import Ask, QueueFull, Update
 from training.serving.metrics import Metrics
 from training.serving.scheduler import ALL, FILTERED, LONGEST_HOLD, PLAIN, TOP, Scheduler, features_for, worth_admitting
+from training.serving.spelling import Speller, Spelling
 
 LENGTH = 512
 
@@ -126,8 +127,14 @@ def test_a_richer_kind_of_step_changes_no_token(served: Served) -> None:
     assert crowd[0] == alone[0]
 
 
-def test_a_stop_token_is_counted_but_not_shown() -> None:
-    text = Text(lambda ids: "".join(map(chr, ids)), (), logprobs=True)
-    piece = text.add(Update(0, [104, 105, 2], [-1.0, -2.0, -3.0], finish="stop"))
+def test_a_stop_token_is_counted_but_not_shown(served: Served) -> None:
+    """Nor listed among the log-probs: it is no part of the text."""
+    codec = served.codec
+    text = Text(codec.decode, (), Speller(Spelling(codec)))
+    tokens = [*codec.tokenizer("hi", add_special_tokens=False)["input_ids"], codec.stop_ids[0]]
+    piece = text.add(Update(0, tokens, [-1.0, -2.0, -3.0], finish="stop"))
     assert (piece.text, piece.finish, text.generated) == ("hi", "stop", 3)
-    assert [token.logprob for token in piece.tokens] == [-1.0, -2.0, -3.0]
+    assert [(token.spelled.shown, token.logprob, token.offset) for token in piece.tokens] == [
+        ("h", -1.0, 0),
+        ("i", -2.0, 1),
+    ]
