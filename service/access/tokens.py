@@ -53,6 +53,7 @@ class Tokens:
     """
 
     def __init__(self, data_dir: Path, given: str | None = None) -> None:
+        self.folder = data_dir
         self._file = data_dir / "tokens.json"
         self._given = Token("environment", digest(given), 0.0) if given else None
         self._kept = _Cached(self._file, lambda text: [Token(**entry) for entry in json.loads(text)])
@@ -67,7 +68,10 @@ class Tokens:
 
         `from_here`: the request comes from this machine.
         """
-        hashed = digest(token)
+        return self.by_digest(digest(token), from_here=from_here)
+
+    def by_digest(self, hashed: str, *, from_here: bool) -> Principal | None:
+        """The same for a token's hash, such as the one that a signed-in browser's cookie was got with."""
         found = None
         for known in self._kept.read():
             if hmac.compare_digest(known.sha256, hashed):

@@ -11,19 +11,37 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.access.keys import KeyRing
+from service.access.sessions import Sessions
 from service.access.tokens import Tokens
 from service.api import problems, views
 from service.api.batch import Batcher
 from service.api.metrics import Meter, exposition
-from service.api.routes import artifacts, follow, images, jobs, system
+from service.api.routes import (
+    artifacts,
+    follow,
+    images,
+    jobs,
+    lineage,
+    lines,
+    live,
+    many,
+    overview,
+    proxy,
+    series,
+    session,
+    system,
+)
 from service.api.security import OPEN_PATHS, Gate
 from service.api.sse import Shutdown
 from service.api.state import ApiState, state_of
 from service.contract import schemas
+from service.dashboard import site
 from service.intake.submission import Submitted
 from service.runtime import Runtime
 
 PREFIX = "/api/v1"
+ROUTERS = (many, jobs, follow, lines, series, proxy, images, lineage, artifacts, system, overview, session, live)
+"""In this order: `/jobs/counts` must be known before `/jobs/{ref}`."""
 DESCRIPTION = """Launches LLM post-training into GPU containers.
 
 Lists come in pages: pass `next_cursor` as `cursor` for the next one. Errors are problem documents (RFC 9457) with a
@@ -45,16 +63,18 @@ def create_app(runtime: Runtime) -> FastAPI:
         redoc_url=None,  # it asks its maker's host for a logo
         swagger_ui_parameters={"validatorUrl": None},  # and this would ask swagger.io, away from loopback
     )
-    app.state.navarch = ApiState(runtime, settings, KeyRing(settings.data_dir), tokens, shutdown)
+    sessions = Sessions(settings.data_dir, tokens)
+    app.state.navarch = ApiState(runtime, settings, KeyRing(settings.data_dir), tokens, sessions, shutdown)
     app.state.submits = Batcher(lambda items: _submit(runtime, items))
     app.state.shutdown = shutdown
     problems.install(app)
     api = APIRouter(prefix=PREFIX)
-    for module in (jobs, follow, images, artifacts, system):
+    for module in ROUTERS:
         api.include_router(module.router)
     app.include_router(api)
     app.add_api_route("/metrics", _metrics(meter), include_in_schema=False)
-    app.add_middleware(Gate, tokens=tokens)
+    site.install(app)
+    app.add_middleware(Gate, tokens=tokens, sessions=sessions)
     app.add_middleware(problems.Failures)
     app.add_middleware(meter.middleware)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

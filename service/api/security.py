@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access.principals import Kind, Principal, Role
-from service.access.tokens import Tokens
+from service.access.sessions import COOKIE, Sessions
+from service.access.tokens import Tokens, digest
 from service.api.problems import respond
 from service.contract.errors import Problem
 
 #: Answers that are needed before one can have a token, and tell nothing of anybody's work.
-OPEN_PATHS = frozenset({"/api/v1/health", "/api/v1/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
+OPEN_PATHS = frozenset(
+    {"/api/v1/session", "/api/v1/health", "/api/v1/version", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
+)
 OPEN_FILES = "/static-offline-docs/"
 ANONYMOUS = Principal("anonymous", "anonymous", Role.MEMBER, Kind.SYSTEM)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -61,10 +64,14 @@ class Asking:
     from_here: bool = True
     """Whether it comes from this machine."""
     fetch_mode: str | None = None
+    cookie: str | None = None
+    """Of a browser that is signed in."""
+    asked_by_page: bool = False
+    """It has a header that forms and other sites can't send."""
 
 
-def judge(asking: Asking, tokens: Tokens) -> Principal:
-    """Who asks. Raises Problem when the request must not pass.
+def judge(asking: Asking, tokens: Tokens, sessions: Sessions) -> tuple[Principal, str]:
+    """Who asks, and the hash of the token by which that is known. Raises Problem when the request must not pass.
 
     Everybody needs a token, other accounts of this machine, too; the local account's is in a file that only it can
     read. As long as no other token was given out, only this machine is served, whatever address is listened on.
@@ -74,20 +81,43 @@ def judge(asking: Asking, tokens: Tokens) -> Principal:
     if not tokens.all():
         _check_place(asking)
     _check_origin(asking)
-    if asking.path in OPEN_PATHS or asking.path.startswith(OPEN_FILES):
-        return ANONYMOUS
+    known = _known(asking, tokens, sessions)
+    if known is not None:
+        return known
+    if asking.path in OPEN_PATHS or asking.path.startswith(OPEN_FILES) or _is_site(asking):
+        return ANONYMOUS, ""
+    said = "The token is not one of this control plane's." if asking.authorization else "The request carries no token."
+    raise Problem(
+        "unauthorized",
+        said,
+        "Send `Authorization: Bearer TOKEN`. The command line takes it from NAVARCH_TOKEN or, for the account that "
+        "started the control plane, from the file `token` in its data folder (NAVARCH_DATA_DIR). For a browser, "
+        "`navarch dashboard` prints a link that signs in.",
+    )
+
+
+def _known(asking: Asking, tokens: Tokens, sessions: Sessions) -> tuple[Principal, str] | None:
+    """Whose token or cookie it is."""
     scheme, _, token = (asking.authorization or "").partition(" ")
     token = token.strip()
-    found = tokens.principal(token, from_here=asking.from_here) if scheme.lower() == "bearer" and token else None
-    if found is None:
-        said = "The token is not one of this control plane's." if token else "The request carries no token."
+    if scheme.lower() == "bearer" and token:
+        found = tokens.principal(token, from_here=asking.from_here)
+        return (found, digest(token)) if found is not None else None
+    if asking.cookie is None:
+        return None
+    if asking.method not in SAFE_METHODS and not asking.asked_by_page:
         raise Problem(
-            "unauthorized",
-            said,
-            "Send `Authorization: Bearer TOKEN`. The command line takes it from NAVARCH_TOKEN or, for the account that "
-            "started the control plane, from the file `token` in its data folder (NAVARCH_DATA_DIR).",
+            "forbidden_origin",
+            "A signed-in browser's request that changes something needs the header X-Requested-With.",
+            "Programs send `Authorization: Bearer TOKEN` instead of the cookie.",
         )
-    return found
+    return sessions.principal(asking.cookie, from_here=asking.from_here)
+
+
+def _is_site(asking: Asking) -> bool:
+    """The dashboard's own files, which hold nothing of anybody."""
+    path = asking.path
+    return asking.method in SAFE_METHODS and not path.startswith("/api/") and path != "/metrics"
 
 
 def _check_place(asking: Asking) -> None:
@@ -148,17 +178,17 @@ def _hostname(host: str) -> str:
 class Gate:
     """ASGI middleware: judges each request, puts the principal into its state, and bounds its body."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, sessions: Sessions) -> None:
         self._app = app
-        self._tokens = tokens
+        self._tokens, self._sessions = tokens, sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = _headers(scope["headers"])
         asking = Asking(
-            method=scope["method"],
+            method=scope.get("method", "GET"),
             path=scope["path"],
             host=headers.get("host", ""),
             origin=headers.get("origin"),
@@ -168,14 +198,22 @@ class Gate:
             authorization=headers.get("authorization"),
             from_here=_from_here(scope),
             fetch_mode=headers.get("sec-fetch-mode"),
+            cookie=_cookie(headers.get("cookie", "")),
+            asked_by_page="x-requested-with" in headers,
         )
         try:
-            scope.setdefault("state", {})["principal"] = judge(asking, self._tokens)
+            principal, proof = judge(asking, self._tokens, self._sessions)
+            scope.setdefault("state", {}).update(
+                principal=principal, proof=proof, cookie=asking.authorization is None, from_here=asking.from_here
+            )
             check_body_type(asking)
             length = headers.get("content-length", "0")
             if not length.isdigit() or int(length) > MAX_BODY:
                 raise _too_large()
         except Problem as problem:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008, "reason": problem.code})
+                return
             await respond(problem, asking.path)(scope, receive, send)
             return
         if "transfer-encoding" in headers:
@@ -187,6 +225,15 @@ def _from_here(scope: Scope) -> bool:
     """A connection to an address of this machine from that very address is one of its own."""
     client, server = scope.get("client"), scope.get("server")
     return client is not None and (is_loopback(client[0]) or (server is not None and client[0] == server[0]))
+
+
+def _cookie(header: str) -> str | None:
+    """The session's value in a Cookie header."""
+    for part in header.split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return None
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
 from service.access.keys import KeyRing
 from service.access.principals import Principal
+from service.access.sessions import Sessions
 from service.access.tokens import Tokens
 from service.api.sse import Shutdown
+from service.collector.curves import CurvesCache
+from service.collector.line_index import LineIndexes
 from service.collector.reader import LogReader
 from service.intake.commands import Jobs
 from service.intake.plans import Plans
@@ -24,7 +27,10 @@ class ApiState:
     settings: Settings
     keys: KeyRing
     tokens: Tokens
+    sessions: Sessions
     shutdown: Shutdown
+    lines: LineIndexes = field(default_factory=LineIndexes)
+    curves: CurvesCache = field(default_factory=CurvesCache)
 
     @property
     def database(self) -> Database:

@@ -9,7 +9,6 @@ from functools import partial
 from sqlmodel import Session, col, select
 
 from service.api.cursors import Cursor
-from service.api.pages import newest
 from service.api.tolerant import mapping, number, progress, shown, whole
 from service.collector.reader import LogLine
 from service.contract import schemas
@@ -22,7 +21,7 @@ SERVE_PORT = 8000
 
 
 def job(session: Session, row: tables.Job) -> schemas.Job:
-    return _jobs(session, [row])[0]
+    return jobs(session, [row])[0]
 
 
 def new_job(row: tables.Job, inputs: Iterable[tables.JobInput]) -> schemas.Job:
@@ -49,18 +48,7 @@ def log_line(line: LogLine) -> schemas.LogLine:
     )
 
 
-def job_page(
-    session: Session, states: Sequence[str], types: Sequence[str], limit: int, cursor: str | None
-) -> schemas.Page[schemas.Job]:
-    """Jobs, newest first."""
-    wanted = [col(tables.Job.state).in_(states)] if states else []
-    if types:
-        wanted.append(col(tables.Job.type).in_(types))
-    rows, following = newest(session, tables.Job, limit, cursor, *wanted)
-    return schemas.Page[schemas.Job](items=_jobs(session, rows), next_cursor=following)
-
-
-def _jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
+def jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
     ids = [row.id for row in rows if row.attempts > 0]
     attempts: dict[str, list[tables.Attempt]] = defaultdict(list)
     replicas: dict[int, list[tables.Replica]] = defaultdict(list)
@@ -156,6 +144,7 @@ def _job(
         why=why or row.why,
         spec=row.document,
         priority=row.priority,
+        owner=row.owner,
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
@@ -350,5 +339,6 @@ def artifact(row: tables.Artifact) -> schemas.Artifact:
         state=row.state,
         message=row.message,
         source=row.source,
+        job=row.job_id,
         created_at=row.created_at,
     )

@@ -51,6 +51,28 @@ def up(
     output.say(f"[dim]log {settings.data_dir / LOG_NAME}; API docs {found.url}/docs; navarch down ends it[/]")
 
 
+def dashboard(as_json: Json = False) -> None:
+    """Print a link that opens the dashboard and signs you in, once, within ten minutes."""
+    with connect() as client:
+        link = client.sign_in_link()
+    if as_json:
+        output.as_json({"url": link})
+    else:
+        output.say(link)
+
+
+def _link(url: str) -> str:
+    """The dashboard's address, signing in where that is possible."""
+    from service.client import Client
+    from service.client.errors import ClientError
+
+    try:
+        with Client(url) as client:
+            return client.sign_in_link()
+    except ClientError:
+        return url
+
+
 def _say_ready(url: str) -> None:
     output.note(f"Navarch runs at {url} (API docs: {url}/docs). Ctrl-C ends it; containers go on.")
 

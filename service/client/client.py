@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from service.client.errors import ApiError, Unreachable
 from service.client.transport import Transport
+from service.contract.pages import SessionLink
 from service.contract.schemas import (
     Artifact,
     Build,
@@ -69,6 +70,10 @@ class Client:
 
     def close(self) -> None:
         self._transport.close()
+
+    def sign_in_link(self) -> str:
+        """An address of the dashboard that signs a browser in, once, within ten minutes."""
+        return self.url + self._send(SessionLink, "POST", "session/link").path
 
     # jobs
 

@@ -46,6 +46,7 @@ KINDS: dict[str, Kind] = {
     "job_not_found": Kind(404, "No such job"),
     "job_active": Kind(409, "The job is still active"),
     "idempotency_conflict": Kind(409, "Idempotency-Key used before with another request"),
+    "job_not_serving": Kind(409, "The job serves no model"),
     "no_ssh": Kind(409, "The job can't be reached over SSH"),
     # the rest of the resources
     "image_not_found": Kind(404, "No such image"),

@@ -118,8 +118,11 @@ class Job(Schema):
     reason: str | None = Field(default=None, description="why it is in this state, for machines")
     message: str | None = Field(default=None, description="why it is in this state, for people")
     why: str | None = Field(default=None, description="what a waiting job waits for")
+    why_code: str | None = Field(default=None, description="the same for machines")
+    why_values: dict[str, Any] = Field(default_factory=dict, description="the numbers and names in it")
     spec: dict[str, Any]
     priority: int = 0
+    owner: str = Field(default="", description="who submitted it")
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
@@ -387,6 +390,7 @@ class Artifact(Schema):
     state: str = "ready"
     message: str | None = None
     source: str | None = Field(default=None, description="where it came from: a file, or job:NAME")
+    job: str | None = Field(default=None, description="id of the job that left it")
     created_at: float
 
 
@@ -398,6 +402,11 @@ class Gpu(Schema):
     memory_mib: int
     index: int | None = None
     job: str | None = Field(default=None, description="the job that holds it now")
+    holder: str | None = Field(default=None, description="the name of what holds it now")
+    health: str | None = Field(default=None, description="ok, or what is wrong with it")
+    health_message: str | None = None
+    utilization: float | None = Field(default=None, description="percent, as last seen")
+    memory_used_mib: int | None = Field(default=None, description="as last seen")
 
 
 class Host(Schema):

@@ -1,7 +1,7 @@
 """Opens the database: SQLite, one writer at a time, short transactions only."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class Database:
         )
         self.writes = 0
         """Write transactions so far."""
+        self.committed: Callable[[set[str]], None] = lambda _: None
+        """Told after each commit the names of the tables whose rows it changed."""
         self._writer = threading.Lock()
         event.listen(self.engine, "connect", _configure)
         event.listen(self.engine, "begin", _begin)
@@ -63,12 +65,20 @@ class Database:
         """A transaction that is committed at the end, or undone by an exception. Never talk to an engine inside."""
         with self._writer, Session(self.engine, expire_on_commit=False) as session:
             session.connection(execution_options={"navarch_write": True})
+            touched: set[str] = set()
+            event.listen(session, "before_flush", lambda flushed, *_: touched.update(_tables(flushed)))
             yield session
             session.commit()
             self.writes += 1
+        if touched:
+            self.committed(touched)
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _tables(session: Session) -> set[str]:
+    return {row.__tablename__ for rows in (session.new, session.dirty, session.deleted) for row in rows}
 
 
 def _configure(connection: Any, _record: Any) -> None:

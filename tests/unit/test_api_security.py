@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from service.access.principals import LOCAL, Kind, of_token
-from service.access.tokens import Tokens, ensure_local_token
+from service.access.principals import LOCAL, Kind, Principal, of_token
+from service.access.sessions import Sessions
+from service.access.tokens import Tokens, digest, ensure_local_token
 from service.api.security import Asking, check_bind, check_body_type, is_loopback, judge
 from service.contract.errors import Problem
 
@@ -23,9 +25,13 @@ def local(tmp_path: Path) -> Asking:
     return replace(HERE, authorization=f"Bearer {(tmp_path / 'token').read_text().strip()}")
 
 
+def who(asking: Asking, tokens: Tokens) -> Principal:
+    return judge(asking, tokens, Sessions(tokens.folder, tokens))[0]
+
+
 def code_of(asking: Asking, tokens: Tokens) -> str | None:
     try:
-        judge(asking, tokens)
+        who(asking, tokens)
     except Problem as problem:
         return problem.code
     return None
@@ -33,7 +39,7 @@ def code_of(asking: Asking, tokens: Tokens) -> str | None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8470", "localhost:8470", "localhost", "[::1]:8470", "127.8.9.1"])
 def test_the_local_account_is_known_by_its_token_file(tmp_path: Path, local: Asking, host: str) -> None:
-    assert judge(replace(local, host=host), Tokens(tmp_path)) == LOCAL
+    assert who(replace(local, host=host), Tokens(tmp_path)) == LOCAL
     assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
 
 
@@ -51,8 +57,8 @@ def test_the_token_file_counts_on_this_machine_only(tmp_path: Path, local: Askin
     token = tokens.create("alice")
     far = replace(local, from_here=False, host="navarch.example")
     assert code_of(far, tokens) == "unauthorized"
-    assert judge(replace(far, authorization=f"Bearer {token}"), tokens) == of_token("alice")
-    assert judge(local, tokens) == LOCAL
+    assert who(replace(far, authorization=f"Bearer {token}"), tokens) == of_token("alice")
+    assert who(local, tokens) == LOCAL
 
 
 def test_withdrawing_the_last_token_opens_nothing(tmp_path: Path, local: Asking) -> None:
@@ -60,13 +66,13 @@ def test_withdrawing_the_last_token_opens_nothing(tmp_path: Path, local: Asking)
     tokens = Tokens(tmp_path)
     token = tokens.create("alice")
     alice = replace(HERE, from_here=False, host="navarch.example", authorization=f"Bearer {token}")
-    assert judge(alice, tokens).name == "alice"
+    assert who(alice, tokens).name == "alice"
     assert tokens.remove("alice")
     for path in ("/api/v1/jobs", "/api/v1/health", "/docs"):
         assert code_of(replace(alice, path=path), tokens) == "forbidden"
         assert code_of(replace(alice, path=path, authorization=None), tokens) == "forbidden"
     assert code_of(HERE, tokens) == "unauthorized"
-    assert judge(local, tokens) == LOCAL
+    assert who(local, tokens) == LOCAL
 
 
 @pytest.mark.parametrize(
@@ -94,10 +100,10 @@ def test_a_page_of_ours_and_a_link_to_us_pass(tmp_path: Path, local: Asking) -> 
     tokens = Tokens(tmp_path)
     for host, origin in (("localhost:8470", "http://localhost:8470"), ("[::1]:8470", "http://[::1]:8470")):
         own = replace(local, host=host, origin=origin, fetch_site="same-origin")
-        assert judge(own, tokens) == LOCAL
+        assert who(own, tokens) == LOCAL
     tokens.create("alice")
     tunnelled = replace(local, host="Navarch.example", origin="https://navarch.example")
-    assert judge(tunnelled, tokens) == LOCAL
+    assert who(tunnelled, tokens) == LOCAL
     for site in ("cross-site", "same-site"):
         assert code_of(replace(local, fetch_site=site), tokens) == "forbidden_origin"
         link = replace(local, method="GET", path="/docs", fetch_site=site, fetch_mode="navigate", has_body=False)
@@ -125,7 +131,7 @@ def test_every_request_needs_a_token_but_those_that_say_nothing(tmp_path: Path) 
     assert code_of(HERE, tokens) == "unauthorized"
     assert code_of(replace(HERE, authorization="Bearer wrong"), tokens) == "unauthorized"
     assert code_of(replace(HERE, authorization=f"Basic {token}"), tokens) == "unauthorized"
-    alice = judge(replace(HERE, authorization=f"Bearer {token}", host="navarch.example"), tokens)
+    alice = who(replace(HERE, authorization=f"Bearer {token}", host="navarch.example"), tokens)
     assert (alice.name, alice.kind) == ("alice", Kind.TOKEN)
     for path in ("/api/v1/health", "/api/v1/version", "/docs", "/openapi.json"):
         assert code_of(replace(HERE, path=path), tokens) is None
@@ -174,3 +180,47 @@ def test_other_addresses_than_loopback_need_a_token_that_was_given_out(tmp_path:
 def test_loopback_in_all_its_spellings() -> None:
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "::ffff:127.0.0.1")))
     assert not any(map(is_loopback, ("", "0.0.0.0", "10.0.0.1", "::ffff:10.0.0.1", "localhost.example", "::")))
+
+
+def test_a_browser_is_known_by_its_cookie_until_the_token_is_withdrawn(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    sessions = Sessions(tmp_path, tokens)
+    cookie = sessions.cookie(digest(tokens.create("carol")))
+    page = replace(HERE, cookie=cookie, asked_by_page=True)
+    assert who(page, tokens) == of_token("carol")
+    assert judge(page, tokens, Sessions(tmp_path, tokens))[0] == of_token("carol"), "also after a restart"
+    assert code_of(replace(page, asked_by_page=False), tokens) == "forbidden_origin", "a form can't use it"
+    assert who(replace(page, method="GET", asked_by_page=False), tokens) == of_token("carol")
+    assert code_of(replace(page, cookie=cookie[:-4] + "abcd"), tokens) == "unauthorized"
+    assert code_of(replace(page, cookie="x" * 5000), tokens) == "unauthorized"
+    tokens.remove("carol")
+    assert code_of(page, tokens) == "unauthorized"
+
+
+def test_the_local_account_cookie_counts_on_this_machine_only(tmp_path: Path, local: Asking) -> None:
+    tokens = Tokens(tmp_path)
+    tokens.create("somebody")
+    cookie = Sessions(tmp_path, tokens).cookie(digest((tmp_path / "token").read_text().strip()))
+    page = replace(HERE, cookie=cookie, asked_by_page=True)
+    assert who(page, tokens) == LOCAL
+    assert code_of(replace(page, from_here=False), tokens) == "unauthorized"
+
+
+def test_the_code_of_a_link_signs_in_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions(tmp_path, Tokens(tmp_path))
+    code = sessions.code("proof")
+    assert sessions.redeem("another") is None
+    assert sessions.redeem(code) == "proof"
+    assert sessions.redeem(code) is None
+    old = sessions.code("proof")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 601)
+    assert sessions.redeem(old) is None
+
+
+def test_the_dashboard_own_files_are_open_and_nothing_else(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    for path in ("/", "/jobs/abc", "/assets/index.js", "/icon.svg"):
+        assert code_of(replace(HERE, method="GET", path=path, has_body=False), tokens) is None
+    for path in ("/api/v1/jobs", "/api/v1/live", "/metrics"):
+        assert code_of(replace(HERE, method="GET", path=path, has_body=False), tokens) == "unauthorized"

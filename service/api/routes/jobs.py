@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from jobs.spec import JobSpec, JobType
-from service.api import views
+from service.api import lists, views
 from service.api.bodies import BoundedRoute, spec_of
 from service.api.parameters import JobRef, Limit, PageCursor, States, Types
 from service.api.problems import RESPONSES
@@ -97,11 +97,20 @@ async def submit(
 
 @router.get("/jobs", response_model=schemas.Page[schemas.Job], summary="List jobs")
 def list_jobs(
-    request: Request, state: States = None, type: Types = None, limit: Limit = 50, cursor: PageCursor = None
+    request: Request,
+    state: States = None,
+    type: Types = None,
+    q: lists.Text = None,
+    owner: lists.Owner = None,
+    sort: lists.Order = "created",
+    limit: Limit = 50,
+    cursor: Annotated[str | None, Query(max_length=1000, description="`next_cursor` of the page before.")] = None,
 ) -> Response:
-    """Jobs, the newest first."""
+    """Jobs, the newest first unless `sort` says otherwise."""
+    filters = lists.Filters(tuple(state or ()), tuple(type or ()), q, owner)
     with state_of(request).database.read() as session:
-        return _json(views.job_page(session, state or (), type or (), limit, cursor))
+        rows, following = lists.page(session, filters, sort, limit, cursor)
+        return _json(schemas.Page[schemas.Job](items=views.jobs(session, rows), next_cursor=following))
 
 
 @router.post("/jobs/stop", response_model=schemas.BulkAnswer, summary="Stop several jobs")
