@@ -109,7 +109,7 @@ def measure(case: str) -> dict[str, Any]:
     from training.loop.run import open_run
     from training.loop.trainer import LAG, Trainer
     from training.models import attention_kernels
-    from training.models.export import trunk_of
+    from training.models.blocks import trunk_of
     from training.models.heads import HeadOptions, LanguageModelLoss, PreferenceLoss, RewardLoss, RewardModel
     from training.models.load import from_config
     from training.models.lora import convert_to_lora
