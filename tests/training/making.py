@@ -40,7 +40,7 @@ def make_tokenizer(folder: Path, size: int = 320) -> PreTrainedTokenizerFast:
 def make_model(folder: Path, architecture: str = "llama", **changes: Any) -> Path:
     """A tiny random model with its tokenizer, as a Hugging Face folder."""
     torch.manual_seed(0)
-    config = tiny_config(architecture, vocab_size=384, max_position_embeddings=512, **changes)
+    config = tiny_config(architecture, **{"vocab_size": 384, "max_position_embeddings": 512, **changes})
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     make_tokenizer(folder)
     return folder

@@ -131,3 +131,25 @@ def test_neftune_and_recomputed_activations_train_and_recomputing_changes_nothin
     assert curves["full"] == pytest.approx(curves["plain"], rel=1e-5)
     assert curves["selective"] == pytest.approx(curves["plain"], rel=1e-5)
     assert curves["noisy"] != pytest.approx(curves["plain"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["pt", "sft", "rm", "dpo"])
+def test_documents_beyond_a_position_table_end_there_and_it_is_said(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_model(tmp_path / "model", "gpt2", max_position_embeddings=32)
+    rows = make_rows(tmp_path / "rows.jsonl", stage, 8)
+    assert cli.main([stage, *settings(stage, base, rows, tmp_path / "run", max_steps=1, max_length=96)]) == 0
+    assert "has positions for 32 tokens: documents end there (train.max_length is 32)" in capsys.readouterr().out
+
+
+def test_documents_longer_than_a_rotary_models_context_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_model(tmp_path / "model", max_position_embeddings=64)
+    rows = make_rows(tmp_path / "rows.jsonl", "sft", 8)
+    options = settings("sft", base, rows, tmp_path / "run", max_steps=1, max_length=96)
+    assert cli.main(["sft", *options]) == 0
+    assert "was made for 64 tokens" in capsys.readouterr().out
+    assert cli.main(["sft", *options, "samples.prompts=[red]", "samples.max_new_tokens=60"]) == 64
+    assert "together more than the 64 that the model reads" in capsys.readouterr().err

@@ -25,8 +25,9 @@ from training.loop.heartbeat import Heartbeat, explained
 from training.models.adapters import merge_adapter
 from training.models.attention import HAS_VARLEN
 from training.models.compile import speed_up_blocks, use_fast_matmul
+from training.models.families import context_of, family_of
 from training.models.heads import HeadOptions
-from training.models.load import load_causal_lm
+from training.models.load import load_causal_lm, load_config
 from training.models.lora import convert_to_lora
 from training.models.rehearsal import mend_generation
 from training.report.phases import phase
@@ -104,6 +105,25 @@ class Run:
             self.note(f"added to the tokenizer: {' '.join(codec.added)}")
         return codec
 
+    def fit_context(self) -> None:
+        """Say it when documents may be longer than what the model was made to read; cut them where it can't be."""
+        longest = getattr(self.config.train, "max_length", None)
+        facts = load_config(self.config.model)
+        context = context_of(facts)
+        if longest is None or context is None or longest <= context:
+            return
+        if family_of(facts).position_table:
+            self.note(
+                f"train.max_length is {longest}, but {self.config.model} has positions for {context} tokens: documents "
+                f"end there (train.max_length is {context})"
+            )
+            self.config = replace(self.config, train=replace(self.config.train, max_length=context))
+        else:
+            self.note(
+                f"train.max_length is {longest}, but {self.config.model} was made for {context} tokens: it has not "
+                "learned positions beyond them, and reads longer documents badly until it has"
+            )
+
     def load_model(self, codec: TextCodec) -> Any:
         """The model to train: loaded, checked against the tokenizer, with adapters, fast blocks and recomputation."""
         train, can = self.config.train, self.strategy.capabilities
@@ -175,6 +195,7 @@ def open_run(stage: str, config: Any) -> Iterator[Run]:
         with stop_signals(stop), heartbeat(strategy):
             run = Run(stage, config, strategy, run_dir, stop, first_day(config, run_dir, strategy))
             try:
+                run.fit_context()
                 yield run
             except BaseException as error:
                 run.close(exit_code_of(error))

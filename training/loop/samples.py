@@ -9,7 +9,9 @@ import torch
 from training.config.generation import GenerationConfig
 from training.config.stages import SamplesConfig
 from training.data.template import TextCodec
+from training.errors import ConfigError
 from training.loop.run import Run
+from training.models.families import context_of
 from training.report.phases import phase
 from training.report.telemetry import Telemetry
 from training.rollout import RolloutEngine
@@ -24,6 +26,13 @@ class Samples:
         self.run, self.model, self.codec, self.config = run, model, codec, config
         self._evaluations = 0
         self._tokens = [codec.encode_prompt([{"role": "user", "content": prompt}]) for prompt in config.prompts]
+        context = context_of(model.config)
+        for prompt, tokens in zip(config.prompts, self._tokens, strict=True):
+            if context is not None and len(tokens) + config.max_new_tokens > context:
+                raise ConfigError(
+                    f"samples: the prompt {prompt[:40]!r} has {len(tokens)} tokens and samples.max_new_tokens is "
+                    f"{config.max_new_tokens}: together more than the {context} that the model reads."
+                )
 
     def show(self, title: str, trained: Any, telemetry: Telemetry) -> None:
         """Answer all prompts now. Every rank must call it; nothing happens without prompts."""
