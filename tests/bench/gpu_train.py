@@ -289,7 +289,8 @@ def kernel_self_test(device: str, report: Any) -> None:
                 (str(i), torch.nn.Parameter(torch.randn(shape, device=device).to(torch.bfloat16)))
                 for i, shape in enumerate(shapes)
             ]
-            adam = MasterAdamW(members, OptimizerConfig(lr=1e-2, weight_decay=0.1, max_grad_norm=3.0))
+            flat = {name for name, p in members if p.ndim < 2}
+            adam = MasterAdamW(members, OptimizerConfig(lr=1e-2, weight_decay=0.1, max_grad_norm=3.0), flat)
             if not fast:
                 adam.kernels = [None] * len(adam.kernels)
             for step in range(5):

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import training.optimizer.adamw as optim
+from tests.training.tiny import tiny_config
 from training.config.strategies import OptimizerConfig
-from training.optimizer.adamw import LossScale, MasterAdamW, clip_divisor, global_norm
+from training.models.load import from_config
+from training.optimizer.adamw import LossScale, MasterAdamW, clip_divisor, global_norm, undecayed
 
 
 def named(dtype: torch.dtype) -> list[tuple[str, nn.Parameter]]:
@@ -31,6 +33,11 @@ def feed(members: list[tuple[str, nn.Parameter]], step: int, scale: float = 1.0)
 
 
 CONFIG = OptimizerConfig(lr=1e-2, weight_decay=0.1, max_grad_norm=3.0)
+
+
+def flat(members: list[tuple[str, nn.Parameter]]) -> set[str]:
+    """Names of what has no two dimensions, which doesn't decay."""
+    return {name for name, p in members if p.ndim < 2}
 
 
 def reference(steps: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -55,7 +62,7 @@ def test_equals_torch_adamw_with_clipping(dtype: torch.dtype, chunk: int, monkey
     monkeypatch.setattr(optim, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(optim.FlatAdam.__init__, "__kwdefaults__", {"masters": True, "chunk_elements": chunk})
     members = named(dtype)
-    adam = MasterAdamW(members, CONFIG)
+    adam = MasterAdamW(members, CONFIG, flat(members))
     for step in range(5):
         feed(members, step)
         expected = torch.linalg.vector_norm(torch.cat([p.grad.float().flatten() for _, p in members]))
@@ -68,7 +75,7 @@ def test_equals_torch_adamw_with_clipping(dtype: torch.dtype, chunk: int, monkey
 
 def test_steps_too_small_for_bf16_still_add_up() -> None:
     weight = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
-    adam = MasterAdamW([("w", weight)], OptimizerConfig(lr=1e-5, max_grad_norm=0.0))
+    adam = MasterAdamW([("w", weight)], OptimizerConfig(lr=1e-5, max_grad_norm=0.0), ())
     for _ in range(1000):
         weight.grad = torch.ones_like(weight)
         adam.step(1e-5)
@@ -77,7 +84,7 @@ def test_steps_too_small_for_bf16_still_add_up() -> None:
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
     members = named(torch.bfloat16)
-    adam = MasterAdamW(members, CONFIG)
+    adam = MasterAdamW(members, CONFIG, flat(members))
     feed(members, 0)
     adam.step(CONFIG.lr)
     before = {name: {key: value.clone() for key, value in entry.items()} for name, entry in adam.state().items()}
@@ -93,7 +100,7 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
 
 def test_loss_scale_halves_on_overflow_and_doesnt_change_the_update() -> None:
     plain, scaled = named(torch.float32), named(torch.float32)
-    one, two = MasterAdamW(plain, CONFIG), MasterAdamW(scaled, CONFIG)
+    one, two = MasterAdamW(plain, CONFIG, flat(plain)), MasterAdamW(scaled, CONFIG, flat(scaled))
     scale = LossScale(torch.device("cpu"), initial=8.0, interval=2)
     for step in range(2):
         feed(plain, step)
@@ -118,4 +125,15 @@ def test_norm_and_divisor() -> None:
 def test_nothing_to_train_is_said() -> None:
     weight = nn.Parameter(torch.ones(2), requires_grad=False)
     with pytest.raises(ValueError, match="nothing to train"):
-        MasterAdamW([("w", weight)], CONFIG)
+        MasterAdamW([("w", weight)], CONFIG, ())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_only_the_matrices_decay_not_biases_norms_and_embeddings(tied: bool) -> None:
+    model = from_config(tiny_config("qwen2", tie_word_embeddings=tied))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    adam = MasterAdamW(model.named_parameters(), OptimizerConfig(lr=0.1, weight_decay=0.5), undecayed(model))
+    adam.step(0.1)  # no gradients: only decay moves anything
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    blocks = {name for name in before if ".layers." in name and name.endswith("proj.weight")}
+    assert moved == blocks | (set() if tied else {"lm_head.weight"})

@@ -7,6 +7,7 @@ import pytest
 from training.config import ppo as ppo_config
 from training.config.data import DataSource
 from training.config.ppo import CriticConfig, KLConfig, PPOTrainConfig, PtxConfig, RewardConfig
+from training.ppo.players import schedules
 
 COATI_ARGUMENTS = [
     "prompt_dataset",
@@ -66,3 +67,11 @@ def test_bad_values_are_refused_by_key(make: object, key: str) -> None:
 
 def test_ptx_with_data_is_accepted() -> None:
     assert PtxConfig(data=(DataSource("a.jsonl"),), coef=1.0).coef == 1.0
+
+
+@pytest.mark.parametrize("warm", [0, 3])
+def test_the_actors_rate_ends_with_its_last_update_though_the_critic_began_earlier(warm: int) -> None:
+    train = PPOTrainConfig(rollout_batch_size=8, minibatch_size=4, ppo_epochs=2, critic_warmup_steps=warm)
+    actor, critic = schedules(train, 10)  # four updates a step
+    assert actor(0) == critic(0) == 1.0
+    assert actor(4 * (10 - warm)) == critic(40) == 0.0 and actor(4 * (10 - warm) - 1) < 0.05

@@ -18,7 +18,7 @@ class StrategyError(ConfigError, ValueError):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay; `weight_decay` is applied to matrices only, never to biases and norms."""
+    """AdamW with decoupled weight decay, which is for matrices only: never for biases, norms and embeddings."""
 
     lr: float = 2e-5
     betas: tuple[float, float] = (0.9, 0.95)

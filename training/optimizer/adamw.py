@@ -6,7 +6,7 @@ update is done on an fp32 copy and rounded into the weights afterwards. fp32 wei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +19,14 @@ CHUNK_ELEMENTS = 64 * 1024 * 1024
 """Gradients are widened to fp32 in pieces of this many elements (256 MiB), not all at once."""
 
 
-def decays(parameter: Tensor) -> bool:
-    """Weight decay is for matrices and embeddings; biases and norms are left alone."""
-    return parameter.ndim >= 2
+def undecayed(module: nn.Module) -> frozenset[str]:
+    """Names of the parameters that weight decay leaves alone: biases, norms, and embeddings (tied heads with them).
+
+    Ask before the module is wrapped or cut, and give the names to the optimizer.
+    """
+    tables = {id(p) for part in module.modules() if isinstance(part, nn.Embedding) for p in part.parameters(False)}
+    named = module.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, p in named if p.ndim < 2 or id(p) in tables)
 
 
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -154,12 +159,14 @@ class MasterAdamW:
     gradient count as having a zero one.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, undecayed: Collection[str]
+    ) -> None:
         self.config = config
         grouped: dict[tuple[torch.dtype, torch.device, bool], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in named:
             if parameter.requires_grad:
-                key = (parameter.dtype, parameter.device, decays(parameter))
+                key = (parameter.dtype, parameter.device, name not in undecayed)
                 grouped.setdefault(key, []).append((name, parameter))
         if not grouped:
             raise ValueError("nothing to train: no parameter of the model requires a gradient")

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from transformers.modeling_utils import PreTrainedModel
 
+from training.config.ppo import PPOTrainConfig
 from training.config.stages import LoraConfig, PPOConfig
 from training.config.strategies import OptimizerConfig
 from training.data.batch import PromptRow
 from training.data.template import TextCodec
 from training.errors import ConfigError
 from training.loop.run import Run
+from training.loop.schedule import learning_rate_schedule
 from training.models.agreement import DOCUMENTS, check_hidden, check_loss
 from training.models.attention import PACKED
 from training.models.blocks import find_blocks, trunk_of
@@ -76,6 +78,13 @@ def prompt_limit(config: PPOConfig) -> int:
             )
         limit = min(limit, context - new)
     return limit
+
+
+def schedules(train: PPOTrainConfig, steps: int) -> tuple[Schedule, Schedule]:
+    """(actor's, critic's) schedule over `steps` of a run: the actor makes no update while the critic warms up."""
+    updates = train.ppo_epochs * (train.rollout_batch_size // train.minibatch_size)
+    acting = max(steps - train.critic_warmup_steps, 1)
+    return learning_rate_schedule(train, acting * updates), learning_rate_schedule(train, steps * updates)
 
 
 MICRO_TOKENS, MICRO_TOKENS_ON_CPU = 32_768, 16_384
@@ -146,17 +155,18 @@ def speed_up(run: Run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
     return trained, frozen
 
 
-def gather(run: Run, codec: TextCodec, schedule: Schedule) -> Players:
+def gather(run: Run, codec: TextCodec, steps: int) -> Players:
     """Load everything and hand actor and critic to the strategy. One seed on all ranks: new heads must be alike."""
     config, strategy = run.config, run.strategy
     faster, faster_frozen = speed_up(run)
+    actor_schedule, critic_schedule = schedules(config.train, steps)
     torch.manual_seed(config.train.seed)
     reward = _reward(config, strategy, codec)
     if isinstance(reward, ModelReward) and not reward.retokenize:  # tokens of its own come in any length
         faster_frozen(reward.model.trunk)
     value_model = _critic(run, codec)
     faster(value_model.model.trunk)
-    critic = strategy.prepare(value_model, _optimizer(config, config.critic.lr), schedule, name="critic")
+    critic = strategy.prepare(value_model, _optimizer(config, config.critic.lr), critic_schedule, name="critic")
     reference = None
     if config.reference is not None or config.lora is None:
         _same_vocabulary(config, codec)
@@ -165,7 +175,7 @@ def gather(run: Run, codec: TextCodec, schedule: Schedule) -> Players:
         strategy.prepare_frozen(reference)
     actor = _actor(run, codec, config.model, config.lora)
     faster(actor.model)
-    trained = strategy.prepare(actor, _optimizer(config, config.train.lr), schedule, name="actor")
+    trained = strategy.prepare(actor, _optimizer(config, config.train.lr), actor_schedule, name="actor")
     return Players(trained, critic, reference, reward)
 
 

@@ -25,7 +25,6 @@ from training.data.loader import build_loader
 from training.data.prompts import build_prompts
 from training.errors import NanLoss, RankFailed, Stopped
 from training.loop.run import Run, open_run
-from training.loop.schedule import learning_rate_schedule
 from training.models.lora import adapters_off
 from training.ppo import formulas as rl
 from training.ppo.experience import Completions, Experience, FixedShapes, build_experience, describe, evaluate_actions
@@ -64,8 +63,7 @@ class PPO:
         per_step = self.train.rollout_batch_size // self.train.samples_per_prompt
         total = max(1, math.ceil(self.train.epochs * len(self.prompts) / per_step - 1e-9))
         self.total = min(total, self.train.max_steps or total)
-        updates = self.total * self.train.ppo_epochs * (self.train.rollout_batch_size // self.train.minibatch_size)
-        self.players: Players = gather(run, self.codec, learning_rate_schedule(self.train, updates))
+        self.players: Players = gather(run, self.codec, self.total)
         self.actor, self.critic = self.players.actor, self.players.critic
         rehearse(self)
         agree(run, self.players, self.prompts.rows, self.codec.pad_id)

@@ -15,6 +15,7 @@ from colossalai.booster.plugin import LowLevelZeroPlugin
 from torch import Tensor, nn
 
 from training.config.strategies import Capabilities, OptimizerConfig, StrategyConfig
+from training.optimizer.adamw import undecayed
 from training.strategies.base import Schedule, Strategy, Trained, buffers_kept, cast_weights
 from training.strategies.colossalai_zero import Shard, ZeroOptimizer
 from training.strategies.state import KEYS, PieceReader, read_rng, write_pieces, write_rng
@@ -143,6 +144,7 @@ class ZeroStrategy(ShardedStrategy):
         zero = ZeroOptimizer(
             [(key, p) for key, p in module.named_parameters() if p.requires_grad],
             optimizer,
+            undecayed(module),
             stage=self.stage,
             bucket_elements=int(bucket_m * 1024 * 1024),
             cpu_offload=offload,

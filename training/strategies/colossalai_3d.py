@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from training.config.strategies import Capabilities, OptimizerConfig, StrategyConfig, StrategyError
 from training.data.batch import PackedBatch
-from training.optimizer.adamw import global_norm
+from training.optimizer.adamw import global_norm, undecayed
 from training.strategies.base import Schedule, Trained, buffers_kept, cast_weights
 from training.strategies.colossalai import ShardedStrategy, wide_weights
 from training.strategies.colossalai_zero import Shard, ZeroOptimizer
@@ -214,7 +214,7 @@ class HybridStrategy(ShardedStrategy):
     def prepare(
         self, module: nn.Module, optimizer: OptimizerConfig, schedule: Schedule, *, name: str = "model"
     ) -> Trained:
-        model = _the_model(module)
+        model, kept = _the_model(module), undecayed(module)
         with buffers_kept(module, self.device):
             boosted = self._cut(model)
             wide = wide_weights(module)
@@ -224,6 +224,7 @@ class HybridStrategy(ShardedStrategy):
         adam = HybridOptimizer(
             [(key, p) for key, p in module.named_parameters() if p.requires_grad],
             optimizer,
+            kept,
             stage=max(zero, 1),
             bucket_elements=int(self.config.bucket_mb * 1024 * 1024 / element),
             cpu_offload=False,

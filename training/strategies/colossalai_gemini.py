@@ -12,7 +12,7 @@ Chunks, placement and their movement are ColossalAI's. Replaced are the parts wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,7 @@ from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
 from torch import Tensor, nn
 
 from training.config.strategies import Capabilities, OptimizerConfig, StrategyConfig
-from training.optimizer.adamw import LossScale, Update, adamw_, begin_update, decays, global_norm
+from training.optimizer.adamw import LossScale, Update, adamw_, begin_update, global_norm, undecayed
 from training.strategies.base import Schedule, Trained, buffers_kept
 from training.strategies.colossalai import ShardedStrategy, wide_weights
 from training.strategies.colossalai_units import install_units, replaced, slots_of
@@ -120,18 +120,24 @@ class _Owned:
 class ChunkOptimizer(GeminiOptimizer):  # type: ignore[misc]
     """AdamW on the payloads of Gemini's chunks, wherever they are."""
 
-    def __init__(self, module: ChunkedModel, named: list[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        module: ChunkedModel,
+        named: list[tuple[str, nn.Parameter]],
+        config: OptimizerConfig,
+        undecayed: Collection[str],
+    ) -> None:
         super().__init__(_Holder([p for _, p in named], config.lr), module, max_norm=0.0)
         self.config = config
         self.device = torch.device(get_accelerator().get_current_device())
         self.loss_scale = LossScale(self.device) if module.mixed_precision is torch.float16 else None
         self.step_count = torch.zeros((), dtype=torch.float32, device=self.device)
         self.owned: dict[Chunk, list[_Owned]] = {}
-        for index, (name, parameter) in enumerate(named):
+        for index, (name, _) in enumerate(named):
             if index in self.id_to_fake_params:
                 chunk = self.param_to_chunk16[self.id_to_fake_params[index]]
                 begin, start, size = self.get_offsets(index)
-                decay = config.weight_decay if decays(parameter) else 0.0
+                decay = 0.0 if name in undecayed else config.weight_decay
                 self.owned.setdefault(chunk, []).append(_Owned(name, begin, begin + size, start, decay))
         self.moments: dict[Chunk, tuple[Tensor, Tensor]] = {
             chunk: (torch.zeros_like(self._masters(chunk)), torch.zeros_like(self._masters(chunk)))
@@ -274,7 +280,7 @@ class GeminiStrategy(ShardedStrategy):
             # on one rank a chunk is copied and freed on another stream than the one that goes on using its memory
             enable_async_reduce=self.world_size > 1 and self.device.type == "cuda",
         )
-        named = [(key, p) for key, p in module.named_parameters() if p.requires_grad]
+        named, kept = [(key, p) for key, p in module.named_parameters() if p.requires_grad], undecayed(module)
         with buffers_kept(module, self.device):
             model = ChunkedModel(
                 module, **plugin.gemini_config, zero_group=plugin.zero_group, extra_dp_group=plugin.extra_dp_group
@@ -283,7 +289,7 @@ class GeminiStrategy(ShardedStrategy):
         # boost keeps a model and an optimizer that are already wrapped, so ours go through the front door
         model, boosted, *_ = Booster(plugin=plugin).boost(
             model=model,
-            optimizer=ChunkOptimizer(model, named, optimizer),
+            optimizer=ChunkOptimizer(model, named, optimizer, kept),
             criterion=None,
             dataloader=None,
             lr_scheduler=None,

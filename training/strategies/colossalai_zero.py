@@ -13,6 +13,7 @@ its time or its exactness:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,6 @@ from training.optimizer.adamw import (
     MasterAdamW,
     Update,
     begin_update,
-    decays,
     global_norm,
 )
 
@@ -54,6 +54,7 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
         self,
         named: list[tuple[str, nn.Parameter]],
         config: OptimizerConfig,
+        undecayed: Collection[str],
         *,
         stage: int,
         bucket_elements: int,
@@ -66,12 +67,13 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
         self.at_step = at_step
         self.lone = dist.get_world_size(group) == 1
         # a group of one among others (tensor or pipeline ranks) still sums norms over them
-        self.alone = MasterAdamW(named, config) if dist.get_world_size() == 1 and not cpu_offload else None
+        self.alone = MasterAdamW(named, config, undecayed) if dist.get_world_size() == 1 and not cpu_offload else None
         self.flats: list[FlatAdam] = []
         self._names = {id(parameter): name for name, parameter in named}
+        self._undecayed = undecayed
         groups = [
-            {"params": [p for _, p in named if decays(p)], "weight_decay": config.weight_decay},
-            {"params": [p for _, p in named if not decays(p)], "weight_decay": 0.0},
+            {"params": [p for name, p in named if name not in undecayed], "weight_decay": config.weight_decay},
+            {"params": [p for name, p in named if name in undecayed], "weight_decay": 0.0},
         ]
         # the inner optimizer only carries the groups; `step` below does the update on the flat state
         holder = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr)  # type: ignore[arg-type]
@@ -116,7 +118,7 @@ class ZeroOptimizer(LowLevelZeroOptimizer):
             self._working_param_to_padded_working_param[parameter] = padded
             shards.append(padded.chunk(ranks)[rank])
         home = torch.device("cpu" if self._cpu_offload else get_accelerator().get_current_device())
-        decay = self.config.weight_decay if decays(param_list[0]) else 0.0
+        decay = 0.0 if self._names[id(param_list[0])] in self._undecayed else self.config.weight_decay
         flat = FlatAdam(
             [s.numel() for s in shards], home, weight_decay=decay, chunk_elements=max(1, CHUNK_ELEMENTS // ranks)
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.config.strategies import OptimizerConfig
-from training.optimizer.adamw import LossScale, MasterAdamW
+from training.optimizer.adamw import LossScale, MasterAdamW, undecayed
 from training.strategies.base import Schedule, Strategy, Trained, cast_weights
 from training.strategies.state import KEYS, PieceReader, read_rng, write_pieces, write_rng
 
@@ -23,7 +23,7 @@ class NaiveStrategy(Strategy):
     ) -> Trained:
         wide = {key: p.detach() for key, p in module.named_parameters() if p.requires_grad and p.dtype == torch.float32}
         cast_weights(module, self.device, self.dtype)
-        adam = MasterAdamW(module.named_parameters(), optimizer)
+        adam = MasterAdamW(module.named_parameters(), optimizer, undecayed(module))
         if self.dtype != torch.float32:
             state = adam.state()
             for key, weight in wide.items():
