@@ -27,9 +27,9 @@ class ServeConfig:
     group: int = 128
     """Weights that share a scale in int4 (32, 64 or 128)."""
     max_batch: int = 64
-    """Requests decoded together; more wait in the queue."""
+    """Requests decoded together at most, fewer where memory is short; more wait in the queue."""
     max_length: int | None = None
-    """Tokens of prompt + completion (default: the model's context, at most 4096)."""
+    """Tokens of prompt + completion; null: the model's context, at most 4096, less where memory is short."""
     max_queue: int = 256
     """Requests that may wait; beyond it, 429 with Retry-After."""
     max_new_tokens: int = 1024

@@ -91,6 +91,8 @@ MICRO_TOKENS, MICRO_TOKENS_ON_CPU = 32_768, 16_384
 MICRO_STEP = 4096
 FREE_SHARE = 0.6
 """Part of the GPU's free memory for activations; the rest is for gradients, logits and the rollout's cache."""
+CACHE_SHARE = 0.25
+"""Part of it that the rollout's cache may take at most."""
 
 
 def micro_tokens(run: Run, model: Any) -> int:

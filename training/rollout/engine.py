@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from training.config.generation import GenerationConfig
 from training.rollout.decoder import Decoder
+from training.rollout.families import family_of
+from training.rollout.memory import plan_cache
 from training.rollout.slots import Features, Request
 
 CHECK_EVERY = 16
@@ -52,12 +54,17 @@ class RolloutEngine:
         dtype: torch.dtype | None = None,
         seed: int = 0,
         graphs: bool = True,
+        memory_share: float | None = None,
+        note: Callable[[str], object] = lambda text: None,
     ) -> None:
-        """`dtype` other than the weights' makes a copy in it, refreshed before each rollout; `decode` (ids to text)
-        is needed for stop strings only; `graphs=False` runs every step eagerly (for comparison)."""
+        """`max_batch` rows at a time at most; with `memory_share` fewer where the cache would take more than that part
+        of the device's free memory, and `note` is told. `dtype` other than the weights' makes a copy in it, refreshed
+        before each rollout; `decode` (ids to text) is needed for stop strings only; `graphs=False` runs every step
+        eagerly (for comparison)."""
         self.source = model
         self.stop_ids, self.decode = tuple(stop_ids), decode
         self.max_batch, self.max_length, self.graphs = max_batch, max_length, graphs
+        self.memory_share, self.note = memory_share, note
         own = next(model.parameters()).dtype
         self.shadow = copy.deepcopy(model).to(dtype).requires_grad_(False) if dtype not in (None, own) else None
         self._decoder: Decoder | None = None
@@ -82,12 +89,25 @@ class RolloutEngine:
             with torch.no_grad():
                 torch._foreach_copy_(list(self.shadow.parameters()), list(self.source.parameters()))
         if self._decoder is None:
+            self._fit_cache()
             self._decoder = Decoder(
                 self.shadow or self.source, max_batch=self.max_batch, max_length=self.max_length, graphs=self.graphs
             )
         else:
             self._decoder.rebind()
         return self._decoder
+
+    def _fit_cache(self) -> None:
+        """Lower `max_batch` to what the device has memory for."""
+        if self.memory_share is None:
+            return
+        model = self.shadow or self.source
+        plan = plan_cache(
+            family_of(model), next(model.parameters()).device, slots=self.max_batch, max_length=self.max_length,
+            share=self.memory_share,
+        )  # fmt: skip
+        self.max_batch = plan.slots
+        self.note(f"rollouts: {plan.sentence}")
 
     def generate(
         self, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, seeds: Sequence[int] | None = None

@@ -19,6 +19,8 @@ from training.config.serving import ServeConfig
 from training.errors import OutOfMemory, TrainingError, as_training_error
 from training.report.phases import phase
 from training.rollout.decoder import BATCH_SIZES, Decoder
+from training.rollout.families import family_of
+from training.rollout.memory import HOST_SHARE, SERVING_SHARE, CachePlan, plan_cache
 from training.rollout.slots import TOP_LOGPROBS as TOP_COLUMNS
 from training.rollout.slots import Request
 from training.serving.loading import Served, load_served
@@ -104,22 +106,19 @@ class DecoderLoop:
     def __init__(self, served: Served, config: ServeConfig, control: Connection, pipes: list[Connection]) -> None:
         self.control = control
         vocabulary = 0 if served.reward else int(served.model.config.vocab_size)
-        self.facts = Facts(served.name, served.max_length, vocabulary, served.reward)
+        plan = None if served.reward else cache_for(served, config)
+        self.facts = Facts(served.name, plan.max_length if plan else served.max_length, vocabulary, served.reward)
         self.metrics = Metrics()
         self.links = {connection: Link(connection) for connection in pipes}
         self.inbox = Inbox([control, *pipes])
         self.work: Scheduler | ScoreQueue
-        if served.reward:
+        if plan is None:
             self.work = ScoreQueue(served.model, served.device, self.metrics, max_queue=config.max_queue)
         else:
-            decoder = Decoder(served.model, max_batch=config.max_batch, max_length=served.max_length, unscaled=True)
+            decoder = Decoder(served.model, max_batch=plan.slots, max_length=plan.max_length, unscaled=True)
             with phase("serve: compiling and capturing what requests can meet"):
                 seconds = warm(decoder)
-            memory = f"{decoder.table.nbytes() / 2**30:.2f} GiB"
-            print(
-                f"serve: {config.max_batch} slots of {served.max_length} tokens, {memory}; warm in {seconds:.1f} s",
-                flush=True,
-            )
+            print(f"serve: {plan.sentence}; warm in {seconds:.1f} s", flush=True)
             self.work = Scheduler(decoder, max_queue=config.max_queue, metrics=self.metrics, seed=config.seed)
         self.ready = self.draining = self.stopped = False
 
@@ -209,6 +208,15 @@ class DecoderLoop:
             return
         link.outbox.append(Accepted(first))
         link.completions.update((completion.ask.number, completion) for completion in found)
+
+
+def cache_for(served: Served, config: ServeConfig) -> CachePlan:
+    """How many requests of what length fit: at most what the configuration says, as much of it as there is memory."""
+    share = SERVING_SHARE if served.device.type == "cuda" else HOST_SHARE
+    return plan_cache(
+        family_of(served.model), served.device, slots=config.max_batch, max_length=served.max_length, share=share,
+        may_shorten=config.max_length is None,
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from training.ppo import formulas as rl
 from training.ppo.experience import Completions, Experience, FixedShapes, build_experience, describe, evaluate_actions
 from training.ppo.export import export, rehearse
 from training.ppo.models import Actor, action_logprobs
-from training.ppo.players import Players, agree, check, gather, micro_tokens, prompt_limit
+from training.ppo.players import CACHE_SHARE, Players, agree, check, gather, micro_tokens, prompt_limit
 from training.ppo.report import COLUMNS, Phases, as_text, keep_samples, sample_table, shown
 from training.ppo.rewards import RewardFailed, ScoreShaping, score_completions
 from training.ppo.state import PPOState
@@ -126,7 +126,7 @@ class PPO:
             if self.engine is None or self.engine.source is not policy.model:
                 self.engine = RolloutEngine(
                     policy.model, stop_ids=self.codec.stop_ids, decode=self.codec.decode, max_length=self.max_length,
-                    max_batch=min(self.local, 256),
+                    max_batch=min(self.local, 256), memory_share=CACHE_SHARE, note=self.run.note,
                 )  # fmt: skip
             rollout = self.engine.generate([row.tokens for row in rows], self.config.generation, seeds=seeds)
             completions = Completions(
