@@ -36,7 +36,7 @@ class Samples:
 
     def show(self, title: str, trained: Any, telemetry: Telemetry) -> None:
         """Answer all prompts now. Every rank must call it; nothing happens without prompts."""
-        if not self._tokens or not self.run.strategy.capabilities.rollouts:
+        if not self._tokens or not self.run.strategy.shows_whole(trained):
             return
         said = phase(f"answering the sample prompts {title}", self.run.note)
         with self.run.strategy.generation(trained), said:

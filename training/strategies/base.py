@@ -153,6 +153,13 @@ class Strategy(ABC):
         write them before the next step. Tied weights share one tensor.
         """
 
+    def shows_whole(self, trained: Trained) -> bool:
+        """Whether `generation` can be entered: the strategy keeps layers whole, and there is room for all of them.
+
+        The same on all ranks; every rank must call it.
+        """
+        return self.capabilities.rollouts
+
     @contextmanager
     def generation(self, trained: Trained) -> Iterator[nn.Module]:
         """The given module with whole weights for rollouts, in eval mode, without gradients. Every rank must enter."""

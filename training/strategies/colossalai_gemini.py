@@ -36,6 +36,9 @@ from training.strategies.colossalai_units import install_units, replaced, slots_
 from training.strategies.colossalai_zero import Shard
 from training.strategies.world import World
 
+GATHERED_SHARE = 0.8
+"""Part of the GPU's free memory that whole weights may take; the rest is for what is done with them."""
+
 
 class _Holder(torch.optim.Optimizer):
     """Carries parameters into GeminiOptimizer, which accepts only optimizers on its own list; never steps."""
@@ -314,6 +317,16 @@ class GeminiStrategy(ShardedStrategy):
         trained.steps += 1
         return norm
 
+    def shows_whole(self, trained: Trained) -> bool:
+        model: ChunkedModel = trained.module
+        if self.device.type != "cuda":
+            return True
+        chunks = model.chunk_manager.get_chunks(model.fp16_params)
+        missing = sum(chunk.chunk_mem for chunk in chunks if not chunk.is_gathered)
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        fits = missing < GATHERED_SHARE * (torch.cuda.mem_get_info(self.device)[0] + unused)
+        return float(self.all_reduce_sum(torch.tensor([0.0 if fits else 1.0]))) == 0
+
     @contextmanager
     def generation(self, trained: Trained) -> Iterator[nn.Module]:
         with trained.module.gathered(), super().generation(trained) as inner:
@@ -327,7 +340,9 @@ class GeminiStrategy(ShardedStrategy):
 
     def full_state_dict(self, trained: Trained, *, masters: bool = False) -> dict[str, Tensor]:
         model: ChunkedModel = trained.module
-        wide: dict[str, Tensor] = {}
+        dtype = torch.float32 if masters else self.dtype
+        values: dict[int, Tensor] = {}
+        narrow = dict(zip(map(id, model.fp32_params), map(id, model.fp16_params), strict=True))
         for chunk in model.chunk_manager.get_chunks(model.fp32_params):
             whole = chunk.payload.cpu()
             if not chunk.is_gathered and chunk.pg_size > 1:
@@ -335,15 +350,11 @@ class GeminiStrategy(ShardedStrategy):
                 dist.all_gather_into_tensor(parts, whole.contiguous(), group=chunk.torch_pg)
                 whole = parts
             if self.is_main:
-                for wide_parameter, info in chunk.tensors_info.items():
-                    wide[id(wide_parameter)] = whole[info.offset : info.end].view(wide_parameter.shape)  # type: ignore
+                for wide_parameter, info in chunk.tensors_info.items():  # rounded at once: fp32 takes twice the room
+                    piece = whole[info.offset : info.end].view(wide_parameter.shape)
+                    values[narrow[id(wide_parameter)]] = piece.to(dtype)
         if not self.is_main:
             return {}
-        dtype = torch.float32 if masters else self.dtype
-        values = {
-            id(parameter): wide[id(wide_parameter)].to(dtype)  # type: ignore[index]
-            for parameter, wide_parameter in zip(model.fp16_params, model.fp32_params, strict=True)
-        }
         kept = {name for name, _ in trained.inner.named_buffers()} & set(trained.inner.state_dict())
         weights = {
             name: values[id(p)] if id(p) in values else _payload(p)
