@@ -44,6 +44,7 @@ class Runtime:
         self.hub = Hub()
         self.database = Database(settings.url)
         self.engines = DockerHosts(self.database, settings)
+        self.collector = Collector(self.engines, self.database, settings, self.hub, self._woken)
         look = ImageLook(self.engines)
         self.jobs = Jobs(self.database, settings, self._submitted, self._stopping, _REMOVAL_PATIENCE_S, look)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
@@ -64,12 +65,11 @@ class Runtime:
         self.deployment = _deployment(self.database)
         mark(self.database.path, self.deployment)
         ensure_local_host(self.database, self.settings, os.cpu_count() or 1)
-        collector = Collector(self.engines, self.database, self.settings, self.hub, self._woken)
         context = Context(
             database=self.database,
             settings=self.settings,
             engines=self.engines,
-            collector=collector,
+            collector=self.collector,
             deployment=self.deployment,
             clock=time.time,
             secrets=SecretBox(self.settings.data_dir),
@@ -87,6 +87,7 @@ class Runtime:
             self.controller.stop()
             self.builds.stop()
             self.digests.stop()
+        self.collector.stop()
         self.engines.close()
         self.database.close()
 

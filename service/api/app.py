@@ -108,7 +108,9 @@ def _answer(runtime: Runtime, result: Submitted | Exception) -> _Answer | Except
 
 def _metrics(meter: Meter) -> Callable[[Request], Response]:
     def metrics(request: Request) -> Response:
-        return Response(exposition(meter, state_of(request).database), media_type=CONTENT_TYPE_LATEST)
+        state = state_of(request)
+        text = exposition(meter, state.database, state.runtime.collector.figures.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return metrics
 

@@ -49,7 +49,7 @@ class Meter:
         return measured
 
 
-def exposition(meter: Meter, database: Database) -> bytes:
+def exposition(meter: Meter, database: Database, *others: CollectorRegistry) -> bytes:
     """All metrics as Prometheus reads them; what the database knows is asked for now."""
     registry = CollectorRegistry()
     jobs = Gauge("navarch_jobs", "Jobs by state", ("state",), registry=registry)
@@ -68,4 +68,4 @@ def exposition(meter: Meter, database: Database) -> bytes:
     total = sum(count for _, count in known)
     gpus.labels("true").set(held)
     gpus.labels("false").set(max(0, total - held))
-    return generate_latest(meter.registry) + generate_latest(registry)
+    return b"".join(generate_latest(each) for each in (meter.registry, registry, *others))

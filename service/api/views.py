@@ -44,7 +44,12 @@ def job_status(row: tables.Job) -> schemas.JobStatus:
 
 def log_line(line: LogLine) -> schemas.LogLine:
     return schemas.LogLine(
-        cursor=line.cursor, time=line.time, replica=line.replica, line=line.line, attempt=line.attempt
+        cursor=line.cursor,
+        time=line.time,
+        replica=line.replica,
+        line=line.line,
+        attempt=line.attempt,
+        passing=line.passing,
     )
 
 

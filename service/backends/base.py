@@ -73,12 +73,18 @@ class Created:
     started: bool = False
 
 
-@dataclass(frozen=True)
-class LogRecord:
-    """One line of a container's log. `time` is RFC 3339 with nanoseconds, as the engine wrote it."""
+class LogStream(Protocol):
+    """A container's log that is being read: batches of whole lines, as they come.
 
-    time: str
-    text: str
+    A line is `TIME TEXT` and a line break, in UTF-8 as far as the container printed that; TIME is RFC 3339 with nine
+    digits of a second, as the engine wrote it. One that ends with CR LF is the state of a progress bar: it passes.
+    """
+
+    def __iter__(self) -> Iterator[list[bytes]]: ...
+
+    def close(self) -> None:
+        """Ends the iteration, also one that waits; any thread may."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -143,8 +149,14 @@ class Engine(Protocol):
         """Removes a container that has ended; nothing happens when it is gone already."""
         ...
 
-    def follow(self, container_id: str, since: int, *, wait: bool) -> Iterator[LogRecord]:
-        """Lines from the second `since` on; with `wait` as they come, until the container ends."""
+    def follow(
+        self, container_id: str, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
+    ) -> LogStream:
+        """Lines from the second `since` on, the last `tail` of them; with `wait` as they come until the container ends.
+
+        `ended`: the container has ended, so that what it printed last without a line break is a line, too.
+        Raises ContainerGone.
+        """
         ...
 
     def events(self, deployment: str) -> Iterator[EngineEvent | None]:

@@ -49,6 +49,10 @@ class MountRefused(EngineError):
         self.missing = missing
 
 
+class ContainerGone(EngineError):
+    """The container isn't there any more."""
+
+
 class NameTaken(EngineError):
     """A container of this name exists and is another one's."""
 

@@ -1,65 +1,19 @@
 """Collects logs: one thread follows each running container; an ended one is read to its end before it is removed."""
 
 import threading
-from collections import deque
 from collections.abc import Callable
-from pathlib import Path
-
-import structlog
 
 from service.backends.base import Engines
-from service.backends.errors import EngineError
-from service.collector.events import PREFIX
+from service.collector.figures import Figures
+from service.collector.follower import Follower
 from service.collector.hub import Hub
-from service.collector.lift import Lifter
-from service.collector.log_file import LogWriter, StoredLine, path_of, read_lines
-from service.control.context import LogEnd
+from service.collector.log_end import LogEnd
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Replica
 
-log = structlog.get_logger("collector")
-_DRAIN_TIMEOUT_S = 20.0
-
-
-class Follower:
-    """Brings one replica's log from its engine into its file, and its events to where they belong."""
-
-    def __init__(
-        self, engines: Engines, database: Database, settings: Settings, hub: Hub, replica: Replica, attempt: int
-    ) -> None:
-        self._engines, self._database, self._hub = engines, database, hub
-        self._quota = settings.log_quota_bytes
-        self._job_dir: Path = settings.job_dir(replica.job_id)
-        self._replica, self._attempt = replica, attempt
-        self.path = path_of(self._job_dir / "logs", attempt, replica.node_rank)
-        self.thread: threading.Thread | None = None
-
-    def collect(self, *, wait: bool) -> LogEnd:
-        """Reads from where the file ends to the end of the log. Raises EngineError."""
-        replica = self._replica
-        with self._database.read() as session:
-            replica = session.get(Replica, replica.id) or replica
-        writer = LogWriter(self.path, self._quota)
-        lifter = Lifter(self._database, self._job_dir, replica, self._attempt, self._quota)
-        try:
-            for line in read_lines(self.path, lifter.lifted, 1 << 60):
-                lifter.feed(line)
-            engine = self._engines.engine(replica.host)
-            name = replica.container_id or replica.container_name
-            for record in engine.follow(name, writer.since, wait=wait):
-                end = writer.append(record)
-                if end is None:
-                    continue
-                if record.text.startswith(PREFIX):
-                    lifter.feed(StoredLine(record.time, record.text, end))
-                self._hub.notify(replica.job_id)
-        finally:
-            lifter.flush(writer.end)
-            writer.close()
-            self._hub.notify(replica.job_id)
-        kind, message = lifter.error or (None, None)
-        return LogEnd(_last_line(self.path), kind, message)
+_GLANCE_S = 0.3
+"""Most logs end within that time, and then one step of the controller is enough."""
 
 
 class Collector:
@@ -75,54 +29,52 @@ class Collector:
     ) -> None:
         self._engines, self._database, self._settings, self._hub = engines, database, settings, hub
         self._ended = ended
+        self.figures = Figures()
         self._lock = threading.Lock()
         self._running: dict[int, Follower] = {}
+        self._stopped = False
 
     def follow(self, replica: Replica, attempt: int) -> None:
         """Sees to it that a thread follows this replica's log."""
-        assert replica.id is not None
-        with self._lock:
-            if replica.id in self._running:
-                return
-            follower = self._follower(replica, attempt)
-            follower.thread = threading.Thread(
-                target=self._run, args=(follower, replica), name=f"log-{replica.container_name}", daemon=True
-            )
-            self._running[replica.id] = follower
-        follower.thread.start()
+        self._follower(replica, attempt)
 
-    def drain(self, replica: Replica, attempt: int) -> LogEnd:
-        """The log of an ended container is in its file when this returns. Raises EngineError."""
+    def drain(self, replica: Replica, attempt: int, patience_s: float) -> LogEnd | None:
+        """The log of an ended container is in its file when this returns; None: not yet, `ended` will be called.
+
+        What can't be read within `patience_s` is left out, all but its end. Raises EngineError.
+        """
+        follower = self._follower(replica, attempt)
+        follower.finish(patience_s)
+        if not follower.done.wait(_GLANCE_S):
+            return None
         with self._lock:
-            follower = self._running.get(replica.id or 0)
-        if follower is not None and follower.thread is not None:
-            follower.thread.join(_DRAIN_TIMEOUT_S)
-            if follower.thread.is_alive():
-                raise EngineError(f"the log of {replica.container_name} does not end, although the container has")
-        return self._follower(replica, attempt).collect(wait=False)
+            if self._running.get(replica.id or 0) is follower:
+                del self._running[replica.id or 0]
+        if follower.failure is not None:
+            raise follower.failure
+        return follower.result
+
+    def stop(self) -> None:
+        """Ends all threads; the next start goes on where they are."""
+        with self._lock:
+            self._stopped = True
+            followers = list(self._running.values())
+            self._running.clear()
+        for follower in followers:
+            follower.stop()
+        for follower in followers:
+            follower.done.wait(2.0)
 
     def _follower(self, replica: Replica, attempt: int) -> Follower:
-        return Follower(self._engines, self._database, self._settings, self._hub, replica, attempt)
-
-    def _run(self, follower: Follower, replica: Replica) -> None:
-        try:
-            follower.collect(wait=True)
-        except EngineError as error:
-            log.info("log interrupted", container=replica.container_name, error=str(error))
-        except Exception:
-            log.exception("log collection failed", container=replica.container_name)
-        finally:
-            with self._lock:
-                self._running.pop(replica.id or 0, None)
-            self._ended(replica.job_id)
-
-
-def _last_line(path: Path) -> str:
-    """The last line that says something, for the reason of a failure."""
-    from service.collector.log_file import tail_offset
-
-    last: deque[str] = deque(maxlen=1)
-    for line in read_lines(path, tail_offset(path, 50), 50):
-        if line.text.strip() and not line.text.startswith((PREFIX, "navarch: ")):
-            last.append(line.text.strip())
-    return last[0][:1000] if last else ""
+        assert replica.id is not None
+        with self._lock:
+            known = self._running.get(replica.id)
+            gone = known is not None and known.done.is_set() and known.result is None
+            if known is not None and not gone:
+                return known
+            follower = Follower(
+                self._engines, self._database, self._settings, self._hub, replica, attempt, self.figures, self._ended
+            )
+            self._running[replica.id] = follower
+        follower.start()
+        return follower

@@ -22,6 +22,8 @@ from service.store.events import record_job
 from service.store.tables import Artifact, Job, Replica
 
 _STORE_EVERY_S = 0.5
+_MARK_EVERY_S, _MARK_BYTES = 10.0, 4 << 20
+"""Plain lines need no transaction: how far they are read is stored so often only, to be read again after a crash."""
 _METRICS, _SAMPLES = "metrics.jsonl", "samples.jsonl"
 _SHOWN_FIGURES = ("loss", "tokens_per_second")
 """Figures that a job's progress shows."""
@@ -55,7 +57,9 @@ class Lifter:
     """Lifts the events of one replica, each exactly once: rows move with `Replica.lifted`, lines in files say which
     log offset they came from. What could not be stored is still there for the next try."""
 
-    def __init__(self, database: Database, job_dir: Path, replica: Replica, attempt: int, quota: int) -> None:
+    def __init__(
+        self, database: Database, job_dir: Path, replica: Replica, attempt: int, quota: int, log_end: int = 1 << 62
+    ) -> None:
         assert replica.id is not None
         self._database = database
         self._job_dir, self._quota = job_dir, quota
@@ -64,7 +68,9 @@ class Lifter:
         self._in_files = {name: self._last_offset(name) for name in (_METRICS, _SAMPLES)}
         self._found = Findings()
         self._stored_at = 0.0
-        self.lifted = replica.lifted
+        self.counted = (0, 0)
+        """Events that could be used, and values and events that could not."""
+        self.lifted = min(replica.lifted, log_end)
         """Logical log offset up to which everything is lifted and stored."""
         self.error: tuple[str, str] | None = (
             (replica.error_kind, replica.error_message or "") if replica.error_kind else None
@@ -74,22 +80,33 @@ class Lifter:
         event = events.parse(line.text) if line.end > self.lifted else None
         if event is None:
             return
+        used, dropped = self.counted
+        self.counted = (used, dropped + 1) if isinstance(event, events.Dropped) else (used + 1, dropped)
         if isinstance(event, events.Dropped):
             self._found.dropped[event.why] += 1
         elif isinstance(event, events.Error):
             self._error(event)
         elif self._rank == 0:
             self._take(event, line)
-        if self._found.urgent or time.monotonic() - self._stored_at > _STORE_EVERY_S:
-            self.flush(line.end)
 
-    def flush(self, offset: int) -> None:
-        """Stores what was found, and that everything up to `offset` is lifted."""
+    def settle(self, offset: int) -> bool:
+        """Stores what was found, if it is time to. Called after each batch; whether there was a transaction."""
+        waited = time.monotonic() - self._stored_at
+        due = self._found.urgent or (self._found and waited > _STORE_EVERY_S)
+        if due or (offset - self.lifted > _MARK_BYTES and waited > _MARK_EVERY_S):
+            return self.flush(offset)
+        return False
+
+    def flush(self, offset: int) -> bool:
+        """Stores what was found, and that everything up to `offset` is lifted; False when there is nothing new."""
+        if not self._found and offset <= self.lifted:
+            return False
         self._write_files()
         with self._database.write() as session:
             self._store(session, offset)
         self._found, self.lifted = Findings(), max(self.lifted, offset)
         self._stored_at = time.monotonic()
+        return True
 
     def _take(self, event: events.Event, line: StoredLine) -> None:
         found, progress = self._found, self._found.progress

@@ -195,6 +195,7 @@ class LogLine(Schema):
     replica: int
     line: str
     attempt: int = 1
+    passing: bool = Field(default=False, description="the state of a progress bar, which the next line replaces")
 
 
 class JobStatus(Schema):

@@ -12,6 +12,7 @@ from jobs.spec import JobSpec
 from jobs.stored import read_stored
 from service.access.secrets import SecretBox
 from service.backends.base import Engines
+from service.collector.log_end import LogEnd as LogEnd
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Attempt, Job, Replica
@@ -23,15 +24,6 @@ class Vanished(Exception):
     """The job's rows were deleted meanwhile: whatever this step found out is void."""
 
 
-@dataclass(frozen=True)
-class LogEnd:
-    """What the log of an ended container says about its end."""
-
-    last_line: str = ""
-    error_kind: str | None = None
-    error_message: str | None = None
-
-
 class LogCollector(Protocol):
     """The part of the collector that the controller needs."""
 
@@ -39,8 +31,8 @@ class LogCollector(Protocol):
         """Sees to it that the log of this replica is being collected."""
         ...
 
-    def drain(self, replica: Replica, attempt: int) -> LogEnd:
-        """Collects the log of an ended container to its end."""
+    def drain(self, replica: Replica, attempt: int, patience_s: float) -> LogEnd | None:
+        """Collects the log of an ended container to its end, which may take `patience_s`; None while it does."""
         ...
 
 

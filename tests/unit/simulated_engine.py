@@ -7,15 +7,23 @@ runs the same code on a real one.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sqlmodel import Session
 
 from jobs.launch import LABEL_ATTEMPT, LABEL_JOB, LABEL_REPLICA, ContainerPlan
-from service.backends.base import ContainerFacts, Created, EngineEvent, EngineFacts, Gpu, ImageFacts, LogRecord
-from service.backends.errors import BadContainer, ImageMissing, NameTaken, NoSpace, PortTaken, Unreachable
+from service.backends.base import ContainerFacts, Created, EngineEvent, EngineFacts, Gpu, ImageFacts, LogStream
+from service.backends.errors import (
+    BadContainer,
+    ContainerGone,
+    ImageMissing,
+    NameTaken,
+    NoSpace,
+    PortTaken,
+    Unreachable,
+)
 from service.store.database import Database
 
 OURS = frozenset({"navarch/cpu"})
@@ -57,6 +65,34 @@ class FusedDatabase(Database):
             yield session
             self.fuse.spark()
         self.fuse.spark()
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One line of a container's log. `time` is RFC 3339 with nanoseconds, as engines write it."""
+
+    time: str
+    text: str
+
+    @property
+    def line(self) -> bytes:
+        return f"{self.time} {self.text}\n".encode()
+
+
+@dataclass
+class Printed:
+    """A log stream out of memory, which may break off."""
+
+    batches: Sequence[list[bytes]]
+    broken: Exception | None = None
+
+    def __iter__(self) -> Iterator[list[bytes]]:
+        yield from (batch for batch in self.batches if batch)
+        if self.broken is not None:
+            raise self.broken
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -241,17 +277,18 @@ class SimulatedEngine:
             if found is not None:
                 del machine.containers[found.id]
 
-    def follow(self, container_id: str, since: int, *, wait: bool) -> Iterator[LogRecord]:
+    def follow(
+        self, container_id: str, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
+    ) -> LogStream:
         with self._effect() as machine:
             found = machine.find(container_id)
             if found is None:
-                raise BadContainer("no such container")
-            lines = list(found.log)
+                raise ContainerGone("no such container")
+            lines = [record.line for record in found.log]
             if machine.broken_streams > 0:
                 machine.broken_streams -= 1
-                yield from lines[: len(lines) // 2]
-                raise Unreachable("connection broken: incomplete read")
-            yield from lines
+                return Printed([lines[: len(lines) // 2]], Unreachable("connection broken: incomplete read"))
+            return Printed([lines])
 
     def events(self, deployment: str) -> Iterator[EngineEvent | None]:
         yield None

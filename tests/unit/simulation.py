@@ -12,7 +12,7 @@ from jobs.states import JobState
 from service.access.secrets import SecretBox
 from service.backends.base import Engine
 from service.backends.errors import EngineError
-from service.collector.collector import Follower
+from service.collector.follower import Follower
 from service.collector.hub import Hub
 from service.control import hosts as host_steps
 from service.control.context import Context, LogEnd
@@ -48,10 +48,9 @@ class InlineCollector:
     def follow(self, replica: Replica, attempt: int) -> None:
         pass
 
-    def drain(self, replica: Replica, attempt: int) -> LogEnd:
+    def drain(self, replica: Replica, attempt: int, patience_s: float) -> LogEnd:
         c = self.controller
-        follower = Follower(c, c.context.database, c.context.settings, Hub(), replica, attempt)
-        return follower.collect(wait=False)
+        return Follower(c, c.context.database, c.context.settings, Hub(), replica, attempt).end(patience_s)
 
 
 class SimulatedController:

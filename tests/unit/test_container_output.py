@@ -13,20 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.api.app import create_app
-from service.backends.base import LogRecord
 from service.collector import events
-from service.collector.collector import Follower
+from service.collector.follower import Follower
 from service.collector.hub import Hub
 from service.runtime import Runtime
 from service.settings import Settings
 from service.store.tables import Artifact, Attempt, Host, Job, Replica
 from tests.unit.local_client import local_client
+from tests.unit.simulated_engine import LogRecord, Printed
 
 JOBS, LINES = 40, 260
 JSON = "application/json"
 
 
-class Printed:
+class Container:
     """An engine that knows of one container: the one that printed these lines."""
 
     def __init__(self) -> None:
@@ -35,9 +35,12 @@ class Printed:
     def engine(self, host_id: str) -> Any:
         return self
 
-    def follow(self, container_id: str, since: int, *, wait: bool) -> Iterator[LogRecord]:
-        for number, line in enumerate(self.lines):
-            yield LogRecord(f"2026-01-01T00:00:00.{number:09d}Z", line)
+    def follow(self, container_id: str, since: int, **how: Any) -> Printed:
+        return Printed([[LogRecord(stamp(number), line).line for number, line in enumerate(self.lines)]])
+
+
+def stamp(number: int) -> str:
+    return f"2026-01-01T00:00:00.{number:09d}Z"
 
 
 class Plane:
@@ -47,7 +50,7 @@ class Plane:
         self.settings = Settings(data_dir=folder, engine_url=f"unix://{folder}/no-engine.sock")
         self.runtime = Runtime(self.settings)
         self.runtime.database.migrate()
-        self.printed = Printed()
+        self.printed = Container()
         self.http = local_client(create_app(self.runtime), self.settings)
         with self.runtime.database.write() as session:
             session.add(Host(id="local", name="local", url="unix://", address="127.0.0.1"))
@@ -70,7 +73,7 @@ class Plane:
 
     def collect(self, replica: Replica, lines: Sequence[str]) -> None:
         self.printed.lines = list(lines)
-        Follower(self.printed, self.runtime.database, self.settings, Hub(), replica, 1).collect(wait=False)
+        Follower(self.printed, self.runtime.database, self.settings, Hub(), replica, 1).end(60)
 
     def get(self, path: str, **params: Any) -> Any:
         answer = self.http.get(f"/api/v1/{path}", params=params)

@@ -23,16 +23,20 @@ from service.backends.base import (
     EngineFacts,
     Gpu,
     ImageFacts,
-    LogRecord,
+    LogStream,
 )
 from service.backends.docker import local_machine
 from service.backends.docker.gpus import probe
 from service.backends.docker.image_files import files_in
-from service.backends.docker.log_frames import records
+from service.backends.docker.log_stream import DockerLog
 from service.backends.docker.mounting import Mounting, Prepared, put_links
-from service.backends.errors import EngineError, ImageMissing, NameTaken, Unreachable, engine_errors
+from service.backends.errors import ContainerGone, EngineError, ImageMissing, NameTaken, Unreachable, engine_errors
 
 CALL_TIMEOUT_S = 60
+LOG_CONFIG = {"Type": "local", "Config": {"max-size": "100m", "max-file": "2", "compress": "false"}}
+"""What the engine keeps of a container's log, so that it can't fill the disk. A file is large enough for what a
+container can print while the collector goes from one to the next. The driver json-file would cost the engine more, and
+breaks the characters where it cuts a long line."""
 _PROBE_PATIENCE_S = 10
 _REGISTRY_PATIENCE_S = 10
 
@@ -235,17 +239,27 @@ class DockerHost:
                     raise
         self._let_go(container_id)
 
-    def follow(self, container_id: str, since: int, *, wait: bool) -> Iterator[LogRecord]:
-        with engine_errors(f"The log of container {container_id[:12]} could not be read"):
+    def follow(
+        self, container_id: str, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
+    ) -> LogStream:
+        what = f"The log of container {container_id[:12]} could not be read"
+        with engine_errors(what):
             api = self.api
-            parameters = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(wait), "since": since, "tail": "all"}
+            parameters = {
+                "stdout": 1,
+                "stderr": 1,
+                "timestamps": 1,
+                "follow": int(wait),
+                "since": since,
+                "tail": "all" if tail is None else tail,
+            }
             url = api._url("/containers/{0}/logs", container_id)
             response = api.get(url, params=parameters, stream=True, timeout=(CALL_TIMEOUT_S, None))
-            api._raise_for_status(response)
             try:
-                yield from records(response.raw)
-            finally:
-                response.close()
+                api._raise_for_status(response)
+            except docker.errors.NotFound as error:
+                raise ContainerGone(f"{what}: {error.explanation}") from error
+            return DockerLog(response, what, ended=ended)
 
     def events(self, deployment: str) -> Iterator[EngineEvent | None]:
         with engine_errors("The engine's events could not be followed"):
@@ -292,7 +306,7 @@ def create_arguments(
         "memswap_limit": plan.memory,
         "nano_cpus": int(plan.cpus * 1e9) if plan.cpus else None,
         "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in plan.ulimits.items()],
-        "log_config": {"Type": "json-file", "Config": {}},
+        "log_config": LOG_CONFIG,
         "init": plan.init or None,
     }
     if plan.gpus:

@@ -29,6 +29,10 @@ _FROM_EXIT = frozenset(
     }
 )
 """Reasons that were read from an exit code and are read again when the whole log is there."""
+_PATIENCE_S, _STOPPED_PATIENCE_S = 60.0, 10.0
+"""How long the rest of a log may take to be read, of a job that ended by itself and of one that was stopped: leases
+are held so long. What takes longer is left out but for its end, and the log says so."""
+_LOOK_AGAIN_S = 5.0
 _KILL_POLL_S = 0.5
 _SETTLE_S = 3.0
 """A container that was killed may be about to be removed, or its engine to go down: then that is the reason."""
@@ -56,7 +60,10 @@ def stop(context: Context, work: Work) -> Next:
             return _press(context, work, running)
         if attempt.reason == Reason.KILLED and _just_now(context, ends.values()):
             return Next(_SETTLE_S)
-        logs = {r.node_rank: _drain(context, work, r, ends[r.node_rank]) for r in work.replicas}
+        read = {r.node_rank: _drain(context, work, r, ends[r.node_rank]) for r in work.replicas}
+        logs = {rank: log for rank, log in read.items() if log is not None}
+        if len(logs) < len(read):
+            return Next(_LOOK_AGAIN_S)  # the collector wakes the job when it has read everything
         outcome = _outcome(context, work, list(ends.values()), logs)
     except Unreachable as error:
         return mark_unreachable(context, work, str(error))
@@ -88,12 +95,13 @@ def _press(context: Context, work: Work, running: list[Replica]) -> Next:
     return Next(_KILL_POLL_S if now >= deadline else deadline - now)
 
 
-def _drain(context: Context, work: Work, replica: Replica, end: Exit) -> LogEnd:
-    """The rest of the log of a container that has run."""
+def _drain(context: Context, work: Work, replica: Replica, end: Exit) -> LogEnd | None:
+    """The rest of the log of a container that has run; None while it is being read."""
     assert work.attempt is not None
     if not end.found or end.started_at is None:
         return LogEnd(error_kind=replica.error_kind, error_message=replica.error_message)
-    return context.collector.drain(replica, work.attempt.number)
+    patience = _STOPPED_PATIENCE_S if work.job.desired == Desired.STOP else _PATIENCE_S
+    return context.collector.drain(replica, work.attempt.number, patience)
 
 
 def _outcome(context: Context, work: Work, ends: list[Exit], logs: dict[int, LogEnd]) -> Outcome:
