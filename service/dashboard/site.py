@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 DIST = Path(__file__).parent / "dist"
 POLICY = (
@@ -26,11 +28,19 @@ and the command line work without it. <a href="/docs">The API's pages</a></p></h
 
 def install(app: FastAPI) -> None:
     """Adds the dashboard below everything else: what is no file of it and no API is its page."""
-    app.add_api_route("/{path:path}", _serve, methods=["GET", "HEAD"], include_in_schema=False)
+    app.router.routes.append(_Pages("/{path:path}", _serve, methods=["GET"], include_in_schema=False))
 
 
-def _serve(request: Request, path: str) -> Response:
-    if path.startswith(("api/", "assets/")) or "." in path.rpartition("/")[2]:
+class _Pages(Route):
+    """Every address but the API's: those answer for themselves, and say which methods they have."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return (Match.NONE, {}) if scope["path"].startswith("/api/") else super().matches(scope)
+
+
+def _serve(request: Request) -> Response:
+    path: str = request.path_params["path"]
+    if path.startswith("assets/") or "." in path.rpartition("/")[2]:
         return _file(path)
     page = DIST / "index.html"
     if not page.is_file():

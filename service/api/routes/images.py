@@ -32,6 +32,12 @@ ImageRef = Annotated[str, Path(description="A tag, recipe name, id or digest.", 
 BuildId = Annotated[str, Path(description="A build's id.", max_length=100)]
 
 
+def _no_build(ref: str) -> None:
+    """What lies below /images/builds has operations of its own, and this is none of them."""
+    if ref.partition("/")[0] == "builds":
+        raise HTTPException(405)
+
+
 @contextmanager
 def _engine(state: ApiState) -> Iterator[Any]:
     """The local Docker Engine; its faults and those of images as problems."""
@@ -154,6 +160,7 @@ def images(request: Request) -> Response:
 
 @router.get("/images/{ref:path}", response_model=schemas.Image, summary="Look at an image")
 def get_image(request: Request, ref: ImageRef) -> Response:
+    _no_build(ref)
     with _engine(state_of(request)) as client:
         found = _image(_named(client, ref))
     return Response(found.model_dump_json(), media_type="application/json")
@@ -162,8 +169,7 @@ def get_image(request: Request, ref: ImageRef) -> Response:
 @router.delete("/images/{ref:path}", status_code=204, response_class=Response, summary="Remove an image")
 def delete_image(request: Request, ref: ImageRef) -> Response:
     """Remove an image from the local engine, unless a container was made from it (`image_in_use`)."""
-    if ref.partition("/")[0] == "builds":
-        raise HTTPException(405)
+    _no_build(ref)
     with _engine(state_of(request)) as client:
         _named(client, ref)
         remove(client, ref)
