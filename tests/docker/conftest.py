@@ -12,11 +12,11 @@ from typing import Any
 
 import docker
 import pytest
-from docker.errors import NotFound
 from docker.models.containers import Container
 
 from images.build import BuildOptions, build, finish
 from service.client import Client
+from tests.docker.engines import remove_containers
 from tests.docker.front_door import FrontDoor, front_door
 
 TEST_LABEL = "navarch.test"
@@ -81,11 +81,7 @@ def run_container(docker_client: docker.DockerClient) -> Iterator[Callable[..., 
         return docker_client.containers.run(image, command, detach=True, labels=labels, **options)
 
     yield run
-    for container in docker_client.containers.list(all=True, filters={"label": f"{TEST_LABEL}={mark}"}):
-        try:
-            container.remove(force=True, v=True)
-        except NotFound:
-            continue
+    remove_containers(docker_client, f"{TEST_LABEL}={mark}")
 
 
 @pytest.fixture(scope="session")

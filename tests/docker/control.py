@@ -7,12 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import docker
-from docker.errors import NotFound
 from sqlmodel import col, select
 
 from service.control.loop import Controller
@@ -20,6 +18,7 @@ from service.runtime import Runtime
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Attempt, Event, GpuLease, Host, ImageBuild, Job, Meta, PortLease, Replica
+from tests.docker.engines import remove_containers
 
 REPOSITORY = Path(__file__).parents[2]
 TERMINAL = ("succeeded", "failed", "stopped")
@@ -127,8 +126,7 @@ class Plane(Store):
         for job_id in live:
             self.runtime.jobs.stop(job_id)
         self.runtime.stop()
-        for container in self.containers():
-            container.remove(force=True, v=True)
+        remove_containers(self.client, f"navarch.deployment={self.runtime.deployment}")
         self.client.close()
 
 
@@ -174,8 +172,6 @@ class PlaneProcess(Store):
             self.kill()
         label = f"navarch.deployment={self.rows(Meta, key='deployment')[0].value}"
         client = docker.DockerClient(base_url=self.settings.engine_url)
-        for container in client.containers.list(all=True, filters={"label": label}, ignore_removed=True):
-            with suppress(NotFound):
-                container.remove(force=True, v=True)
+        remove_containers(client, label)
         client.close()
         self.database.close()

@@ -12,9 +12,27 @@ from tempfile import mkdtemp
 
 import docker
 import pytest
+from docker.errors import APIError, NotFound
 
 _HOOK = "#!/bin/sh\nexit 0\n"
 _START_TIMEOUT_S = 60
+
+
+def remove_containers(client: docker.DockerClient, label: str | None = None) -> None:
+    """Removes all containers (with this label), and waits for those that somebody else is just removing."""
+    filters = {"label": label} if label else {}
+    deadline = time.monotonic() + 60
+    while found := client.containers.list(all=True, filters=filters, ignore_removed=True):
+        assert time.monotonic() < deadline, f"still there: {found}"
+        for container in found:
+            try:
+                container.remove(force=True, v=True)
+            except NotFound:
+                continue
+            except APIError as error:
+                if "already in progress" not in str(error):
+                    raise
+                time.sleep(0.1)
 
 
 @dataclass
@@ -112,8 +130,7 @@ class OwnEngine:
     def close(self) -> None:
         if self.processes:
             client = docker.DockerClient(base_url=self.url, timeout=30)
-            for container in client.containers.list(all=True):
-                container.remove(force=True)
+            remove_containers(client)
             client.close()
             self.stop(signal.SIGKILL)
         if self.containerd is not None:

@@ -89,7 +89,7 @@ def test_killed_while_running_many_times(
 
 
 def test_killed_while_stopping(plane: PlaneProcess, docker_client: docker.DockerClient, system_image: str) -> None:
-    slow = "trap 'echo saving; sleep 1; echo saved; exit 0' TERM; echo up; while true; do sleep 0.1; done"
+    slow = "trap 'echo saving; sleep 1; echo saved; exit 0' TERM; echo up; sleep 600 & wait"
     job_id = submit(plane, system_image, slow, grace="20s")
     plane.in_state(job_id, "running")
     until("its first line", lambda: lines(plane, job_id) == ["up"])

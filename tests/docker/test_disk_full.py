@@ -80,7 +80,8 @@ def test_writes_and_health_say_so_and_all_is_well_again_when_there_is_room(disk:
     until(lambda: Endpoint.read(disk.data) is not None, "the control plane answers", 90)
     endpoint = Endpoint.read(disk.data)
     assert endpoint is not None
-    with httpx.Client(base_url=f"{endpoint.url}/api/v1", timeout=60) as http:
+    signed = {"Authorization": f"Bearer {(disk.data / 'token').read_text().strip()}"}
+    with httpx.Client(base_url=f"{endpoint.url}/api/v1", headers=signed, timeout=60) as http:
         assert database_of(http) == (True, "can be written")
         disk.fill()
         until(lambda: not database_of(http)[0], "health notices")
