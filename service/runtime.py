@@ -3,21 +3,24 @@
 import os
 import time
 import uuid
+from pathlib import Path
 
 from service.access.mounts import MountRules
 from service.access.private import private_folder
 from service.access.secrets import SecretBox
 from service.artifacts.digests import Digests
 from service.artifacts.registry import Artifacts
-from service.backends.docker.hosts import DockerHosts, ensure_local_host
+from service.backends.docker.hosts import LOCAL, DockerHosts, ensure_local_host
 from service.backends.docker.ssh_ready import handshake
+from service.backends.errors import ImageMissing
 from service.builds.look import ImageLook
 from service.builds.queue import Builds
+from service.builds.references import find_image
 from service.collector.collector import Collector
 from service.collector.hub import Hub
 from service.collector.reader import LogReader
 from service.contract.schemas import Check
-from service.control.context import Context
+from service.control.context import Context, latest_attempt
 from service.control.invariants import examine
 from service.control.loop import Controller
 from service.intake.commands import Jobs
@@ -25,7 +28,7 @@ from service.intake.plans import Plans
 from service.settings import Settings
 from service.store.database import Database
 from service.store.soundness import Heartbeat, check, mark
-from service.store.tables import Host, Meta
+from service.store.tables import Host, Job, Meta
 
 _REMOVAL_PATIENCE_S = 10.0
 """Docker removes an ended container in a fraction of a second, on a busy machine in a few."""
@@ -46,7 +49,15 @@ class Runtime:
         self.engines = DockerHosts(self.database, settings)
         self.collector = Collector(self.engines, self.database, settings, self.hub, self._woken)
         look = ImageLook(self.engines)
-        self.jobs = Jobs(self.database, settings, self._submitted, self._stopping, _REMOVAL_PATIENCE_S, look)
+        self.jobs = Jobs(
+            database=self.database,
+            settings=settings,
+            submitted=self._submitted,
+            stopping=self._stopping,
+            patience_s=_REMOVAL_PATIENCE_S,
+            images=look,
+            hand_over=self._hand_over,
+        )
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
         self.artifacts = Artifacts(self.database, settings)
         self.digests = Digests(self.database, MountRules.of(settings))
@@ -98,7 +109,7 @@ class Runtime:
         checks["database"] = (trouble is None, trouble or "can be written")
         try:
             with self.database.read() as session:
-                host = session.get(Host, "local")
+                host = session.get(Host, LOCAL)
         except Exception as error:
             host = None
             checks["database"] = (False, f"it can't be read: {error}")
@@ -124,6 +135,17 @@ class Runtime:
     def _committed(self, tables: set[str]) -> None:
         for table in tables & _TOPICS.keys():
             self.hub.notify(_TOPICS[table])
+
+    def _hand_over(self, job: Job, folder: Path) -> None:
+        """Through a container of the job's own image, on the host on which it ran. Raises EngineError."""
+        with self.database.read() as session:
+            _, replicas = latest_attempt(session, job)
+        engine = self.engines.engine(replicas[0].host if replicas else LOCAL)
+        reference = str(job.document.get("image", ""))
+        image = find_image(engine, reference)
+        if image is None:
+            raise ImageMissing(f"its image {reference} is not there any more")
+        engine.hand_over(folder, image.id, self.deployment)
 
     def _stopping(self, job_id: str) -> None:
         self.hub.notify(job_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ _PIN = getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK) | os.O_CLOEXEC
 """Opens a name without touching what it names: no device wakes up, no FIFO blocks."""
 _MAX_LINKS = 40
 _MAX_SWAPS = 8
+_DEEPEST = 64
+"""Folders in folders that are looked into: deeper ones are nobody's model, and take a descriptor each."""
 
 
 class Outside(OSError):
@@ -124,6 +127,8 @@ def files_below(folder: Opened, root: Path, *, links: bool = True) -> Iterator[t
     try:
         for parent, _, names, fd in os.fwalk(b".", dir_fd=top, onerror=fail):
             inside = parent[2:] + b"/" if parent != b"." else b""
+            if inside.count(b"/") > _DEEPEST:
+                raise OSError(errno.ELOOP, "its folders are nested too deeply", str(folder.path))
             for name in names:
                 mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
                 if stat.S_ISREG(mode) or (links and stat.S_ISLNK(mode)):
@@ -140,6 +145,71 @@ def files_below(folder: Opened, root: Path, *, links: bool = True) -> Iterator[t
         with opened:
             if opened.is_file:
                 yield name, opened
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder with all that is in it: links as such, and nothing of another file system.
+
+    The folder's own path is trusted. Folders below it are moved up into it before they are emptied, so that their depth
+    does not matter. Goes on when something can't be removed, and raises the first OSError at the end.
+    """
+    try:
+        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    failed: dict[str, OSError] = {}
+    try:
+        while names := [name for name in _names(top) if name not in failed]:
+            for name in names:
+                try:
+                    _remove_entry(name, top)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    failed[name] = error
+    finally:
+        os.close(top)
+    if failed:
+        raise next(iter(failed.values()))
+    folder.rmdir()
+
+
+def _names(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _remove_entry(name: str, top: int) -> None:
+    """Removes a file or an emptied folder; what folders are in the folder come to lie beside it."""
+    status = os.stat(name, dir_fd=top, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
+        os.unlink(name, dir_fd=top)
+        return
+    inside = _opened_for_removal(name, top)
+    try:
+        if os.fstat(inside).st_dev != os.fstat(top).st_dev:
+            raise OSError(errno.EXDEV, "another file system is mounted there", name)
+        for child in _names(inside):
+            if stat.S_ISDIR(os.stat(child, dir_fd=inside, follow_symlinks=False).st_mode):
+                os.close(_opened_for_removal(child, inside))  # to be moved, a folder itself must be writable
+                os.rename(child, f".{secrets.token_hex(16)}", src_dir_fd=inside, dst_dir_fd=top)
+            else:
+                os.unlink(child, dir_fd=inside)
+    finally:
+        os.close(inside)
+    os.rmdir(name, dir_fd=top)
+
+
+def _opened_for_removal(name: str, parent: int) -> int:
+    """A folder of which things can be taken out, if its owner may decide that."""
+    pinned = os.open(name, _PIN | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    try:
+        status = os.fstat(pinned)
+        if hasattr(os, "O_PATH") and status.st_uid == os.geteuid() and status.st_mode & 0o700 != 0o700:
+            Path(f"/proc/self/fd/{pinned}").chmod(0o700)
+        return reopened(pinned, name)
+    finally:
+        os.close(pinned)
 
 
 def reopened(fd: int, name: str = "") -> int:

@@ -12,6 +12,7 @@ from service.api.cursors import Cursor
 from service.api.tolerant import mapping, number, progress, shown, whole
 from service.collector.reader import LogLine
 from service.contract import schemas
+from service.intake.deletion import Deleted
 from service.intake.inputs import describe_wait, wait_sentence
 from service.store import tables
 
@@ -39,6 +40,14 @@ def job_status(row: tables.Job) -> schemas.JobStatus:
         why=row.why,
         unreachable_since=row.unreachable_since,
         progress=progress(row.progress),
+    )
+
+
+def deleted(found: Deleted) -> schemas.Deleted:
+    return schemas.Deleted(
+        job=job_status(found.job),
+        kept=[artifact(row) for row in found.kept],
+        deleted=[artifact(row) for row in found.gone],
     )
 
 
@@ -250,6 +259,7 @@ def _artifact_ref(row: tables.Artifact) -> schemas.ArtifactRef:
         path=row.run_path or row.path,
         location=row.path,
         kind=row.kind,
+        size=whole(row.size),
         metrics=mapping(row.metrics),
     )
 

@@ -56,14 +56,18 @@ def _file(opened: Opened, stopping: threading.Event) -> tuple[str, int]:
     return found.hexdigest(), size
 
 
+def _place(row: Artifact) -> tuple[str, str, float]:
+    return row.id, row.path, row.created_at
+
+
 class Digests:
     """One thread that reads one artifact after the other, without holding a transaction meanwhile."""
 
     def __init__(self, database: Database, rules: MountRules) -> None:
         self._database, self._rules = database, rules
         self._stopping = threading.Event()
-        self._unreadable: set[tuple[str, float]] = set()
-        """Artifacts not tried again before the next start: (id, when it was made)."""
+        self._unreadable: set[tuple[str, str, float]] = set()
+        """Artifacts not tried again before the next start, or before they move: (id, path, when it was made)."""
         self._thread = threading.Thread(target=self._run, name="digests", daemon=True)
 
     def start(self) -> None:
@@ -97,7 +101,7 @@ class Digests:
                 .where(or_(col(Artifact.job_id).is_(None), col(Job.finished_at).is_not(None)))
                 .order_by(col(Artifact.created_at), col(Artifact.id))
             )
-            return next((row for row in session.exec(query) if (row.id, row.created_at) not in self._unreadable), None)
+            return next((row for row in session.exec(query) if _place(row) not in self._unreadable), None)
 
     def _fill(self, row: Artifact) -> None:
         begun = time.monotonic()
@@ -107,7 +111,7 @@ class Digests:
             with (checked := self._rules.open_any(row.path, "Its path")).opened:
                 found = digest_of(checked, self._stopping)
         except (Problem, OSError) as error:
-            self._unreadable.add((row.id, row.created_at))
+            self._unreadable.add(_place(row))
             said = f"{error.strerror or error}: {error.filename or row.path}" if isinstance(error, OSError) else error
             message = f"It has no digest: {said}"
         with self._database.write() as session:

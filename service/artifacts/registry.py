@@ -1,24 +1,26 @@
 """Artifacts: registers models and data sets under names that jobs can use, and forgets them."""
 
 import re
-import shutil
 import time
 from pathlib import Path
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from service.access.mounts import Checked, MountRules
-from service.access.paths import Opened, files_below, open_below
+from service.access.paths import Opened, open_below, remove_tree
+from service.artifacts.keeping import Shelf, size_of
+from service.artifacts.users import check_unused
 from service.artifacts.versions import find_artifact, newest, next_version, versions_of
 from service.contract.errors import Problem
-from service.intake.commands import awaited_by
 from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record
 from service.store.ids import new_id
-from service.store.tables import Artifact, Job, JobInput
+from service.store.tables import Artifact
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_GOING = "deleting"
+"""State of an artifact whose files are being removed."""
 
 
 class Artifacts:
@@ -26,6 +28,7 @@ class Artifacts:
         self._database = database
         self._settings = settings
         self._rules = MountRules.of(settings)
+        self._shelf = Shelf(settings.data_dir)
 
     def add(
         self,
@@ -63,7 +66,7 @@ class Artifacts:
             with (made := self._rules.open_any(converted, "The model")).opened:
                 return self._register(row, made, kind, new_version, actor, converted)
         finally:
-            shutil.rmtree(converted, ignore_errors=True)  # it has another name when all went well
+            remove_tree(converted)  # it has another name when all went well
 
     def _register(
         self,
@@ -74,7 +77,7 @@ class Artifacts:
         actor: str,
         converted: Path | None = None,
     ) -> Artifact:
-        row.kind, row.size, row.created_at = kind or _kind(files), _size(files), time.time()
+        row.kind, row.size, row.created_at = kind or _kind(files), size_of(files.opened, files.anchor), time.time()
         with self._database.write() as session:
             _check_free(session, row.name, new_version)
             row.version = next_version(session, row.name)
@@ -100,18 +103,24 @@ class Artifacts:
                     f"Artifact {ref} has the versions {', '.join(map(str, versions))}.",
                     f"Say which one: `navarch artifact rm {ref}@{versions[0]}`.",
                 )
+            check_unused(session, row)
+            if not self._shelf.holds(row):
+                _forget(session, row, actor)
+                return
+            row.state = _GOING  # nothing may begin to use it
+        try:
+            self._shelf.remove(row)
+        except OSError as error:
             name = f"{row.name}@{row.version}"
-            users = select(Job.name).join(JobInput, col(JobInput.job_id) == col(Job.id))
-            using = users.where(JobInput.artifact_id == row.id, col(Job.finished_at).is_(None))
-            if (user := session.exec(using).first()) is not None:
-                raise _in_use(name, user)
-            if row.job_id and (user := awaited_by(session, row.job_id, row.name)):
-                raise _in_use(name, user)
-            session.delete(row)
-            record(session, "artifact.deleted", f"artifact/{row.name}", f"{name} was deleted", actor=actor)
-        own = self._settings.data_dir / "artifacts"
-        if own in Path(row.path).parents:
-            shutil.rmtree(row.path, ignore_errors=True)
+            raise Problem(
+                "files_left",
+                f"The files of {name} can't be removed: {error.strerror} ({row.path}).",
+                f"Remove them, then try again: `navarch artifact rm {name}`.",
+            ) from error
+        with self._database.write() as session:
+            gone = session.get(Artifact, row.id)
+            if gone is not None:
+                _forget(session, gone, actor)
 
     def _convert(self, source: Opened, name: str, row_id: str) -> Path:
         """The converted model in a hidden folder, which gets its name when its version has a number."""
@@ -122,18 +131,20 @@ class Artifacts:
         try:
             convert_gguf(source, beside, self._settings)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            remove_tree(beside)
             raise
         return beside
 
     def _settle(self, converted: Path, row: Artifact) -> Path:
-        target = converted.with_name(row.name if row.version == 1 else f"{row.name}@{row.version}")
-        shutil.rmtree(target, ignore_errors=True)  # of an import that was cut off before its row was written
+        target = self._shelf.place(row)
+        remove_tree(target)  # of an import that was cut off before its row was written
         return converted.replace(target)
 
 
-def _in_use(name: str, job: str) -> Problem:
-    return Problem("artifact_in_use", f"Artifact {name} is used by job {job}.", f"Wait for {job} to end.")
+def _forget(session: Session, row: Artifact, actor: str) -> None:
+    session.delete(row)
+    said = f"{row.name}@{row.version} was deleted"
+    record(session, "artifact.deleted", f"artifact/{row.name}", said, actor=actor)
 
 
 def _check_free(session: Session, name: str, new_version: bool) -> None:
@@ -156,10 +167,3 @@ def _kind(files: Checked) -> str:
                 continue
             return kind
     return "dataset"
-
-
-def _size(files: Checked) -> int:
-    """Bytes of the files; what is behind links is counted where it lies."""
-    if files.opened.is_file:
-        return files.opened.size
-    return sum(opened.size for _, opened in files_below(files.opened, files.anchor, links=False))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from jobs.launch import ContainerPlan
@@ -147,6 +148,10 @@ class Engine(Protocol):
 
     def remove(self, container_id: str) -> None:
         """Removes a container that has ended; nothing happens when it is gone already."""
+        ...
+
+    def hand_over(self, folder: Path, image_id: str, deployment: str) -> None:
+        """Makes all that containers wrote into a run folder the property of this process's account."""
         ...
 
     def follow(

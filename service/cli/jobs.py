@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,8 +14,11 @@ from service.cli import output
 from service.cli.context import JobName, Json, complete_active_jobs, complete_jobs, connect
 from service.cli.listing import Column, listing, table
 from service.cli.waiting import busy
+from service.contract.errors import Problem
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from service.client import Client
     from service.contract.schemas import BulkItem, Job, JobStatus, Replica, SshAccess
 
@@ -228,25 +233,59 @@ def stop(
 def rm(
     jobs: Annotated[list[str], typer.Argument(metavar="JOB…", autocompletion=complete_jobs)],
     force: Annotated[bool, typer.Option("--force", "-f", help="Stop it first if it is active.")] = False,
+    artifacts: Annotated[
+        bool, typer.Option("--artifacts", help="Delete the models and adapters that it left, too.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask before artifacts are deleted.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove finished jobs with their logs, metrics and files."""
+    """Remove finished jobs with their logs, metrics and files. Artifacts that they left stay."""
     with connect() as client:
+        if artifacts and not as_json:
+            _agreed(client, jobs, ask=not yes and sys.stdin.isatty())
         if force:
             for item in client.stop_many(jobs):
                 if item.job is not None and not item.job.finished:
                     with busy(f"stopping {item.job.name}"):
                         client.wait(item.job.id)
-        items = client.delete_many(jobs)
-    _tell(items, lambda item, job: "removed", as_json=as_json)
+        items = client.delete_many(jobs, artifacts="delete" if artifacts else "keep")
+    _tell(items, lambda item, job: _removed(item), as_json=as_json, whole=True)
 
 
-def _tell(items: Iterable[BulkItem], says: Callable[[BulkItem, JobStatus], str], *, as_json: bool) -> None:
-    """What came of it for each job; exits with 1 when something could not be done."""
-    done, failed = [], False
+def _agreed(client: Client, jobs: Iterable[str], *, ask: bool) -> None:
+    """Says which artifacts are about to go with these jobs, and lets a person think twice."""
+    found = False
+    for ref in jobs:
+        with suppress(Problem):  # said with the job itself
+            for artifact in client.job(ref).artifacts:
+                name = output.escape(f"artifact:{artifact.name}@{artifact.version}")
+                size = output.size(artifact.size) or "size not read yet"
+                output.note(f"{name}  {size}  will be deleted with job {output.escape(ref)}")
+                found = True
+    if found and ask:
+        typer.confirm("Delete them for good?", abort=True, err=True)
+
+
+def _removed(item: BulkItem) -> str:
+    """What became of a job that was deleted, a line for each of its artifacts."""
+    lines = ["removed"]
+    for verb, found in (("stays", item.kept), ("deleted", item.deleted)):
+        for artifact in found:
+            name = output.escape(f"artifact:{artifact.name}@{artifact.version}")
+            where = f"  [dim]{output.escape(artifact.path)}[/]" if verb == "stays" else ""
+            lines.append(f"  {verb:<8}{name}  {output.size(artifact.size)}{where}")
+    return "\n".join(lines)
+
+
+def _tell(
+    items: Iterable[BulkItem], says: Callable[[BulkItem, JobStatus], str], *, as_json: bool, whole: bool = False
+) -> None:
+    """What came of it for each job (as JSON how it stands, or the `whole` answer); exits with 1 when one failed."""
+    done: list[BaseModel] = []
+    failed = False
     for item in items:
         if item.job is not None:
-            done.append(item.job)
+            done.append(item if whole else item.job)
             if not as_json:
                 output.say(f"{output.escape(item.job.name)} {says(item, item.job)}")
         elif item.problem is not None:

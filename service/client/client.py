@@ -19,9 +19,11 @@ from service.client.transport import Transport
 from service.contract.pages import SessionLink
 from service.contract.schemas import (
     Artifact,
+    ArtifactFate,
     Build,
     BulkAnswer,
     BulkItem,
+    Deleted,
     Event,
     Health,
     Host,
@@ -109,19 +111,19 @@ class Client:
         """Ask several jobs to stop; for each how it stands then, or its problem."""
         return self._bulk("jobs/stop", refs)
 
-    def delete(self, ref: str) -> None:
-        """Forget a finished job and remove its files."""
-        self._transport.request("DELETE", f"jobs/{_segment(ref)}")
+    def delete(self, ref: str, *, artifacts: ArtifactFate = "keep") -> Deleted:
+        """Forget a finished job and remove its files. What it left as artifacts stays, unless that is to go, too."""
+        return self._send(Deleted, "DELETE", f"jobs/{_segment(ref)}", params={"artifacts": artifacts})
 
-    def delete_many(self, refs: Sequence[str]) -> list[BulkItem]:
-        """Forget several finished jobs and remove their files; for each what it was, or its problem."""
-        return self._bulk("jobs/delete", refs)
+    def delete_many(self, refs: Sequence[str], *, artifacts: ArtifactFate = "keep") -> list[BulkItem]:
+        """The same with several; for each what it was and what became of its artifacts, or its problem."""
+        return self._bulk("jobs/delete", refs, artifacts=artifacts)
 
-    def _bulk(self, path: str, refs: Sequence[str]) -> list[BulkItem]:
+    def _bulk(self, path: str, refs: Sequence[str], **more: str) -> list[BulkItem]:
         items: list[BulkItem] = []
         for start in range(0, len(refs), _MOST_AT_ONCE):
             some = list(refs[start : start + _MOST_AT_ONCE])
-            items += self._send(BulkAnswer, "POST", path, json_body={"jobs": some}).items
+            items += self._send(BulkAnswer, "POST", path, json_body={"jobs": some, **more}).items
         return items
 
     def wait(self, ref: str, *, timeout_s: float | None = None, poll_s: float = 0.3) -> Job:

@@ -60,6 +60,8 @@ KINDS: dict[str, Kind] = {
     "artifact_in_use": Kind(409, "The artifact is in use"),
     "artifact_exists": Kind(409, "An artifact of this name exists"),
     "artifact_ambiguous": Kind(409, "The artifact has several versions"),
+    "artifact_not_kept": Kind(409, "An artifact of the job can't be kept"),
+    "files_left": Kind(409, "Files can't be removed"),
     "import_failed": Kind(422, "The import failed"),
     "host_not_found": Kind(404, "No such host"),
     # what Navarch stands on

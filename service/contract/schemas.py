@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Item = TypeVar("Item")
 
+ArtifactFate = Literal["keep", "delete"]
+"""What becomes of a job's artifacts when it is deleted."""
+
 #: The states in which nothing more happens to a job.
 FINISHED_STATES = frozenset({"succeeded", "failed", "stopped"})
 
@@ -95,6 +98,7 @@ class ArtifactRef(Schema):
     path: str = Field(description="in the job's run folder")
     location: str = Field(default="", description="where it lies on the control plane's machine")
     kind: str
+    size: int | None = Field(default=None, description="bytes; null until it has been read")
     metrics: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -223,12 +227,28 @@ class BulkRequest(BaseModel):
     jobs: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(min_length=1, max_length=1000)
 
 
+class DeleteRequest(BulkRequest):
+    """Jobs to delete, and what is to become of the artifacts that they left."""
+
+    artifacts: ArtifactFate = "keep"
+
+
 class BulkItem(Schema):
     """What came of it for one of them."""
 
     ref: str = Field(description="as it was asked for")
     job: JobStatus | None = Field(default=None, description="how it stands now; of a deleted one, how it stood")
+    kept: list[Artifact] = Field(default_factory=list, description="artifacts that stay after the job was deleted")
+    deleted: list[Artifact] = Field(default_factory=list, description="artifacts that were deleted with the job")
     problem: ProblemDocument | None = None
+
+
+class Deleted(Schema):
+    """A job that was deleted, as it stood, and what has become of its artifacts."""
+
+    job: JobStatus
+    kept: list[Artifact] = Field(default_factory=list, description="they stay under their names")
+    deleted: list[Artifact] = Field(default_factory=list, description="they are gone with the job")
 
 
 class BulkAnswer(Schema):

@@ -74,7 +74,7 @@ def find_inputs(session: Session) -> FindInput:
             path=found.path,
             digest=found.digest,
             maker_id=found.job_id,
-            maker_name=(found.source or "").removeprefix("job:") if found.job_id else None,
+            maker_name=source.removeprefix("job:") if (source := found.source or "").startswith("job:") else None,
         )
 
     return find

@@ -10,6 +10,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.orm import ORMExecuteState
 from sqlmodel import Session
 
 from service.store import json_columns
@@ -67,6 +68,7 @@ class Database:
             session.connection(execution_options={"navarch_write": True})
             touched: set[str] = set()
             event.listen(session, "before_flush", lambda flushed, *_: touched.update(_tables(flushed)))
+            event.listen(session, "do_orm_execute", lambda statement: touched.update(_changed_by(statement)))
             yield session
             session.commit()
             self.writes += 1
@@ -79,6 +81,12 @@ class Database:
 
 def _tables(session: Session) -> set[str]:
     return {row.__tablename__ for rows in (session.new, session.dirty, session.deleted) for row in rows}
+
+
+def _changed_by(statement: ORMExecuteState) -> set[str]:
+    """The table that one statement changes without its rows being loaded."""
+    mapper = statement.bind_mapper if statement.is_update or statement.is_delete else None
+    return {str(mapper.class_.__tablename__)} if mapper is not None else set()
 
 
 def _configure(connection: Any, _record: Any) -> None:

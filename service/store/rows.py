@@ -1,5 +1,7 @@
 """Finds rows by what users call them."""
 
+from collections.abc import Sequence
+
 from sqlmodel import Session, col, select
 
 from service.contract.errors import Problem
@@ -15,3 +17,15 @@ def find_job(session: Session, id_or_name: str) -> Job:
     if job is None:
         raise Problem("job_not_found", f"There is no job {id_or_name!r}.", "`navarch ps -a` lists all jobs.")
     return job
+
+
+def find_jobs(session: Session, refs: Sequence[str]) -> list[Job | Problem]:
+    """The jobs that are meant, by id or name; for each that isn't there the Problem of `find_job`."""
+    by_id = {job.id: job for job in session.exec(select(Job).where(col(Job.id).in_(refs)))}
+    found: list[Job | Problem] = []
+    for ref in refs:
+        try:
+            found.append(by_id.get(ref) or find_job(session, ref))
+        except Problem as problem:
+            found.append(problem)
+    return found

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sqlmodel import Session
 
@@ -276,6 +277,10 @@ class SimulatedEngine:
             found = machine.find(container_id)
             if found is not None:
                 del machine.containers[found.id]
+
+    def hand_over(self, folder: Path, image_id: str, deployment: str) -> None:
+        with self._effect():
+            pass
 
     def follow(
         self, container_id: str, since: int, *, wait: bool, ended: bool = False, tail: int | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.access.paths import Outside, files_below, open_below
+from service.access.paths import Outside, files_below, open_below, remove_tree
 
 
 @pytest.fixture
@@ -158,6 +158,72 @@ def test_a_link_to_a_file_outside_ends_the_listing(root: Path) -> None:
     (root / "a" / "stolen").symlink_to("/etc/passwd")
     with open_below(root, "a") as folder, pytest.raises(Outside):
         list(files_below(folder, root))
+
+
+def deep(folder: Path, levels: int) -> None:
+    """Folders in folders, deeper than any path may name."""
+    at = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+    os.close(at)
+
+
+def test_a_folder_is_removed_however_deep_and_links_are_removed_as_such(root: Path, tmp_path: Path) -> None:
+    deep(root, 3000)
+    (root / "to-folder").symlink_to(tmp_path / "outside")
+    (root / "a" / "to-file").symlink_to(tmp_path / "outside" / "secret")
+    (root / "a" / "b" / "up").symlink_to("..")
+    os.mkfifo(root / "a" / "fifo")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    remove_tree(root)
+    remove_tree(root)  # it is gone: nothing to do
+    assert [path.name for path in tmp_path.iterdir()] == ["outside"]
+    assert (tmp_path / "outside" / "secret").read_text() == "secret"
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_what_is_nested_too_deeply_to_be_a_model_is_not_read(root: Path) -> None:
+    deep(root / "a", 3000)
+    with open_below(root, "a") as folder, pytest.raises(OSError, match="nested too deeply"):
+        list(files_below(folder, root))
+    remove_tree(root)
+
+
+def test_a_link_in_place_of_the_folder_is_not_followed(root: Path, tmp_path: Path) -> None:
+    (root / "link").symlink_to(tmp_path / "outside")
+    with pytest.raises(OSError, match="link"):
+        remove_tree(root / "link")
+    assert (tmp_path / "outside" / "secret").exists()
+
+
+def test_what_can_not_be_removed_is_told_and_the_rest_goes(root: Path) -> None:
+    """As an ordinary account: a folder that its owner may not write is opened up, another account's stays."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another account")
+    for path in (root.parent, root, root / "a", root / "a" / "b"):
+        os.chown(path, 1234, 1234)
+    (root / "theirs").mkdir()
+    (root / "theirs" / "file").touch()
+    (root / "a" / "b").chmod(0o000)
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover
+        status = 1
+        try:
+            os.chdir(root.parent)
+            os.setgid(1234)
+            os.setuid(1234)
+            try:
+                remove_tree(Path("root"))
+            except PermissionError:
+                status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert sorted(path.name for path in root.iterdir()) == ["theirs"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a device node, as a job's container can")

@@ -338,7 +338,10 @@ def test_many_jobs_are_stopped_and_deleted_at_once_each_by_itself(world: World) 
     assert [job.state for job in stopped if isinstance(job, Job)] == ["provisioning"] * 2 + ["stopped"] * 118
     assert isinstance(stopped[-1], Problem) and stopped[-1].code == "job_not_found"
     assert sum(event.actor == "me" for event in world.rows(Event)) == 120 + 118
+    commits: list[set[str]] = []
+    world.database.committed = commits.append
     deleted = world.jobs.delete_many([*queued, "q7"])
+    assert sum("job" in tables for tables in commits) == 3, "others get to write in between"
     assert [result.code for result in deleted if isinstance(result, Problem)] == ["job_active"] * 2
     assert [job.id for job in world.rows(Job)] == running
 

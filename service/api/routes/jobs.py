@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -18,8 +18,8 @@ from service.contract import schemas
 from service.contract.errors import Problem
 from service.intake.submission import Submission
 from service.store.rows import find_job
-from service.store.tables import Job
 
+Result = TypeVar("Result")
 router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 
 
@@ -116,23 +116,34 @@ def list_jobs(
 @router.post("/jobs/stop", response_model=schemas.BulkAnswer, summary="Stop several jobs")
 def stop_jobs(request: Request, body: schemas.BulkRequest) -> Response:
     """Ask up to 1,000 jobs to stop. What can't be done with one is its `problem`, and no matter of the others."""
-    return _bulk(request, body, state_of(request).jobs.stop_many(body.jobs, actor=actor_of(request)))
+    results = state_of(request).jobs.stop_many(body.jobs, actor=actor_of(request))
+    return _bulk(request, body, results, lambda job: {"job": views.job_status(job)})
 
 
 @router.post("/jobs/delete", response_model=schemas.BulkAnswer, summary="Delete several finished jobs")
-def delete_jobs(request: Request, body: schemas.BulkRequest) -> Response:
-    """Forget up to 1,000 finished jobs, their logs, metrics and files; active ones stay (`job_active`)."""
-    return _bulk(request, body, state_of(request).jobs.delete_many(body.jobs, actor=actor_of(request)))
+def delete_jobs(request: Request, body: schemas.DeleteRequest) -> Response:
+    """Forget up to 1,000 finished jobs, their logs, metrics and files; active ones stay (`job_active`).
+
+    Artifacts that they left stay, each in a folder of its own, unless `artifacts` is `delete`.
+    """
+    keep = body.artifacts == "keep"
+    results = state_of(request).jobs.delete_many(body.jobs, actor=actor_of(request), keep_artifacts=keep)
+    return _bulk(request, body, results, lambda found: dict(views.deleted(found)))
 
 
-def _bulk(request: Request, body: schemas.BulkRequest, results: Sequence[Job | Problem]) -> Response:
+def _bulk(
+    request: Request,
+    body: schemas.BulkRequest,
+    results: Sequence[Result | Problem],
+    shown: Callable[[Result], dict[str, Any]],
+) -> Response:
     items = []
     for ref, result in zip(body.jobs, results, strict=True):
         if isinstance(result, Problem):
             document = schemas.ProblemDocument.model_validate(result.document(request.url.path))
             items.append(schemas.BulkItem(ref=ref, problem=document))
         else:
-            items.append(schemas.BulkItem(ref=ref, job=views.job_status(result)))
+            items.append(schemas.BulkItem(ref=ref, **shown(result)))
     return _json(schemas.BulkAnswer(items=items))
 
 
@@ -151,11 +162,20 @@ def stop_job(request: Request, ref: JobRef) -> Response:
         return _json(views.job(session, find_job(session, row.id)), 202)
 
 
-@router.delete("/jobs/{ref}", status_code=204, response_class=Response, summary="Delete a finished job")
-def delete_job(request: Request, ref: JobRef) -> Response:
-    """Forget a finished job, its logs, metrics and files. An active one must be stopped first (`job_active`)."""
-    state_of(request).jobs.delete(ref, actor=actor_of(request))
-    return Response(status_code=204)
+@router.delete("/jobs/{ref}", response_model=schemas.Deleted, summary="Delete a finished job")
+def delete_job(
+    request: Request,
+    ref: JobRef,
+    artifacts: Annotated[
+        schemas.ArtifactFate, Query(description="What becomes of what it left for others; the answer lists it.")
+    ] = "keep",
+) -> Response:
+    """Forget a finished job, its logs, metrics and files. An active one must be stopped first (`job_active`).
+
+    Artifacts that it left stay, each in a folder of its own, unless `artifacts=delete`.
+    """
+    found = state_of(request).jobs.delete(ref, actor=actor_of(request), keep_artifacts=artifacts == "keep")
+    return _json(views.deleted(found))
 
 
 @router.get("/jobs/{ref}/events", response_model=schemas.Page[schemas.Event], summary="What happened to a job")

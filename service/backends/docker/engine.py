@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -27,6 +28,7 @@ from service.backends.base import (
 )
 from service.backends.docker import local_machine
 from service.backends.docker.gpus import probe
+from service.backends.docker.handover import hand_over
 from service.backends.docker.image_files import files_in
 from service.backends.docker.log_stream import DockerLog
 from service.backends.docker.mounting import Mounting, Prepared, put_links
@@ -238,6 +240,10 @@ class DockerHost:
                 if error.status_code not in (404, 409):  # gone, or being removed right now
                     raise
         self._let_go(container_id)
+
+    def hand_over(self, folder: Path, image_id: str, deployment: str) -> None:
+        with engine_errors(f"What lies in {folder} could not be given to this account"):
+            hand_over(self.api, image_id, folder, deployment)
 
     def follow(
         self, container_id: str, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
