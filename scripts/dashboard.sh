@@ -6,6 +6,7 @@
 #   scripts/dashboard.sh PYTHON test     also runs its unit tests
 set -euo pipefail
 PYTHON=$(command -v "${1:-python3}"); WHAT=${2:-build}
+[[ $PYTHON = /* ]] || PYTHON=$PWD/$PYTHON
 cd "$(dirname "$0")/../service/dashboard"
 BIN=$(dirname "$PYTHON")
 [ -x "$BIN/node" ] && export PATH="$BIN:$PATH"

@@ -122,8 +122,6 @@ class Job(Schema):
     reason: str | None = Field(default=None, description="why it is in this state, for machines")
     message: str | None = Field(default=None, description="why it is in this state, for people")
     why: str | None = Field(default=None, description="what a waiting job waits for")
-    why_code: str | None = Field(default=None, description="the same for machines")
-    why_values: dict[str, Any] = Field(default_factory=dict, description="the numbers and names in it")
     spec: dict[str, Any]
     priority: int = 0
     owner: str = Field(default="", description="who submitted it")

@@ -105,11 +105,6 @@ export const en = {
   "reason.internal_error": "Navarch itself failed at this job",
 
   "why.soon": "starts soon",
-  "why.lacks": "needs {need}: {lacks}",
-  "why.behind": "waits behind {job}, which is ahead in the queue",
-  "why.artifact": "waits for the artifact {name} of job {job}",
-  "why.after": "waits for job {job}",
-  "why.retry": "tries again in {seconds} s",
 
   "event.job.is.queued": "waits in the queue",
   "event.job.is.provisioning": "gets its containers",

@@ -107,11 +107,6 @@ export const zh: Record<Key, string> = {
   "reason.internal_error": "Navarch 自身处理此任务时出错",
 
   "why.soon": "即将开始",
-  "why.lacks": "需要 {need}：{lacks}",
-  "why.behind": "排在 {job} 之后",
-  "why.artifact": "等待任务 {job} 的产物 {name}",
-  "why.after": "等待任务 {job}",
-  "why.retry": "{seconds} 秒后重试",
 
   "event.job.is.queued": "进入队列",
   "event.job.is.provisioning": "正在准备容器",

@@ -1,13 +1,12 @@
-// Sentences from codes and numbers, in the reader's language; what has no code yet is shown as the control plane says it.
+// Sentences from codes and numbers, in the reader's language; what has no code is shown as the control plane says it.
 import type { Event, Job } from "../api/client";
 import { t, tOr } from "../i18n";
 
 type Values = Record<string, string | number>;
 
 /** What a queued job waits for. */
-export function why(job: Pick<Job, "why" | "why_code" | "why_values">): string {
-  if (!job.why) return t("why.soon");
-  return job.why_code ? tOr(`why.${job.why_code}`, job.why, (job.why_values ?? {}) as Values) : job.why;
+export function why(job: Pick<Job, "why">): string {
+  return job.why || t("why.soon");
 }
 
 /** Why a job is as it is. */
