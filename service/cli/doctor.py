@@ -111,7 +111,7 @@ def _ssh() -> Check:
 
 
 def _key() -> Check:
-    from service.access.keys import find_key
+    from service.client.ssh import find_key
 
     found = find_key(config_dir())
     if found is None:

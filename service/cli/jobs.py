@@ -204,7 +204,7 @@ def _ssh_line(access: SshAccess) -> str:
     """The plain command; it names the key when it is one that ssh doesn't find by itself."""
     from pathlib import Path
 
-    from service.access.keys import find_key
+    from service.client.ssh import find_key
     from service.locations import config_dir
 
     key = find_key(config_dir())

@@ -107,7 +107,8 @@ def _arguments(settings: Settings) -> list[str]:
 
 def _authorise_own_key(settings: Settings) -> None:
     """Who starts the control plane may log in to its containers."""
-    from service.access.keys import KeyRing, user_key
+    from service.access.keys import KeyRing
+    from service.client.ssh import user_key
     from service.locations import config_dir
 
     KeyRing(settings.data_dir).add(user_key(config_dir()).public)

@@ -18,8 +18,8 @@ from service.cli.submit import authorise
 from service.contract.errors import Problem
 
 if TYPE_CHECKING:
-    from service.access.keys import Login
     from service.client import Client
+    from service.client.ssh import Login
     from service.contract.schemas import Job, SshAccess
 
 WORKDIR = "/workspace"
@@ -109,7 +109,7 @@ def _foreign_key(client: Client, job: Job, login: Login) -> Problem:
 
 def prepare(client: Client, ref: str, wait_s: float) -> tuple[Job, Login]:
     """Everything that a login needs: the container ready, our key, its host key pinned. Raises Problem."""
-    from service.access.keys import Login, pin_host_key, user_key
+    from service.client.ssh import Login, pin_host_key, user_key
     from service.locations import config_dir
 
     job, access = _wait_ready(client, ref, wait_s)

@@ -62,7 +62,7 @@ def submit(
 
 def authorise(client: Client) -> None:
     """Let the control plane's containers know this person's key, once."""
-    from service.access.keys import user_key
+    from service.client.ssh import user_key
     from service.locations import config_dir
 
     key = user_key(config_dir())

@@ -9,9 +9,10 @@ from pathlib import Path
 import docker
 import pytest
 
-from service.access.keys import KeyRing, PublicKey
+from service.access.keys import KeyRing
 from service.backends.docker.engine import DockerHost
 from service.backends.docker.ssh_ready import WrongHostKey, handshake
+from service.contract.ssh_keys import PublicKey
 from service.store.tables import Job, Replica
 from tests.docker.control import Plane, test_settings, until
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from service.access.keys import KeyRing, Login, PublicKey, authorized_keys, find_key, pin_host_key, user_key
+from service.access.keys import KeyRing, authorized_keys
+from service.client.ssh import Login, find_key, pin_host_key, user_key
 from service.contract.errors import Problem
+from service.contract.ssh_keys import PublicKey
 
 
 def make_key(path: Path, kind: str = "ed25519") -> str:
@@ -58,6 +62,15 @@ def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path) -> None:
     assert PublicKey.parse(line).fingerprint == said.stdout.split()[1]
 
 
+def test_a_key_that_lies_in_a_security_token_is_one(tmp_path: Path) -> None:
+    kind = b"sk-ssh-ed25519@openssh.com"
+    blob = b"".join(struct.pack(">I", len(part)) + part for part in (kind, bytes(range(32)), b"ssh:"))
+    line = f"{kind.decode()} {base64.b64encode(blob).decode()} me"
+    (tmp_path / "id.pub").write_text(line)
+    said = subprocess.run(["ssh-keygen", "-lf", str(tmp_path / "id.pub")], capture_output=True, text=True, check=True)
+    assert PublicKey.parse(line).fingerprint == said.stdout.split()[1]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -67,7 +80,10 @@ def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path) -> None:
         'command="rm -rf /" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl',
         "ssh-rsa AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl",
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl a\nssh-rsa AAAA",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9",
+        "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBA" + "A" * 86 + "=",
         "-----BEGIN OPENSSH PRIVATE KEY-----",
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAE\n",
     ],
 )
 def test_what_is_no_plain_public_key_is_refused(line: str) -> None:

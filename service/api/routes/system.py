@@ -9,13 +9,13 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from starlette.responses import JSONResponse
 
-from service.access.keys import PublicKey
 from service.api import views
 from service.api.bodies import BoundedRoute
 from service.api.problems import MEDIA_TYPE, RESPONSES
 from service.api.state import state_of
 from service.contract import schemas
 from service.contract.errors import Problem
+from service.contract.ssh_keys import PublicKey
 
 router = APIRouter(route_class=BoundedRoute, responses=RESPONSES)
 
