@@ -2,6 +2,7 @@
 import { signal } from "@preact/signals";
 import { en } from "./en";
 import { zh } from "./zh";
+import { help } from "./zh-help";
 
 export type Key = keyof typeof en;
 export type Lang = "en" | "zh";
@@ -36,4 +37,9 @@ export function t(key: Key, values: Record<string, string | number> = {}): strin
 /** The sentence of a key that is put together, or what else is known. */
 export function tOr(key: string, fallback: string, values: Record<string, string | number> = {}): string {
   return key in en ? t(key as Key, values) : fallback;
+}
+
+/** What the API says of a field or a unit, in English, in the reader's language. */
+export function tHelp(text: string): string {
+  return lang.value === "zh" ? (help[text] ?? text) : text;
 }

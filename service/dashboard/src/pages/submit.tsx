@@ -5,7 +5,7 @@ import { useEffect, useMemo, useRef } from "preact/hooks";
 import { parse, stringify } from "yaml";
 import { api, ApiError, type Job, need, type Plan } from "../api/client";
 import { useData } from "../api/use";
-import { t, tOr } from "../i18n";
+import { t, tHelp, tOr } from "../i18n";
 import { type FieldSpec, fields, read, type Schema, show } from "../lib/schema";
 import { fromYaml, put, type Spec, toYaml } from "../lib/spec";
 import { attempt, Field, Loading } from "../ui/parts";
@@ -229,7 +229,7 @@ function Fields({ all, spec, errors, change }: FieldsProps) {
       {sections.map((section) => (
         <details key={section.path} open={errors.some((error) => at(error.path, section.path)) || section.required || undefined}>
           <summary>
-            {section.name} <span class="muted small">{section.help}</span>
+            {section.name} <span class="muted small">{tHelp(section.help)}</span>
           </summary>
           <Fields all={section.fields} spec={spec} errors={errors} change={change} />
         </details>
@@ -265,7 +265,7 @@ function Input({ field, spec, error, change }: { field: FieldSpec; spec: Spec; e
   const shown = typed.value ?? value;
   const invalid = Boolean(error) || wrong.value !== "";
   const common = { id, "aria-invalid": invalid, "aria-required": field.required };
-  const help = [field.help, field.unit ? t("submit.unit", { unit: field.unit }) : ""].filter(Boolean).join(" ");
+  const help = [tHelp(field.help), field.unit ? t("submit.unit", { unit: tHelp(field.unit) }) : ""].filter(Boolean).join(" ");
   return (
     <Field id={id} label={field.name} help={help || undefined} error={wrong.value || error} wide={["lines", "pairs", "yaml"].includes(field.kind) || field.name === "command"}>
       {field.kind === "choice" ? (
