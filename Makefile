@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export NAVARCH_STATE := $(STATE)
 export PYTHON
 
-.PHONY: help demo down test test-unit test-dashboard test-training test-docker test-browser lint bench clean
+.PHONY: help demo down test test-unit test-dashboard test-training test-docker test-browser lint soak bench clean
 
 help:                 ## what can be made
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: *[^#]*##/\t/' | expand -t 18
@@ -53,6 +53,11 @@ lint: $(VENV)/.dev ## ruff, ruff format, mypy --strict, import contracts, unused
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+soak: $(VENV)/.dev ## kill -9 the control plane 200 times on a real engine: nothing may be lost, doubled, leaked (KILLS=, SEED=)
+	@bash scripts/engine.sh
+	@bash scripts/packages.sh demo
+	$(BIN)/python -m tests.soak.kills --kills $(or $(KILLS),200) --seed $(or $(SEED),1)
 
 bench: $(VENV)/.dev ## the control plane's figures, printed and appended to .navarch/bench.jsonl
 	@bash scripts/engine.sh

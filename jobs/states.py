@@ -18,7 +18,6 @@ class ReplicaState(StrEnum):
     """What was last seen of one container. `gone` means that somebody else removed it."""
 
     PENDING = "pending"
-    CREATED = "created"
     STARTED = "started"
     READY = "ready"
     EXITED = "exited"
@@ -93,6 +92,7 @@ class Reason(StrEnum):
     HOST_REBOOTED = "host_rebooted"
     IMAGE_UNAVAILABLE = "image_unavailable"
     IMAGE_UNSUITABLE = "image_unsuitable"
+    ENGINE_REFUSED = "engine_refused"
     PORT_UNAVAILABLE = "port_unavailable"
     GPU_UNAVAILABLE = "gpu_unavailable"
     START_TIMEOUT = "start_timeout"
@@ -131,6 +131,7 @@ _REASONS: dict[Reason, ReasonFacts] = {
     Reason.HOST_REBOOTED: _system("the host was rebooted under the job"),
     Reason.IMAGE_UNAVAILABLE: _user("the image is not on the host and can't be pulled", retried=False),
     Reason.IMAGE_UNSUITABLE: _user("the image can't run this job", retried=False),
+    Reason.ENGINE_REFUSED: _user("the engine refused the container", retried=False),
     Reason.PORT_UNAVAILABLE: _system("a host port was already taken"),
     Reason.GPU_UNAVAILABLE: _system("the host could not give the GPUs to the container"),
     Reason.START_TIMEOUT: _system("the container did not become ready in time"),
@@ -154,11 +155,15 @@ class AfterAttempt:
     """Whether this uses up one of the user's retries."""
 
 
+def _delay(first_s: float, earlier: int) -> float:
+    return min(300.0, first_s * 2.0 ** min(earlier, 10))
+
+
 def after_attempt(reason: Reason, retries: int, user_retries_used: int, system_retries_used: int) -> AfterAttempt:
     """Another attempt or a terminal state. Delays double from 1 s (user) or 2 s (system) up to 5 min."""
     facts = reason.facts
     if facts.retried and facts.fault is Fault.SYSTEM and system_retries_used < MAX_SYSTEM_RETRIES:
-        return AfterAttempt(JobState.QUEUED, min(300.0, 2.0 * 2**system_retries_used), user_retry=False)
+        return AfterAttempt(JobState.QUEUED, _delay(2.0, system_retries_used), user_retry=False)
     if facts.retried and facts.fault is Fault.USER and user_retries_used < retries:
-        return AfterAttempt(JobState.QUEUED, min(300.0, 1.0 * 2**user_retries_used), user_retry=True)
+        return AfterAttempt(JobState.QUEUED, _delay(1.0, user_retries_used), user_retry=True)
     return AfterAttempt(facts.outcome, 0.0, user_retry=False)

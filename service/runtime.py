@@ -3,24 +3,28 @@
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry
 
 from service.access.mounts import MountRules
 from service.access.private import private_folder
 from service.access.secrets import SecretBox
 from service.artifacts.digests import Digests
 from service.artifacts.registry import Artifacts
+from service.backends.base import Backend, Gang
+from service.backends.docker.backend import DockerBackend
 from service.backends.docker.hosts import LOCAL, DockerHosts, ensure_local_host
 from service.backends.docker.ssh_ready import handshake
-from service.backends.errors import ImageMissing
 from service.builds.look import ImageLook
 from service.builds.queue import Builds
-from service.builds.references import find_image
 from service.collector.collector import Collector
 from service.collector.hub import Hub
 from service.collector.reader import LogReader
 from service.contract.schemas import Check
 from service.control.context import Context, latest_attempt
+from service.control.figures import Figures
 from service.control.invariants import examine
 from service.control.loop import Controller
 from service.intake.commands import Jobs
@@ -47,7 +51,10 @@ class Runtime:
         self.hub = Hub()
         self.database = Database(settings.url)
         self.engines = DockerHosts(self.database, settings)
-        self.collector = Collector(self.engines, self.database, settings, self.hub, self._woken)
+        docker = DockerBackend(self.engines, self.database, settings, time.time)
+        self.backends: Mapping[str, Backend] = {docker.name: docker}
+        self.collector = Collector(docker, self.database, settings, self.hub, self._woken)
+        self.figures = Figures()
         look = ImageLook(self.engines)
         self.jobs = Jobs(
             database=self.database,
@@ -79,8 +86,9 @@ class Runtime:
         context = Context(
             database=self.database,
             settings=self.settings,
-            engines=self.engines,
+            backends=self.backends,
             collector=self.collector,
+            figures=self.figures,
             deployment=self.deployment,
             clock=time.time,
             secrets=SecretBox(self.settings.data_dir),
@@ -123,29 +131,31 @@ class Runtime:
         with self.database.write() as session:
             session.merge(Meta(key="heartbeat", value=str(int(time.time()))))
 
+    @property
+    def registries(self) -> list[CollectorRegistry]:
+        """The figures of the parts that keep their own."""
+        return [self.collector.figures.registry, self.figures.registry]
+
     def consistency(self) -> list[Check]:
-        """The database against the engines' real containers."""
-        return examine(self.database, self.engines, self.deployment)
+        """The database against the real containers."""
+        return examine(self.database, self.backends.values())
 
     def _submitted(self, job_id: str) -> None:
         self.hub.notify(job_id)
         if self.controller is not None:
-            self.controller.submitted()
+            self.controller.room()
 
     def _committed(self, tables: set[str]) -> None:
         for table in tables & _TOPICS.keys():
             self.hub.notify(_TOPICS[table])
 
     def _hand_over(self, job: Job, folder: Path) -> None:
-        """Through a container of the job's own image, on the host on which it ran. Raises EngineError."""
+        """What its containers wrote, by the backend that ran them. Raises EngineError."""
         with self.database.read() as session:
-            _, replicas = latest_attempt(session, job)
-        engine = self.engines.engine(replicas[0].host if replicas else LOCAL)
-        reference = str(job.document.get("image", ""))
-        image = find_image(engine, reference)
-        if image is None:
-            raise ImageMissing(f"its image {reference} is not there any more")
-        engine.hand_over(folder, image.id, self.deployment)
+            attempt, replicas = latest_attempt(session, job)
+        if attempt is not None:
+            image = str(job.document.get("image", ""))
+            self.backends[attempt.backend].hand_over(Gang.of(attempt, replicas), image, folder)
 
     def _stopping(self, job_id: str) -> None:
         self.hub.notify(job_id)

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     log_quota_bytes: int = 256 * 1024 * 1024
     """Size of one replica's log at which its oldest half is dropped."""
     workers: int = 8
-    """Jobs that the controller handles side by side."""
+    """Pieces of work of one kind on one host that are done side by side."""
     log_to_stderr: bool = True
     """Whether the control plane's own log goes to standard error, too, besides its file."""
     sweep_s: float = 15.0

@@ -109,7 +109,7 @@ def _answer(runtime: Runtime, result: Submitted | Exception) -> _Answer | Except
 def _metrics(meter: Meter) -> Callable[[Request], Response]:
     def metrics(request: Request) -> Response:
         state = state_of(request)
-        text = exposition(meter, state.database, state.runtime.collector.figures.registry)
+        text = exposition(meter, state.database, *state.runtime.registries)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return metrics

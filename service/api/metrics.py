@@ -61,6 +61,8 @@ def exposition(meter: Meter, database: Database, *others: CollectorRegistry) -> 
             (host.reachable, len((host.facts or {}).get("gpus") or [])) for host in session.exec(select(tables.Host))
         ]
         held = session.exec(select(func.count(col(tables.GpuLease.gpu)))).one()
+    writes = Gauge("navarch_write_transactions", "Write transactions since the start", registry=registry)
+    writes.set(database.writes)
     for state in JobState:
         jobs.labels(state.value).set(counted.get(state.value, 0))
     for reachable in (True, False):

@@ -1,177 +1,220 @@
-"""The interface to one host's engine: the few things that the controller and the collector ask of it."""
+"""What runs gangs of containers: the one interface that control works with, whatever is behind it.
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+Written for more than Docker: a batch system lets a gang wait in a queue of its own, chooses hosts and ports itself,
+forgets ids and gives them again. So a gang has a token of its own, hosts are known when a reservation stands, and
+`Phase.UNKNOWN` is an answer: it is neither success nor failure, and the job keeps all it has meanwhile.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
-from jobs.launch import ContainerPlan
-
-
-@dataclass(frozen=True)
-class Gpu:
-    uuid: str
-    name: str
-    memory_mib: int
-    index: int
+from jobs.launch import Address, ContainerPlan
+from jobs.spec import JobSpec
+from jobs.states import Reason
+from service.backends.engines import ImageFacts, LogStream
+from service.backends.errors import EngineError
+from service.store.tables import Attempt, Replica
 
 
 @dataclass(frozen=True)
-class EngineFacts:
-    """What an engine says of itself and its machine."""
+class Seat:
+    """One container of a gang, as the database has it."""
 
-    version: str
-    cpus: int
-    memory_bytes: int
-    boot_id: str | None = None
-    """Changes when the machine is rebooted; None when that can't be seen from here."""
-    started_at: float | None = None
-    """When the engine itself was started; None when that can't be seen from here."""
+    rank: int
+    container: str
+    """Its name, which is decided before it is made."""
+    host_id: str | None
+    container_id: str | None
 
-
-DEFAULT_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""PATH where an image says nothing."""
+    @property
+    def key(self) -> str:
+        return self.container_id or self.container
 
 
 @dataclass(frozen=True)
-class ImageFacts:
-    id: str
-    reference: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    user: str = ""
-    """Its USER; empty: root."""
-    entrypoint: tuple[str, ...] = ()
-    volumes: tuple[str, ...] = ()
-    healthcheck: bool = False
-    search_path: str = DEFAULT_SEARCH_PATH
-    """Its PATH."""
+class Gang:
+    """One attempt at a job, as a backend sees it."""
+
+    job_id: str
+    attempt: int
+    seats: tuple[Seat, ...]
+
+    @classmethod
+    def of(cls, attempt: Attempt, replicas: Sequence[Replica]) -> Self:
+        seats = tuple(Seat(r.node_rank, r.container_name, r.host_id, r.container_id) for r in replicas)
+        return cls(attempt.job_id, attempt.number, seats)
+
+    def only(self, ranks: Collection[int]) -> "Gang":
+        """The same gang, but only these ranks of it."""
+        return Gang(self.job_id, self.attempt, tuple(seat for seat in self.seats if seat.rank in ranks))
+
+    @property
+    def token(self) -> str:
+        """By which a backend recognises what it runs for this attempt and no other."""
+        return f"{self.job_id}.{self.attempt}"
+
+
+class Phase(StrEnum):
+    ABSENT = "absent"
+    """It was never made, as far as the backend knows."""
+    CREATED = "created"
+    """It is there, and was never started."""
+    RUNNING = "running"
+    ENDED = "ended"
+    GONE = "gone"
+    """It was there, and somebody else removed it."""
+    UNKNOWN = "unknown"
+    """The backend can't tell now: its host doesn't answer, or it lost sight of it."""
 
 
 @dataclass(frozen=True)
-class ContainerFacts:
-    """One container as the engine sees it."""
+class Sight:
+    """What a backend sees of one container."""
 
-    id: str
-    name: str
-    labels: Mapping[str, str]
-    running: bool
-    started: bool
-    """Whether it was ever started."""
+    rank: int
+    phase: Phase
+    place: str = ""
+    """Where it runs, as people call it."""
+    says: str = ""
+    """Why nothing is known."""
     exit_code: int | None = None
     """None while it runs, or when it never ran."""
     oom_killed: bool = False
     error: str = ""
+    """The backend's own words about its end."""
     started_at: float | None = None
     finished_at: float | None = None
-    created_at: float | None = None
+    interruption: tuple[Reason, str] | None = None
+    """What took it down together with everything around it."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it doesn't run and never will."""
+        return self.phase in (Phase.ABSENT, Phase.CREATED, Phase.ENDED, Phase.GONE)
 
 
 @dataclass(frozen=True)
-class Created:
-    """A container that is there now, and whether it was ever started: then it must not be started again."""
+class Waiting:
+    """A reservation that doesn't stand yet; the job is woken when there is more to say."""
 
-    id: str
-    started: bool = False
+    says: str
 
 
-class LogStream(Protocol):
-    """A container's log that is being read: batches of whole lines, as they come.
+@dataclass(frozen=True)
+class Reserved:
+    """Everything that a launch needs is there."""
 
-    A line is `TIME TEXT` and a line break, in UTF-8 as far as the container printed that; TIME is RFC 3339 with nine
-    digits of a second, as the engine wrote it. One that ends with CR LF is the state of a progress bar: it passes.
+    addresses: tuple[Address, ...]
+    """Where each rank is reached by the others, in their order."""
+    images: tuple[ImageFacts, ...]
+    """The image as it is where each rank runs."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    rank: int
+    container_id: str
+
+
+class RunFolder(Protocol):
+    """A job's run folder, where its containers see it; it may lie on another machine than the control plane."""
+
+    @property
+    def path(self) -> Path:
+        """Its name on its host."""
+        ...
+
+    def make(self) -> None: ...
+
+
+class Listener(Protocol):
+    """Who is told what happened."""
+
+    def wake(self, job_id: str) -> None:
+        """Something happened to this job."""
+        ...
+
+    def room(self) -> None:
+        """There may be room for jobs that wait."""
+        ...
+
+
+InLane = Callable[[str, str, Callable[[], None]], None]
+"""Has a kind of work done for a host (or whatever else can be slow by itself) by the workers of that lane."""
+
+
+class Backend(Protocol):
+    """Runs gangs. What it is asked it answers at once or within seconds; every method may be repeated after a crash.
+
+    Methods may raise the errors of service.backends.errors: `Unreachable` when nothing is known, others when the gang
+    can't be had.
     """
 
-    def __iter__(self) -> Iterator[list[bytes]]: ...
-
-    def close(self) -> None:
-        """Ends the iteration, also one that waits; any thread may."""
+    def start(self, deployment: str, listener: Listener, in_lane: InLane) -> None:
+        """Called once, before anything else: whose gangs, whom to tell what happens, who does what is slow."""
         ...
 
+    def stop(self) -> None:
+        """Ends that; the gangs run on."""
+        ...
 
-@dataclass(frozen=True)
-class EngineEvent:
-    """Something happened to a container of ours: start, die, oom, destroy, …"""
+    def reserve(self, gang: Gang, spec: JobSpec) -> Reserved | Waiting:
+        """Sees to it that the gang can be launched: its place in a queue, its images. Asked again until it stands."""
+        ...
 
-    action: str
-    container_id: str
-    job_id: str
-    time: float
+    def withdraw(self, gang: Gang) -> None:
+        """Nobody is going to launch the gang any more: what is under way for it alone ends."""
+        ...
 
+    def launch(
+        self,
+        gang: Gang,
+        spec: JobSpec,
+        plans: Sequence[ContainerPlan],
+        reserved: Reserved,
+        cancelled: Callable[[], bool],
+    ) -> list[Launched]:
+        """Makes and starts every container that was never started; one that has run is left as it is.
 
-class Engine(Protocol):
-    """One host's engine. Every method may raise the errors of service.backends.errors."""
-
-    def facts(self) -> EngineFacts: ...
-
-    def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
-        """The machine's GPUs, by a short probe container; empty when there are none or no image to probe with.
-
-        Probes that an earlier process of the deployment left behind are removed.
+        Raises Cancelled between two of its deeds when `cancelled` says so.
         """
         ...
 
-    def image(self, reference: str) -> ImageFacts | None:
-        """An image that is present, or None."""
+    def observe(self, gang: Gang) -> list[Sight]:
+        """Every container of the gang, in the order of the ranks; UNKNOWN where nothing is known. Raises nothing."""
         ...
 
-    def holding(self, image_id: str, paths: tuple[str, ...]) -> frozenset[str]:
-        """Which of these files an image has; nothing of it is run."""
+    def release(self, gang: Gang) -> None:
+        """Opens the barrier at which the ranks wait for each other."""
         ...
 
-    def offered(self, reference: str) -> None:
-        """Returns when the image's registry has it. Raises ImageMissing with what it, or the way to it, said."""
+    def signal(self, gang: Gang, ranks: Sequence[int], name: str) -> None:
+        """Sends a signal to those that run."""
         ...
 
-    def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts: ...
-
-    def create(self, plan: ContainerPlan) -> Created:
-        """Creates the container and puts its files in. An equal one that is there already is taken, as it is."""
-        ...
-
-    def start(self, container_id: str) -> None:
-        """Starts a container that never ran. Engines start one that has ended again: see `Created.started`."""
-        ...
-
-    def put(self, container_id: str, files: Mapping[str, bytes]) -> None:
-        """Writes files into /run/navarch of a container."""
-        ...
-
-    def inspect(self, name_or_id: str) -> ContainerFacts | None: ...
-
-    def containers(self, deployment: str) -> list[ContainerFacts]:
-        """Every container of a deployment, in whatever state."""
-        ...
-
-    def signal(self, container_id: str, name: str) -> None:
-        """Sends a signal; nothing happens when the container doesn't run any more."""
-        ...
-
-    def remove(self, container_id: str) -> None:
-        """Removes a container that has ended; nothing happens when it is gone already."""
-        ...
-
-    def hand_over(self, folder: Path, image_id: str, deployment: str) -> None:
-        """Makes all that containers wrote into a run folder the property of this process's account."""
-        ...
-
-    def follow(
-        self, container_id: str, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
+    def logs(
+        self, replica: Replica, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
     ) -> LogStream:
-        """Lines from the second `since` on, the last `tail` of them; with `wait` as they come until the container ends.
-
-        `ended`: the container has ended, so that what it printed last without a line break is a line, too.
-        Raises ContainerGone.
-        """
+        """The log of one container, as `Engine.follow` gives it. Raises ContainerGone."""
         ...
 
-    def events(self, deployment: str) -> Iterator[EngineEvent | None]:
-        """Events of a deployment's containers as they come; the first item is None and says that the stream stands."""
+    def remove(self, gang: Gang) -> list[int]:
+        """Removes the containers, running or not; the ranks whose container is gone now."""
         ...
 
-    def close(self) -> None: ...
+    def run_folder(self, job_id: str) -> RunFolder: ...
 
+    def hand_over(self, gang: Gang, image: str, folder: Path) -> None:
+        """Makes all that the gang's containers wrote into a run folder the property of this process's account."""
+        ...
 
-class Engines(Protocol):
-    """The engines of all hosts."""
+    def sweep(self) -> None:
+        """Looks for what was missed: new hosts, containers that nobody wants any more. The first time at once."""
+        ...
 
-    def engine(self, host_id: str) -> Engine: ...
+    def strays(self) -> Iterator[tuple[str, list[str] | EngineError]]:
+        """For each place that is in use: what runs there although no attempt has it, or why it doesn't answer."""
+        ...

@@ -1,27 +1,39 @@
-"""What an engine can refuse, told apart by what has to be done about it."""
-
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import docker.errors
-import requests.exceptions
-import urllib3.exceptions
+"""What a backend can refuse, told apart by what has to be done about it."""
 
 
 class EngineError(Exception):
-    """The engine refused something, with its own words."""
+    """The engine refused something, with its own words. It may do it the next time."""
 
 
 class Unreachable(EngineError):
     """The engine doesn't answer: nothing is known about what it runs."""
 
 
-class ImageMissing(EngineError):
+class Cancelled(Exception):
+    """Somebody asked that it should not go on."""
+
+
+class Refused(EngineError):
+    """Asking again would get the same answer."""
+
+
+class BadContainer(Refused):
+    """The engine refuses the container itself: a mount, a limit, a command that isn't there."""
+
+
+class ContainerGone(EngineError):
+    """The container isn't there any more."""
+
+
+class ImageMissing(Refused):
     """The image isn't on the host and couldn't be got."""
 
 
-class PortTaken(EngineError):
+class ImageUnsuitable(Refused):
+    """The image is there and can't run this job."""
+
+
+class PortTaken(Refused):
     """A host port is used by something else."""
 
     def __init__(self, message: str, port: int | None) -> None:
@@ -29,28 +41,20 @@ class PortTaken(EngineError):
         self.port = port
 
 
-class GpuUnavailable(EngineError):
+class GpuUnavailable(Refused):
     """The engine can't hand GPUs to containers, or not these."""
 
 
-class NoSpace(EngineError):
+class NoSpace(Refused):
     """The engine's disk is full."""
 
 
-class BadContainer(EngineError):
-    """The engine refuses the container itself: a mount, a limit, a command that isn't there."""
-
-
-class MountRefused(EngineError):
+class MountRefused(Refused):
     """What a mount names may not be mounted now, or is not there (`missing`)."""
 
     def __init__(self, message: str, hint: str | None, *, missing: bool) -> None:
         super().__init__(f"{message} {hint or ''}".strip())
         self.missing = missing
-
-
-class ContainerGone(EngineError):
-    """The container isn't there any more."""
 
 
 class NameTaken(EngineError):
@@ -59,44 +63,3 @@ class NameTaken(EngineError):
     def __init__(self, message: str, container_id: str) -> None:
         super().__init__(message)
         self.container_id = container_id
-
-
-_PORT = re.compile(r"port is already allocated|address already in use|bind: permission denied", re.IGNORECASE)
-_PORT_NUMBER = re.compile(r"(?:[\d.]+|\[[^\]]*\]|::):(\d+)")
-_GPU = re.compile(r"could not select device driver|nvidia-container|nvidia driver|unknown device|cuda", re.IGNORECASE)
-
-
-def explained(error: docker.errors.APIError) -> EngineError:
-    """The engine's answer as one of the errors above."""
-    words = str(error.explanation or error)
-    if "no space left on device" in words:
-        return NoSpace(words)
-    if _PORT.search(words):
-        found = _PORT_NUMBER.search(words)
-        return PortTaken(words, int(found.group(1)) if found else None)
-    if _GPU.search(words):
-        return GpuUnavailable(words)
-    if isinstance(error, docker.errors.ImageNotFound):
-        return ImageMissing(words)
-    if error.status_code is not None and 400 <= error.status_code < 500:
-        return BadContainer(words)
-    if "OCI runtime" in words or "invalid mount" in words or "error while creating mount" in words:
-        return BadContainer(words)
-    return EngineError(words)
-
-
-@contextmanager
-def engine_errors(what: str) -> Iterator[None]:
-    """Turns the SDK's and the transport's exceptions into EngineErrors."""
-    try:
-        yield
-    except docker.errors.APIError as error:
-        raise explained(error) from error
-    except (
-        requests.exceptions.RequestException,
-        urllib3.exceptions.HTTPError,
-        docker.errors.DockerException,
-        OSError,
-        ValueError,  # a read on a connection that another thread closed
-    ) as error:
-        raise Unreachable(f"{what}: {error}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import images
 from jobs.launch import CONTAINER_DIR, TRAINING_BIN, ContainerPlan
 from jobs.spec import JobSpec
-from service.backends.base import ImageFacts
+from service.backends.engines import ImageFacts
 from service.builds.references import SYSTEM_LABEL
 
 TARGET_LABEL = "navarch.target"

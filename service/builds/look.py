@@ -7,7 +7,7 @@ from functools import partial
 
 from jobs.placement import HostCapacity
 from jobs.spec import JobSpec
-from service.backends.base import Engine, Engines, ImageFacts
+from service.backends.engines import Engine, Engines, ImageFacts
 from service.backends.errors import EngineError
 from service.builds.fitness import LOOKED_FOR, Misfit, misfit
 from service.builds.references import find_image

@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 
 from images.recipes import builtin_recipes
-from service.backends.base import Engine, ImageFacts
+from service.backends.engines import Engine, ImageFacts
 
 SYSTEM_LABEL = "navarch.recipe"
 """On every image that has Navarch's sshd and entrypoint in it."""

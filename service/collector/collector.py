@@ -3,9 +3,8 @@
 import threading
 from collections.abc import Callable
 
-from service.backends.base import Engines
 from service.collector.figures import Figures
-from service.collector.follower import Follower
+from service.collector.follower import Follower, LogSource
 from service.collector.hub import Hub
 from service.collector.log_end import LogEnd
 from service.settings import Settings
@@ -21,13 +20,13 @@ class Collector:
 
     def __init__(
         self,
-        engines: Engines,
+        source: LogSource,
         database: Database,
         settings: Settings,
         hub: Hub,
         ended: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._engines, self._database, self._settings, self._hub = engines, database, settings, hub
+        self._source, self._database, self._settings, self._hub = source, database, settings, hub
         self._ended = ended
         self.figures = Figures()
         self._lock = threading.Lock()
@@ -73,7 +72,7 @@ class Collector:
             if known is not None and not gone:
                 return known
             follower = Follower(
-                self._engines, self._database, self._settings, self._hub, replica, attempt, self.figures, self._ended
+                self._source, self._database, self._settings, self._hub, replica, attempt, self.figures, self._ended
             )
             self._running[replica.id] = follower
         follower.start()

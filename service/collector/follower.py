@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
-from service.backends.base import Engines, LogStream
+from service.backends.engines import LogStream
 from service.backends.errors import ContainerGone, EngineError
 from service.collector.events import PREFIX
 from service.collector.figures import Figures
@@ -37,6 +38,14 @@ _TAIL_LINES = 2000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
+class LogSource(Protocol):
+    """Where logs come from: the backend that runs the containers."""
+
+    def logs(
+        self, replica: Replica, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
+    ) -> LogStream: ...
+
+
 @dataclass(frozen=True)
 class Pass:
     """How far one reading of a log came."""
@@ -55,7 +64,7 @@ class Follower:
 
     def __init__(
         self,
-        engines: Engines,
+        source: LogSource,
         database: Database,
         settings: Settings,
         hub: Hub,
@@ -64,7 +73,7 @@ class Follower:
         figures: Figures | None = None,
         ended: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._engines, self._database, self._hub = engines, database, hub
+        self._source, self._database, self._hub = source, database, hub
         self._quota = settings.log_quota_bytes
         self._job_dir: Path = settings.job_dir(replica.job_id)
         self._replica, self._attempt = replica, attempt
@@ -118,9 +127,7 @@ class Follower:
         try:
             lifter = self._lifter(writer.end)
             try:
-                name = self._replica.container_id or self._replica.container_name
-                engine = self._engines.engine(self._replica.host)
-                self._stream = engine.follow(name, writer.since, wait=wait, ended=ended)
+                self._stream = self._source.logs(self._replica, writer.since, wait=wait, ended=ended)
                 return self._read(self._stream, writer, lifter, wait=wait, ended=ended)
             except EngineError:
                 self._settle(lifter, writer, flush=True)
@@ -245,9 +252,7 @@ class Follower:
         writer = LogWriter(self.path, self._quota)
         try:
             lifter = self._lifter(writer.end)
-            name = self._replica.container_id or self._replica.container_name
-            engine = self._engines.engine(self._replica.host)
-            stream = engine.follow(name, 0, wait=False, ended=True, tail=_TAIL_LINES)
+            stream = self._source.logs(self._replica, 0, wait=False, ended=True, tail=_TAIL_LINES)
             before = writer.newest
             newer = [line for batch in stream for line in batch if line[: line.find(b" ")] > before]
             if newer:

@@ -1,7 +1,7 @@
-"""What every step works with: database, engines, collector, clock; and how it reads and writes its job."""
+"""What every step works with: database, backends, collector, clock; and how it reads and writes its job."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -9,10 +9,12 @@ from typing import Protocol, TypeVar
 from sqlmodel import Session, col, select
 
 from jobs.spec import JobSpec
+from jobs.states import Desired
 from jobs.stored import read_stored
 from service.access.secrets import SecretBox
-from service.backends.base import Engines
+from service.backends.base import Backend, Gang
 from service.collector.log_end import LogEnd as LogEnd
+from service.control.figures import Figures
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Attempt, Job, Replica
@@ -44,6 +46,20 @@ class Work:
     attempt: Attempt | None
     replicas: list[Replica]
 
+    @property
+    def placed(self) -> Attempt:
+        """The attempt of a job that has one under way."""
+        assert self.attempt is not None
+        return self.attempt
+
+    @property
+    def gang(self) -> Gang:
+        return Gang.of(self.placed, self.replicas)
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        return frozenset(replica.host_id for replica in self.replicas if replica.host_id is not None)
+
 
 @dataclass(frozen=True)
 class Next:
@@ -59,16 +75,19 @@ NOTHING = Next()
 class Context:
     database: Database
     settings: Settings
-    engines: Engines
+    backends: Mapping[str, Backend]
     collector: LogCollector
     deployment: str
     clock: Callable[[], float]
     secrets: SecretBox
     handshake: Callable[[str, int, str], bool]
-    patience_s: float = 2.0
-    """How long one step waits for sshd before it lets others work."""
+    figures: Figures = field(default_factory=Figures)
+    freed: Callable[[], None] = lambda: None
+    """Told that leases were given back, or that a job is back in the queue."""
     changed: Callable[[str], None] = lambda _: None
     """Told the id of a job whose row changed."""
+    ending: threading.Event = field(default_factory=threading.Event)
+    """Set when the control plane ends: whatever is slow breaks off."""
     _specs: dict[str, JobSpec] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -82,6 +101,18 @@ class Context:
                     self._specs.clear()
                 self._specs[job.id] = found
         return found
+
+    def backend(self, work: Work) -> Backend:
+        """What runs the job's attempt."""
+        return self.backends[work.placed.backend]
+
+    def wanted(self, work: Work) -> bool:
+        """Whether nobody has asked the job to stop since its step began."""
+        if self.ending.is_set():
+            return False
+        with self.database.read() as session:
+            job = session.get(Job, work.job.id)
+            return job is not None and job.desired != Desired.STOP
 
     def load(self, job_id: str) -> Work | None:
         """The job as it is now; None when it is gone."""

@@ -1,31 +1,45 @@
-"""The way into `stopping`, and what to do about hosts that don't answer: used by several steps."""
+"""The way into `stopping`, and what is done about backends that don't answer: moves that several steps may make."""
 
 from jobs.states import JobState, Reason
 from jobs.units import format_duration
 from service.control.context import Context, Next, Work, again
+from service.control.moves import Stop, Unanswered, Wait
 from service.control.outcome import Outcome
 from service.store.events import record_job, transition
 
 _UNREACHABLE_POLL_S = 2.0
+_GRACE_S = 120.0
+
+
+def make_common(context: Context, work: Work, move: Wait | Unanswered | Stop) -> Next:
+    """Makes a move that is the same in every state."""
+    match move:
+        case Wait():
+            _answers(context, work)
+            return Next(move.after_s)
+        case Unanswered():
+            return mark_unreachable(context, work, move.says)
+        case Stop():
+            return begin_stopping(context, work, move.outcome, move.says)
 
 
 def begin_stopping(context: Context, work: Work, outcome: Outcome, says: str | None = None) -> Next:
     """Writes down why the attempt ends, and when what still runs is killed; the next step does the rest."""
-    assert work.attempt is not None
     now = context.clock()
-    grace = context.spec(work.job).grace
+    context.backend(work).withdraw(work.gang)
     with context.writing(work) as (session, job):
-        row = again(session, work.attempt)
+        row = again(session, work.placed)
         row.state = JobState.STOPPING.value
         row.reason, row.message, row.final = outcome.reason.value, outcome.message, outcome.final
-        row.stop_deadline = now + grace
+        row.stop_deadline = now + _grace(context, work)
+        job.failures = 0
         transition(session, job, JobState.STOPPING, says or outcome.message, reason=outcome.reason, now=now)
     work.attempt = row
     return Next(0.0)
 
 
 def mark_unreachable(context: Context, work: Work, error: str) -> Next:
-    """The host doesn't answer: the job keeps all it has until the grace is over."""
+    """Its host doesn't answer: the job keeps all it has until the grace is over."""
     now = context.clock()
     since = work.job.unreachable_since
     if since is None:
@@ -40,8 +54,15 @@ def mark_unreachable(context: Context, work: Work, error: str) -> Next:
     return Next(_UNREACHABLE_POLL_S)
 
 
-def mark_reachable(context: Context, work: Work) -> None:
-    """The host answers again."""
+def _grace(context: Context, work: Work) -> float:
+    try:
+        return context.spec(work.job).grace
+    except Exception:  # a job whose spec can't be read any more must be able to end, too
+        return _GRACE_S
+
+
+def _answers(context: Context, work: Work) -> None:
+    """The host answers (again)."""
     if work.job.unreachable_since is None:
         return
     with context.writing(work) as (session, job):

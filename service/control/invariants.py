@@ -1,33 +1,31 @@
-"""What must always hold between the database and the engines, checked for real: `navarch doctor` shows it."""
+"""What must always hold between the database and the backends, checked for real: `navarch doctor` shows it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from sqlmodel import Session, col, select
 
-from jobs.launch import LABEL_ATTEMPT, LABEL_JOB, LABEL_REPLICA
 from jobs.states import PLACED, TERMINAL, JobState
-from service.backends.base import Engines
+from service.backends.base import Backend
 from service.backends.errors import EngineError
 from service.contract.schemas import Check
 from service.store.database import Database
-from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica
+from service.store.tables import Attempt, GpuLease, Holder, Job, PortLease
 
 
-def examine(database: Database, engines: Engines, deployment: str) -> list[Check]:
+def examine(database: Database, backends: Iterable[Backend]) -> list[Check]:
     """One check for each invariant; a failed one names the rows or containers. Changes nothing."""
     with database.read() as session:
         checks = [
             _check("leases", _leases_of_ended_attempts(session), "every lease belongs to an attempt under way"),
             _check("attempts", _wrong_attempts(session), "placed jobs have one attempt under way, others none"),
         ]
-        hosts = list(session.exec(select(Host).where(Host.lifecycle != "removed", col(Host.reachable).is_(True))))
-    for host in hosts:
-        try:
-            strays = list(_strays(database, engines, deployment, host))
-        except EngineError as error:
-            checks.append(Check(name=f"containers on {host.name}", ok=False, detail=str(error)))
-            continue
-        checks.append(_check(f"containers on {host.name}", strays, "every running container belongs to an attempt"))
+    for backend in backends:
+        for place, strays in backend.strays():
+            name = f"containers on {place}"
+            if isinstance(strays, EngineError):
+                checks.append(Check(name=name, ok=False, detail=str(strays)))
+            else:
+                checks.append(_check(name, strays, "every running container belongs to an attempt"))
     return checks
 
 
@@ -60,26 +58,3 @@ def _wrong_attempts(session: Session) -> list[str]:
     ):
         wrong.append(f"job {job.name} is {job.state}, but an attempt is under way")
     return wrong
-
-
-def _strays(database: Database, engines: Engines, deployment: str, host: Host) -> Iterator[str]:
-    """Containers are listed before the rows are read, and looked at again after: work goes on meanwhile."""
-    engine = engines.engine(host.id)
-    listed = [container for container in engine.containers(deployment) if LABEL_JOB in container.labels]
-    with database.read() as session:
-        known = {
-            (replica.job_id, str(number), str(replica.node_rank))
-            for replica, number in session.exec(
-                select(Replica, Attempt.number)
-                .join(Attempt, col(Attempt.id) == col(Replica.attempt_id))
-                .where(col(Attempt.finished_at).is_(None))
-            )
-        }
-    for container in listed:
-        labels = container.labels
-        key = (labels.get(LABEL_JOB, ""), labels.get(LABEL_ATTEMPT, ""), labels.get(LABEL_REPLICA, ""))
-        if not container.running or key in known:
-            continue
-        now = engine.inspect(container.id)
-        if now is not None and now.running:
-            yield f"{container.name} runs on {host.name}, but no attempt has it"

@@ -1,77 +1,36 @@
-"""The controller: wakes jobs that something happened to, hands their steps to workers, and isolates those that fail."""
+"""The controller: wakes jobs that something happened to, and hands their steps to the lanes."""
 
 import heapq
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from functools import partial
 
 import structlog
 from sqlmodel import col, select
 
 from jobs.states import PLACED, JobState
-from service.backends.errors import EngineError, Unreachable
-from service.control import hosts as host_steps
-from service.control.context import NOTHING, Context, Next, Vanished, Work
-from service.control.steps.provision import provision
-from service.control.steps.run import run
+from service.control.context import Context
+from service.control.lanes import Lanes
+from service.control.step import step
 from service.control.steps.schedule import next_retry, schedule
-from service.control.steps.stop import reap, stop
-from service.store.tables import Host, Job, Replica
+from service.store.tables import Attempt, Job, Replica
 
 log = structlog.get_logger("controller")
-_STEPS: dict[JobState, Callable[[Context, Work], Next]] = {
-    JobState.PROVISIONING: provision,
-    JobState.RUNNING: run,
-    JobState.STOPPING: stop,
-}
-_SCHEDULE = "schedule"
-_SWEEP = "sweep"
+_SCHEDULE, _SWEEP = "schedule", "sweep"
+_LANES = {JobState.PROVISIONING: "start", JobState.RUNNING: "watch", JobState.STOPPING: "stop"}
+_TIDY = "tidy"
 _PASS_GAP_S = 0.05
 """Submissions that pour in share scheduling passes."""
 _BUSY_SHARE = 10
 """A scheduling pass that took t seconds is followed by at least that many times t without one."""
-
-
-def step(context: Context, job_id: str) -> Next:
-    """One step of one job. Everything that the controller does to a job goes through here."""
-    work = context.load(job_id)
-    if work is None:
-        return NOTHING
-    try:
-        todo = _STEPS.get(JobState(work.job.state))
-        if todo is None:
-            return NOTHING if reap(context, work) else Next(5.0)
-        result = todo(context, work)
-        if work.job.failures:
-            with context.writing(work) as (_, job):
-                job.failures = 0
-        return result
-    except Vanished:
-        return NOTHING
-    except Unreachable as error:
-        return _back_off(context, work, f"its host doesn't answer: {error}")
-    except EngineError as error:
-        return _back_off(context, work, f"the engine refused: {error}")
-    except Exception as error:  # one bad row must never stop the others
-        log.exception("step failed", job=job_id)
-        return _back_off(context, work, f"Navarch failed at this job ({type(error).__name__}: {error})")
-
-
-def _back_off(context: Context, work: Work, message: str) -> Next:
-    """Shows the error at the job and tries again later: 1, 2, 4 … 60 s."""
-    try:
-        with context.writing(work) as (_, job):
-            job.failures += 1
-            delay = min(60.0, 2.0 ** min(job.failures - 1, 6))
-            job.message = f"{message}; tries again in {delay:.0f} s"
-    except Vanished:
-        return NOTHING
-    return Next(delay)
+_AFTER_A_MISHAP_S = 5.0
+_PATIENCE_S = 10.0
+"""How long an end waits for steps under way. What they would have written is found out again at the next start."""
 
 
 class Controller:
-    """Threads around `step`: one dispatcher that sleeps until something is due, workers, and a watch for each host."""
+    """One dispatcher that sleeps until something is due, and lanes of workers for each kind of work and each host."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -79,46 +38,39 @@ class Controller:
         self._due: list[tuple[float, str]] = []
         self._earliest: dict[str, float] = {}
         self._busy: set[str] = set()
+        """One step of a job is under way at a time: this is what sees to it."""
         self._again: set[str] = set()
         self._stopping = False
         self._scheduled_until = 0.0
-        self._pool = ThreadPoolExecutor(context.settings.workers, thread_name_prefix="step")
+        self._lanes = Lanes(context.settings.workers, context.figures)
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
-        self._watches: dict[str, host_steps.Watch] = {}
+        context.freed = self.room
 
     def start(self) -> None:
-        """Picks up everything that isn't finished, and starts to watch the hosts."""
+        """Picks up everything that isn't finished, and has the backends watch what they run."""
         self._dispatcher.start()
+        for backend in self._context.backends.values():
+            backend.start(self._context.deployment, self, self._lanes.submit)
         self.wake(_SWEEP)
         self.wake(_SCHEDULE)
-        self.watch_hosts()
-
-    def watch_hosts(self) -> None:
-        """Watches hosts that aren't watched yet."""
-        with self._context.database.read() as session:
-            ids = list(session.exec(select(Host.id).where(Host.lifecycle != "removed")))
-        for host_id in ids:
-            if host_id not in self._watches:
-                watch = host_steps.Watch(self._context, host_id, self.wake, lambda: self.wake(_SCHEDULE))
-                self._watches[host_id] = watch
-                watch.start()
 
     def stop(self) -> None:
-        """Ends after the steps under way; containers are left as they are."""
+        """Ends soon: what is slow breaks off; containers are left as they are."""
+        self._context.ending.set()
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
-        for watch in self._watches.values():
-            watch.stop()
+        for backend in self._context.backends.values():
+            backend.stop()
         self._dispatcher.join(timeout=5)
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._lanes.stop(_PATIENCE_S)
 
     @property
     def alive(self) -> bool:
         return self._dispatcher.is_alive()
 
-    def submitted(self) -> None:
-        """There is something new in the queue."""
+    def room(self) -> None:
+        """Something waits in the queue, or there may be room for it."""
         self.wake(_SCHEDULE)
 
     def wake(self, key: str, after_s: float = 0.0) -> None:
@@ -136,37 +88,81 @@ class Controller:
 
     def _dispatch(self) -> None:
         while True:
-            with self._condition:
+            keys = self._all_due()
+            if keys is None:
+                return
+            try:
+                places = self._places([key for key in keys if key not in (_SCHEDULE, _SWEEP)])
+            except Exception:  # the database doesn't answer: it may do so soon
+                log.exception("could not look up where jobs are")
+                self._context.figures.failures.labels("dispatch").inc()
+                for key in keys:
+                    self._done(key, _AFTER_A_MISHAP_S)
+                continue
+            for key in keys:
+                kind, place = (key, "") if key in (_SCHEDULE, _SWEEP) else places.get(key, (_TIDY, ""))
+                self._lanes.submit(kind, place, partial(self._work, key))
+
+    def _all_due(self) -> list[str] | None:
+        """Sleeps until something is due, and marks it as busy; None at the end."""
+        with self._condition:
+            keys: list[str] = []
+            while not keys:
                 while not self._stopping and (not self._due or self._due[0][0] > time.monotonic()):
-                    wait = self._due[0][0] - time.monotonic() if self._due else None
-                    self._condition.wait(wait)
+                    self._condition.wait(self._due[0][0] - time.monotonic() if self._due else None)
                 if self._stopping:
-                    return
-                moment, key = heapq.heappop(self._due)
-                if self._earliest.get(key) != moment:
-                    continue  # an earlier appointment has been kept already
-                del self._earliest[key]
-                if key in self._busy:
-                    self._again.add(key)
-                    continue
-                self._busy.add(key)
-            self._pool.submit(self._work, key)
+                    return None
+                while self._due and self._due[0][0] <= time.monotonic():
+                    moment, key = heapq.heappop(self._due)
+                    if self._earliest.get(key) != moment:
+                        continue  # an earlier appointment has been kept already
+                    del self._earliest[key]
+                    if key in self._busy:
+                        self._again.add(key)
+                    else:
+                        self._busy.add(key)
+                        keys.append(key)
+            return keys
+
+    def _places(self, job_ids: list[str]) -> dict[str, tuple[str, str]]:
+        """For each job the kind of work that is next, and the hosts that it is done on."""
+        if not job_ids:
+            return {}
+        with self._context.database.read() as session:
+            states = dict(session.exec(select(Job.id, Job.state).where(col(Job.id).in_(job_ids))).all())
+            hosts: dict[str, set[str]] = defaultdict(set)
+            query = (
+                select(Replica.job_id, Replica.host_id)
+                .join(Attempt, col(Attempt.id) == col(Replica.attempt_id))
+                .join(Job, (col(Job.id) == col(Replica.job_id)) & (col(Job.attempts) == col(Attempt.number)))
+                .where(col(Replica.job_id).in_(job_ids))
+            )
+            for job_id, host_id in session.exec(query):
+                hosts[job_id].add(host_id or "")
+        return {
+            job_id: (_LANES.get(JobState(state), _TIDY), "+".join(sorted(hosts[job_id])))
+            for job_id, state in states.items()
+        }
 
     def _work(self, key: str) -> None:
-        after: float | None = 1.0
+        after: float | None = _AFTER_A_MISHAP_S
         try:
             after = self._do(key)
         except Exception:
             log.exception("work failed", key=key)
+            self._context.figures.failures.labels("work").inc()
         finally:
-            with self._condition:
-                self._busy.discard(key)
-                again = key in self._again
-                self._again.discard(key)
-            if again:
-                after = 0.0 if key != _SCHEDULE else max(0.0, self._scheduled_until - time.monotonic())
-            if after is not None:
-                self.wake(key, after)
+            self._done(key, after)
+
+    def _done(self, key: str, after: float | None) -> None:
+        with self._condition:
+            self._busy.discard(key)
+            again = key in self._again
+            self._again.discard(key)
+        if again:
+            after = 0.0 if key != _SCHEDULE else max(0.0, self._scheduled_until - time.monotonic())
+        if after is not None:
+            self.wake(key, after)
 
     def _do(self, key: str) -> float | None:
         if key == _SCHEDULE:
@@ -174,10 +170,7 @@ class Controller:
         if key == _SWEEP:
             self._sweep()
             return self._context.settings.sweep_s
-        result = step(self._context, key)
-        if result.after_s is None:
-            self.wake(_SCHEDULE)  # it may have ended and given back what others wait for
-        return result.after_s
+        return step(self._context, key).after_s
 
     def _schedule(self) -> float | None:
         begun = time.monotonic()
@@ -186,6 +179,7 @@ class Controller:
         for job_id in schedule(self._context):
             self.wake(job_id)
         took = time.monotonic() - begun
+        self._context.figures.passes.observe(took)
         self._scheduled_until = time.monotonic() + max(_PASS_GAP_S, _BUSY_SHARE * took)
         retry = next_retry(self._context)
         return max(0.05, retry - self._context.clock()) if retry is not None else None
@@ -204,4 +198,5 @@ class Controller:
         for job_id in {*placed, *unreaped}:
             self.wake(job_id)
         self.wake(_SCHEDULE)
-        self.watch_hosts()
+        for backend in self._context.backends.values():
+            backend.sweep()

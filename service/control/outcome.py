@@ -1,4 +1,4 @@
-"""Why a container ended, told apart by the engine's facts, the log and the host's history. Pure."""
+"""Why an attempt ended, told apart by what the backend saw of its containers and by the log. Pure."""
 
 import re
 import signal
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jobs.spec import JobSpec
 from jobs.states import Reason
 from jobs.units import format_size
+from service.backends.base import Phase, Sight
 from service.control.context import LogEnd
 
 
@@ -19,28 +20,6 @@ class Outcome:
     message: str
     final: bool = False
     """No retry, although the reason would allow one."""
-
-
-@dataclass(frozen=True)
-class HostHistory:
-    """When the host's engine and the host itself were last started, as far as known."""
-
-    name: str
-    engine_started_at: float | None = None
-    booted_at: float | None = None
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How one container ended; `found` False: it isn't there any more."""
-
-    node_rank: int
-    found: bool
-    exit_code: int | None
-    oom_killed: bool
-    error: str
-    started_at: float | None
-    finished_at: float | None
 
 
 _KINDS = {
@@ -63,30 +42,26 @@ _CODES = {
     76: Reason.NAN_LOSS,
 }
 _CUDA_MEMORY = re.compile(r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED")
+_LATE = float("inf")
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-_INTERRUPTED = frozenset({75, 128 + 1, 128 + 2, 128 + 9, 128 + 15, 255})
-"""Exit codes of a container that an engine took down with itself."""
-_RESTART_WINDOW_S = 120.0
 
 
-def first_bad(exits: Sequence[Exit]) -> Exit | None:
+def first_bad(ends: Sequence[Sight]) -> Sight | None:
     """The container that failed first by the engine's clock: the others only followed. None when all ended well."""
-    bad = [e for e in exits if not e.found or e.exit_code != 0]
-    return min(
-        bad, key=lambda e: (e.finished_at if e.finished_at is not None else float("inf"), e.node_rank), default=None
-    )
+    bad = [end for end in ends if end.phase is not Phase.ENDED or end.exit_code != 0]
+    return min(bad, key=lambda end: (end.finished_at if end.finished_at is not None else _LATE, end.rank), default=None)
 
 
-def classify(end: Exit, log: LogEnd, host: HostHistory, spec: JobSpec) -> Outcome:
+def classify(end: Sight, log: LogEnd, spec: JobSpec) -> Outcome:
     """The reason and a sentence for one container's end."""
-    where = f"rank {end.node_rank}'s container" if spec.resources.nodes > 1 else "the container"
-    if not end.found:
-        return Outcome(Reason.CONTAINER_REMOVED, f"{where} on {host.name} was removed by somebody else")
+    where = f"rank {end.rank}'s container" if spec.resources.nodes > 1 else "the container"
+    if end.phase in (Phase.GONE, Phase.ABSENT, Phase.UNKNOWN):
+        return Outcome(Reason.CONTAINER_REMOVED, f"{where} on {end.place} was removed by somebody else")
     if end.exit_code is None:
-        return Outcome(Reason.USER_ERROR, f"{where} could not be started: {end.error or 'no reason given'}", final=True)
-    interrupted = _interruption(end, host)
-    if interrupted is not None:
-        return interrupted
+        said = end.error or "no reason given"
+        return Outcome(Reason.ENGINE_REFUSED, f"{where} could not be started: {said}", final=True)
+    if end.interruption is not None:
+        return Outcome(*end.interruption)
     if end.exit_code == 0:
         return Outcome(Reason.COMPLETED, "finished with exit code 0")
     if end.oom_killed:
@@ -103,18 +78,6 @@ def classify(end: Exit, log: LogEnd, host: HostHistory, spec: JobSpec) -> Outcom
     if _CUDA_MEMORY.search(log.last_line):
         return Outcome(Reason.CUDA_OUT_OF_MEMORY, log.last_line)
     return _by_exit_code(end.exit_code, log, where)
-
-
-def _interruption(end: Exit, host: HostHistory) -> Outcome | None:
-    """An end that came with the engine's or the machine's."""
-    if end.exit_code not in _INTERRUPTED or end.started_at is None:
-        return None
-    if host.booted_at is not None and end.started_at < host.booted_at:
-        return Outcome(Reason.HOST_REBOOTED, f"{host.name} was rebooted under the job")
-    engine = host.engine_started_at
-    if engine is not None and end.started_at < engine and (end.finished_at or engine) > engine - _RESTART_WINDOW_S:
-        return Outcome(Reason.ENGINE_RESTARTED, f"the Docker Engine of {host.name} was restarted under the job")
-    return None
 
 
 def _by_exit_code(code: int, log: LogEnd, where: str) -> Outcome:

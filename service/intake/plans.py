@@ -9,7 +9,7 @@ from sqlmodel import Session, col, select
 from jobs.launch import Address, ContainerPlan, Launch, plan_containers
 from jobs.placement import HostCapacity, Placement, Waits, place
 from jobs.spec import JobSpec, redacted
-from service.backends.base import Engines, ImageFacts
+from service.backends.engines import Engines, ImageFacts
 from service.backends.errors import EngineError, ImageMissing
 from service.builds.fitness import LOOKED_FOR, misfit, remarks
 from service.builds.references import find_image, how_to_get, same_image

@@ -141,8 +141,10 @@ class PlaneProcess(Store):
 
     def start(self) -> None:
         code = (
-            "import json,sys,time; from service.runtime import Runtime; from service.settings import Settings;"
-            "r=Runtime(Settings(**json.loads(sys.argv[1]))); r.start(); print('up', flush=True); time.sleep(600)"
+            "import json,os,sys,time; from service.runtime import Runtime; from service.settings import Settings;"
+            "s=Settings(**json.loads(sys.argv[1])); said=os.dup(1);"
+            "log=os.open(s.data_dir/'plane.log', os.O_WRONLY|os.O_CREAT|os.O_APPEND); os.dup2(log,1); os.dup2(log,2);"
+            "Runtime(s).start(); os.write(said, b'up\\n'); time.sleep(3600)"
         )
         given = self.settings.model_dump(mode="json")
         self.started_at = time.time()

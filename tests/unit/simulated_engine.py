@@ -6,29 +6,32 @@ runs the same code on a real one.
 """
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import Queue
 
 from sqlmodel import Session
 
 from jobs.launch import LABEL_ATTEMPT, LABEL_JOB, LABEL_REPLICA, ContainerPlan
-from service.backends.base import ContainerFacts, Created, EngineEvent, EngineFacts, Gpu, ImageFacts, LogStream
-from service.backends.errors import (
-    BadContainer,
-    ContainerGone,
-    ImageMissing,
-    NameTaken,
-    NoSpace,
-    PortTaken,
-    Unreachable,
+from service.backends.engines import (
+    ContainerFacts,
+    Created,
+    EngineEvent,
+    EngineFacts,
+    Gpu,
+    ImageFacts,
+    LogStream,
+    Stream,
 )
+from service.backends.errors import ContainerGone, EngineError, ImageMissing, NameTaken, NoSpace, PortTaken, Unreachable
 from service.store.database import Database
 
 OURS = frozenset({"navarch/cpu"})
-IN_REGISTRY = frozenset({"debian:trixie"})
+IN_REGISTRY = frozenset({"debian:trixie", *(f"slow:{number}" for number in range(12))})
 
 
 class Crash(BaseException):
@@ -96,6 +99,12 @@ class Printed:
         pass
 
 
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Container:
     id: str
@@ -124,6 +133,11 @@ class Machine:
     """How many of the next deeds are done, but their answer never arrives."""
     broken_streams: int = 0
     """How many of the next logs break off in the middle."""
+    answering: threading.Event = field(default_factory=lambda: _set_event())
+    """While it isn't set, whoever asks something waits for an answer."""
+    pulling: threading.Event = field(default_factory=lambda: _set_event())
+    """While it isn't set, pulls make no progress."""
+    listeners: list["SimulatedEvents"] = field(default_factory=list)
     runs: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """How often a container of (job, attempt, rank) was started, whatever became of it."""
     engine_started_at: float = 0.0
@@ -136,6 +150,9 @@ class Machine:
         if container.running:
             container.running, container.exit_code, container.oom_killed = False, code, oom
             container.finished_at = self.clock()
+            event = EngineEvent("die", container.id, container.plan.labels[LABEL_JOB], self.clock())
+            for listener in self.listeners:
+                listener.queue.put(event)
 
     def restart_engine(self) -> None:
         for container in self.containers.values():
@@ -157,6 +174,36 @@ class Machine:
         return None
 
 
+class SimulatedPull:
+    def __init__(self, engine: "SimulatedEngine", machine: Machine, reference: str) -> None:
+        self._engine, self._machine, self._reference = engine, machine, reference
+        self.closed = False
+
+    def __iter__(self) -> Iterator[str]:
+        while not self._machine.pulling.wait(0.01):
+            if self.closed:
+                raise EngineError(f"the pull of {self._reference} broke off")
+        yield from self._engine.pulled(self._reference)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class SimulatedEvents:
+    def __init__(self, machine: Machine) -> None:
+        self.queue: Queue[EngineEvent | None] = Queue()
+        self._machine = machine
+        machine.listeners.append(self)
+
+    def __iter__(self) -> Iterator[EngineEvent]:
+        while (event := self.queue.get()) is not None:
+            yield event
+
+    def close(self) -> None:
+        self._machine.listeners.remove(self)
+        self.queue.put(None)
+
+
 class SimulatedEngine:
     """One controller's connection to a machine."""
 
@@ -165,6 +212,7 @@ class SimulatedEngine:
 
     @contextmanager
     def _effect(self) -> Iterator[Machine]:
+        self._machine.answering.wait()
         self._fuse.spark()
         if not self._machine.reachable:
             raise Unreachable("connection refused")
@@ -197,15 +245,18 @@ class SimulatedEngine:
             if reference not in IN_REGISTRY:
                 raise ImageMissing("no such host")
 
-    def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts:
+    def pull(self, reference: str) -> "SimulatedPull":
+        with self._effect():
+            if reference not in IN_REGISTRY:
+                raise ImageMissing("no such host")
+        return SimulatedPull(self, self._machine, reference)
+
+    def pulled(self, reference: str) -> Iterator[str]:
         for part in ("Pulling fs layer", "Downloading", "Extracting"):
             with self._effect() as machine:
                 machine.need_space()
-                if reference not in IN_REGISTRY:
-                    raise ImageMissing("no such host")
-            progress(part)
+            yield part
         self._machine.images.add(reference)
-        return ImageFacts("sha256:2", reference)
 
     def create(self, plan: ContainerPlan) -> Created:
         with self._effect() as machine:
@@ -228,7 +279,7 @@ class SimulatedEngine:
             machine.need_space()
             container = machine.containers.get(container_id)
             if container is None:
-                raise BadContainer("no such container")
+                raise ContainerGone("No such container")
             if container.running:
                 return
             for other in machine.containers.values():
@@ -249,7 +300,7 @@ class SimulatedEngine:
         with self._effect() as machine:
             machine.need_space()
             if container_id not in machine.containers:
-                raise BadContainer("no such container")
+                raise ContainerGone("No such container")
             machine.containers[container_id].files.update(files)
 
     def inspect(self, name_or_id: str) -> ContainerFacts | None:
@@ -288,15 +339,16 @@ class SimulatedEngine:
         with self._effect() as machine:
             found = machine.find(container_id)
             if found is None:
-                raise ContainerGone("no such container")
+                raise ContainerGone("No such container")
             lines = [record.line for record in found.log]
             if machine.broken_streams > 0:
                 machine.broken_streams -= 1
                 return Printed([lines[: len(lines) // 2]], Unreachable("connection broken: incomplete read"))
             return Printed([lines])
 
-    def events(self, deployment: str) -> Iterator[EngineEvent | None]:
-        yield None
+    def events(self, deployment: str) -> Stream[EngineEvent]:
+        with self._effect() as machine:
+            return SimulatedEvents(machine)
 
     def close(self) -> None:
         pass

@@ -1,6 +1,8 @@
 """A deployment in a folder: the real store, steps and log collection, over simulated machines and their clock."""
 
 import shutil
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -10,13 +12,13 @@ from sqlmodel import select
 
 from jobs.states import JobState
 from service.access.secrets import SecretBox
-from service.backends.base import Engine
+from service.backends.docker.backend import DockerBackend
+from service.backends.engines import Engine
 from service.backends.errors import EngineError
 from service.collector.follower import Follower
 from service.collector.hub import Hub
-from service.control import hosts as host_steps
 from service.control.context import Context, LogEnd
-from service.control.loop import step
+from service.control.step import step
 from service.control.steps.schedule import schedule
 from service.intake.commands import Jobs
 from service.intake.plans import Plans
@@ -50,7 +52,7 @@ class InlineCollector:
 
     def drain(self, replica: Replica, attempt: int, patience_s: float) -> LogEnd:
         c = self.controller
-        return Follower(c, c.context.database, c.context.settings, Hub(), replica, attempt).end(patience_s)
+        return Follower(c.backend, c.context.database, c.context.settings, Hub(), replica, attempt).end(patience_s)
 
 
 class SimulatedController:
@@ -63,16 +65,19 @@ class SimulatedController:
             host_id: SimulatedEngine(machine, self.fuse) for host_id, machine in world.machines.items()
         }
         self.database = FusedDatabase(world.settings.url, self.fuse)
+        self.in_lanes: deque[Callable[[], None]] = deque()
+        """Work that was handed to lanes, and that nobody has done yet."""
+        self.backend = DockerBackend(self, self.database, world.settings, world.clock)
+        self.backend.start("deployment", self, lambda kind, place, work: self.in_lanes.append(work))
         self.context = Context(
             database=self.database,
             settings=world.settings,
-            engines=self,
+            backends={"docker": self.backend},
             collector=InlineCollector(self),
             deployment="deployment",
             clock=world.clock,
             secrets=SecretBox(world.settings.data_dir),
             handshake=self._handshake,
-            patience_s=0.0,
         )
 
     def engine(self, host_id: str) -> Engine:
@@ -86,14 +91,22 @@ class SimulatedController:
 
     def watch(self, host_id: str) -> None:
         """What the watch of a host does when it has (or hasn't) connected."""
+        watches = self.backend.watches
         try:
-            host_steps.note_facts(self.context, host_id, self._engines[host_id].facts(), back_at=None)
-            host_steps.sweep(self.context, host_id)
-            host_steps.note_gpus(self.context, host_id)
+            watches.look(host_id, None)
         except EngineError as error:
-            host_steps.note_reachable(self.context, host_id, False, str(error))
-        else:
-            host_steps.note_reachable(self.context, host_id, True)
+            watches.lost(host_id, str(error))
+
+    def work_lanes(self) -> None:
+        """The workers of all lanes do what there is to do."""
+        while self.in_lanes:
+            self.in_lanes.popleft()()
+
+    def wake(self, job_id: str) -> None:
+        pass
+
+    def room(self) -> None:
+        pass
 
     def close(self) -> None:
         self.database.close()
@@ -212,6 +225,7 @@ class World:
             controller.schedule()
             for job in self.rows(Job):
                 controller.step(job.id)
+            controller.work_lanes()
             for machine in self.machines.values():
                 for container in machine.containers.values():
                     machine.end(container, 0)

@@ -32,10 +32,7 @@ class Container:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def engine(self, host_id: str) -> Any:
-        return self
-
-    def follow(self, container_id: str, since: int, **how: Any) -> Printed:
+    def logs(self, replica: Replica, since: int, **how: Any) -> Printed:
         return Printed([[LogRecord(stamp(number), line).line for number, line in enumerate(self.lines)]])
 
 

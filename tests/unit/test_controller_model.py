@@ -151,6 +151,13 @@ class Life(RuleBasedStateMachine):
                 controller.schedule()
                 for job in self.world.live_jobs():
                     controller.step(job.id)
+                controller.work_lanes()
+
+    @rule(crash=CRASH)
+    def a_lane_works(self, crash: int | None) -> None:
+        with self.acting(crash) as controller:
+            if controller.in_lanes:
+                controller.in_lanes.popleft()()
 
     @rule(host=st.sampled_from(["h1", "h2"]), crash=CRASH)
     def watch(self, host: str, crash: int | None) -> None:

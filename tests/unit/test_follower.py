@@ -82,12 +82,7 @@ class FlakyEngine:
     """Before each batch."""
     opened: list[Stream] = field(default_factory=list)
 
-    def engine(self, host_id: str) -> Any:
-        return self
-
-    def follow(
-        self, container_id: str, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
-    ) -> Stream:
+    def logs(self, replica: Replica, since: int, *, wait: bool, ended: bool = False, tail: int | None = None) -> Stream:
         if self.gone:
             raise ContainerGone("no such container")
         self.opened.append(Stream(self, since, wait, tail))

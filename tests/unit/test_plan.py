@@ -8,7 +8,7 @@ import yaml
 from jobs.launch import Address, ContainerPlan, Launch, plan_containers, pool_ports, shared_memory
 from jobs.placement import Demand, HostCapacity, Placement, place
 from jobs.spec import JobSpec, parse_spec
-from service.backends.base import ImageFacts
+from service.backends.engines import ImageFacts
 from service.builds.fitness import started_in
 from service.builds.references import SYSTEM_LABEL
 

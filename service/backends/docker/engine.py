@@ -4,7 +4,7 @@ import io
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,27 @@ from typing import Any
 import docker
 import docker.errors
 from docker.types import DeviceRequest, Healthcheck, Ulimit
-from docker.utils import parse_repository_tag
 
-from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, LABEL_JOB, ContainerPlan
+from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, ContainerPlan
 from service.access.mounts import MountRules
-from service.backends.base import (
-    DEFAULT_SEARCH_PATH,
-    ContainerFacts,
-    Created,
-    EngineEvent,
-    EngineFacts,
-    Gpu,
-    ImageFacts,
-    LogStream,
-)
 from service.backends.docker import local_machine
 from service.backends.docker.gpus import probe
 from service.backends.docker.handover import hand_over
 from service.backends.docker.image_files import files_in
 from service.backends.docker.log_stream import DockerLog
 from service.backends.docker.mounting import Mounting, Prepared, put_links
-from service.backends.errors import ContainerGone, EngineError, ImageMissing, NameTaken, Unreachable, engine_errors
+from service.backends.docker.refusals import engine_errors
+from service.backends.docker.streams import Events, PullStream
+from service.backends.engines import (
+    DEFAULT_SEARCH_PATH,
+    ContainerFacts,
+    Created,
+    EngineFacts,
+    Gpu,
+    ImageFacts,
+    LogStream,
+)
+from service.backends.errors import BadContainer, ContainerGone, EngineError, ImageMissing, NameTaken, Unreachable
 
 CALL_TIMEOUT_S = 60
 LOG_CONFIG = {"Type": "local", "Config": {"max-size": "100m", "max-file": "2", "compress": "false"}}
@@ -130,22 +130,9 @@ class DockerHost:
         finally:
             client.close()
 
-    def pull(self, reference: str, progress: Callable[[str], None]) -> ImageFacts:
-        repository, tag = parse_repository_tag(reference)
-        try:
-            with engine_errors(f"Image {reference} could not be pulled"):
-                for line in self.api.pull(repository, tag=tag or "latest", stream=True, decode=True):
-                    if "error" in line:
-                        raise ImageMissing(str(line["error"]))
-                    progress(" ".join(str(line.get(key, "")) for key in ("status", "id", "progress")).strip())
-        except Unreachable:
-            raise
-        except EngineError as error:
-            raise ImageMissing(str(error)) from error
-        found = self.image(reference)
-        if found is None:
-            raise ImageMissing(f"{reference} was pulled, but the engine doesn't have it")
-        return found
+    def pull(self, reference: str) -> PullStream:
+        with engine_errors(f"Image {reference} could not be pulled"):
+            return PullStream(self.api, reference, lambda: self.image(reference))
 
     def create(self, plan: ContainerPlan) -> Created:
         with engine_errors(f"Container {plan.name} could not be created"):
@@ -163,7 +150,10 @@ class DockerHost:
         return created
 
     def _create(self, plan: ContainerPlan, prepared: Prepared) -> Created:
-        arguments = create_arguments(self.api, plan, prepared.mounts, self._bind_address)
+        try:
+            arguments = create_arguments(self.api, plan, prepared.mounts, self._bind_address)
+        except (TypeError, ValueError) as error:
+            raise BadContainer(str(error)) from error
         try:
             container_id = str(self.api.create_container(**arguments)["Id"])
         except docker.errors.APIError as error:
@@ -267,19 +257,10 @@ class DockerHost:
                 raise ContainerGone(f"{what}: {error.explanation}") from error
             return DockerLog(response, what, ended=ended)
 
-    def events(self, deployment: str) -> Iterator[EngineEvent | None]:
+    def events(self, deployment: str) -> Events:
         with engine_errors("The engine's events could not be followed"):
             filters = {"type": ["container"], "label": [f"{LABEL_DEPLOYMENT}={deployment}"]}
-            stream = self.api.events(since=int(time.time()), filters=filters, decode=True)
-            yield None
-            for event in stream:
-                actor = event.get("Actor", {})
-                yield EngineEvent(
-                    action=str(event.get("Action", "")),
-                    container_id=str(actor.get("ID", "")),
-                    job_id=str(actor.get("Attributes", {}).get(LABEL_JOB, "")),
-                    time=event.get("timeNano", 0) / 1e9,
-                )
+            return Events(self.api.events(since=int(time.time()), filters=filters, decode=True))
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:

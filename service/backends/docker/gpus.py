@@ -7,7 +7,7 @@ import docker.errors
 from docker.types import DeviceRequest
 
 from jobs.launch import LABEL_DEPLOYMENT
-from service.backends.base import Gpu
+from service.backends.engines import Gpu
 
 LABEL_PROBE = "navarch.probe"
 _QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]

@@ -5,8 +5,8 @@ import threading
 from sqlmodel import select
 
 from service.access.mounts import MountRules
-from service.backends.base import Engine
 from service.backends.docker.engine import DockerHost
+from service.backends.engines import Engine
 from service.backends.errors import EngineError
 from service.settings import Settings
 from service.store.database import Database

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from service.backends.docker.log_frames import Dechunker, Lines
-from service.backends.errors import engine_errors
+from service.backends.docker.refusals import engine_errors
 
 _BLOCK = 256 * 1024
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
 from sqlalchemy import ColumnElement, and_, bindparam, func, or_, update
 from sqlalchemy import select as select_columns
 from sqlalchemy.exc import IntegrityError
@@ -23,6 +24,9 @@ from service.store.capacity import capacities
 from service.store.events import transition
 from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica
 
+log = structlog.get_logger("scheduler")
+BUDGET = 6
+"""How often Navarch may fail at a queued job, one time after the other, before the job fails."""
 _CHUNK = 500
 """How many rows one transaction tells what they wait for: others want to write too."""
 _JOB = Job.__table__.c  # type: ignore[attr-defined]
@@ -33,7 +37,7 @@ class _Head:
     """The first of the queued jobs that need the same; heads compare in the order of the queue."""
 
     rank: tuple[int, float, str]
-    job: Waiting = field(compare=False)
+    row: Any = field(compare=False)
     demand: str = field(compare=False)
 
 
@@ -43,7 +47,7 @@ def schedule(context: Context) -> list[str]:
     When one job has to wait, all that need the same and are behind it wait too: a pass reads the first of each kind,
     and the next of a kind only when one was placed. Its cost grows with the kinds of jobs, not with their number.
     """
-    admit(context)
+    admit(context, give_up_on)
     now = context.clock()
     with context.database.read() as session:
         line = _heads(session, now)
@@ -56,16 +60,19 @@ def schedule(context: Context) -> list[str]:
     waits: dict[str, str] = {}
     while line:
         head = heapq.heappop(line)
-        answer = queue.offer(head.job)
-        if isinstance(answer, Waits):
-            waits[head.demand] = answer.why
-            continue
         try:
-            if _commit(context, head.job, answer, now):
-                queue.took(head.job, answer)
-                placed.append(head.job.id)
+            job = _read(head)
+            answer = queue.offer(job)
+            if isinstance(answer, Waits):
+                waits[head.demand] = answer.why
+                continue
+            if _commit(context, job, answer, now):
+                queue.took(job, answer)
+                placed.append(job.id)
         except SpecError as error:  # of an older or newer Navarch: no matter of the others
-            _refuse(context, head.job.id, f"its stored spec is refused: {error}", now)
+            _refuse(context, head.rank[2], f"its stored spec is refused: {error}", now)
+        except Exception as error:  # one bad row must never stop the others
+            give_up_on(context, head.rank[2], error, now)
         following = _following(context, head, now)
         if following is not None:
             heapq.heappush(line, following)
@@ -89,6 +96,26 @@ def next_retry(context: Context) -> float | None:
         return session.exec(query).first()
 
 
+def give_up_on(context: Context, job_id: str, error: Exception, now: float) -> None:
+    """A queued job at which Navarch failed is left alone for a while; when that has happened too often, it fails."""
+    log.error("queued job failed", job=job_id, exc_info=error)
+    context.figures.failures.labels("schedule").inc()
+    said = f"Navarch failed at this job ({type(error).__name__}: {error})"
+    with context.database.write() as session:
+        job = session.get(Job, job_id)
+        if job is None or job.state != JobState.QUEUED:
+            return
+        job.failures += 1
+        if job.failures >= BUDGET:
+            message = f"given up after {BUDGET} tries: {said}"
+            transition(session, job, JobState.FAILED, message, reason=Reason.INTERNAL_ERROR, now=now)
+        else:
+            delay = 2.0 ** (job.failures - 1)
+            job.not_before = max(job.not_before, now + delay)
+            job.why = f"{said}; tries again in {delay:.0f} s"
+    context.changed(job_id)
+
+
 def _waiting(now: float) -> tuple[ColumnElement[bool], ...]:
     """Which jobs are in the queue."""
     return (_JOB.state == JobState.QUEUED.value, _JOB.desired == Desired.RUN.value, _JOB.not_before <= now)
@@ -102,8 +129,12 @@ def _columns() -> tuple[Any, ...]:
 
 
 def _head(row: Any) -> _Head:
-    waiting = Waiting(row.id, row.name, _demand(row), _seed(row))
-    return _Head((-row.priority, row.created_at, row.id), waiting, row.demand)
+    return _Head((-row.priority, row.created_at, row.id), row, row.demand)
+
+
+def _read(head: _Head) -> Waiting:
+    row = head.row
+    return Waiting(row.id, row.name, _demand(row), _seed(row))
 
 
 def _heads(session: Session, now: float) -> list[_Head]:
@@ -199,7 +230,7 @@ def _refuse(context: Context, job_id: str, message: str, now: float) -> None:
 def _place(session: Session, context: Context, job: Job, placement: Placement, now: float) -> None:
     """`now` is that of the pass: from then on others may count on the end of a job with a `max_duration`."""
     spec = context.spec(job)
-    job.attempts += 1
+    job.attempts, job.failures = job.attempts + 1, 0
     attempt = Attempt(job_id=job.id, number=job.attempts, master_port=placement.master_port, created_at=now)
     session.add(attempt)
     session.flush()

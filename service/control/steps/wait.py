@@ -1,6 +1,7 @@
 """Jobs that wait for what others will leave: they join the queue when it is there, and fail when it won't come."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sqlalchemy.orm import aliased
@@ -24,7 +25,10 @@ class _Outlook:
     lost: list[str] = field(default_factory=list)
 
 
-def admit(context: Context) -> None:
+Failed = Callable[[Context, str, Exception, float], None]
+
+
+def admit(context: Context, failed: Failed) -> None:
     """Looks at every job that waits for inputs, the oldest first: one that fails takes those behind it along."""
     with context.database.read() as session:
         query = (
@@ -36,10 +40,13 @@ def admit(context: Context) -> None:
         )
         waiting = list(session.exec(query))
     for job_id, why in waiting:
-        with context.database.read() as session:
-            outlook = _outlook(session, job_id)
-        if outlook.there or outlook.lost or wait_sentence(outlook.awaited) != why:
-            _write(context, job_id)
+        try:
+            with context.database.read() as session:
+                outlook = _outlook(session, job_id)
+            if outlook.there or outlook.lost or wait_sentence(outlook.awaited) != why:
+                _write(context, job_id)
+        except Exception as error:  # one bad row must never stop the others
+            failed(context, job_id, error, context.clock())
 
 
 def _write(context: Context, job_id: str) -> None:

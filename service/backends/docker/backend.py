@@ -1,0 +1,260 @@
+"""Gangs on plain Docker hosts: images are pulled, containers made, started, looked at, signalled and removed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+from sqlmodel import col, select
+
+from jobs.launch import GO_FILE, LABEL_DEPLOYMENT, LABEL_JOB, Address, ContainerPlan
+from jobs.spec import JobSpec
+from service.backends.base import Gang, InLane, Launched, Listener, Phase, Reserved, Seat, Sight, Waiting
+from service.backends.docker.history import HostHistory, Hosts, interruption, may_be_interrupted
+from service.backends.docker.leftovers import Leftovers
+from service.backends.docker.pulls import Pulls
+from service.backends.docker.run_folder import LocalRunFolder
+from service.backends.docker.watch import Watches
+from service.backends.engines import Engine, Engines, ImageFacts, LogStream
+from service.backends.errors import (
+    Cancelled,
+    ContainerGone,
+    EngineError,
+    ImageMissing,
+    ImageUnsuitable,
+    NameTaken,
+)
+from service.builds.fitness import LOOKED_FOR, is_root, misfit, started_in
+from service.builds.references import find_image, how_to_get
+from service.settings import Settings
+from service.store.database import Database
+from service.store.tables import Host, Job, Replica
+
+log = structlog.get_logger("docker")
+SWEEP_LANE = "sweep"
+_AT_ONCE = 16
+"""Containers of one gang that are worked on side by side."""
+Answer = TypeVar("Answer")
+
+
+class DockerBackend:
+    """Implements `Backend`; nothing works before `start`.
+
+    Placement has chosen the hosts, GPUs and ports already: they are leased to the attempt.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        engines: Engines,
+        database: Database,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engines, self._database, self._settings, self._clock = engines, database, settings, clock
+        self._hosts = Hosts(database, clock)
+
+    def start(self, deployment: str, listener: Listener, in_lane: InLane) -> None:
+        self._deployment, self._in_lane = deployment, in_lane
+        self._leftovers = Leftovers(self._engines, self._database, deployment, self._clock)
+        self._pulls = Pulls(self._engines, in_lane, listener.wake)
+        self.watches = Watches(self._engines, self._database, self._hosts, self._leftovers, deployment, listener)
+
+    def stop(self) -> None:
+        self.watches.stop()
+        self._pulls.close()
+
+    def reserve(self, gang: Gang, spec: JobSpec) -> Reserved | Waiting:
+        """Docker hosts have no queue of their own: what may be waited for is the image."""
+        said: list[str] = []
+        images: dict[str, ImageFacts] = {}
+        for host_id in _hosts_of(gang):
+            found = find_image(self._engines.engine(host_id), spec.image)
+            if found is None:
+                said.append(self._pull(host_id, spec.image, gang.job_id))
+            else:
+                images[host_id] = found
+        if said:
+            return Waiting(said[0] if len(said) == 1 else f"{said[0]}; {len(said) - 1} more hosts pull it, too")
+        hosts = self._rows(gang)
+        at = [hosts[_host(seat)] for seat in gang.seats]
+        return Reserved(
+            tuple(Address(host.id, host.name, host.address) for host in at), tuple(images[host.id] for host in at)
+        )
+
+    def withdraw(self, gang: Gang) -> None:
+        self._pulls.leave(gang.job_id)
+
+    def launch(
+        self,
+        gang: Gang,
+        spec: JobSpec,
+        plans: Sequence[ContainerPlan],
+        reserved: Reserved,
+        cancelled: Callable[[], bool],
+    ) -> list[Launched]:
+        def begin(seat: Seat) -> Launched:
+            image, plan = reserved.images[seat.rank], plans[seat.rank]
+            return Launched(seat.rank, self._begin(gang, seat, spec, plan, image, cancelled))
+
+        return _side_by_side(gang.seats, begin)
+
+    def observe(self, gang: Gang) -> list[Sight]:
+        hosts = self._rows(gang)
+        return _side_by_side(gang.seats, lambda seat: self._look(seat, hosts[_host(seat)]))
+
+    def release(self, gang: Gang) -> None:
+        for seat in gang.seats:
+            self._engines.engine(_host(seat)).put(seat.key, {Path(GO_FILE).name: b""})
+
+    def signal(self, gang: Gang, ranks: Sequence[int], name: str) -> None:
+        seats = [seat for seat in gang.seats if seat.rank in ranks]
+        _side_by_side(seats, lambda seat: self._engines.engine(_host(seat)).signal(seat.key, name))
+
+    def logs(
+        self, replica: Replica, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
+    ) -> LogStream:
+        name = replica.container_id or replica.container_name
+        return self._engines.engine(replica.host).follow(name, since, wait=wait, ended=ended, tail=tail)
+
+    def remove(self, gang: Gang) -> list[int]:
+        def away(seat: Seat) -> int | None:
+            try:
+                self._engines.engine(_host(seat)).remove(seat.key)
+            except EngineError as error:  # a sweep tries it again
+                log.info("container stays for now", container=seat.container, error=str(error))
+                return None
+            return seat.rank
+
+        return [rank for rank in _side_by_side(gang.seats, away) if rank is not None]
+
+    def run_folder(self, job_id: str) -> LocalRunFolder:
+        return LocalRunFolder(self._settings.job_dir(job_id))
+
+    def hand_over(self, gang: Gang, image: str, folder: Path) -> None:
+        engine = self._engines.engine(_host(gang.seats[0]))
+        found = find_image(engine, image)
+        if found is None:
+            raise ImageMissing(f"its image {image} is not there any more")
+        engine.hand_over(folder, found.id, self._deployment)
+
+    def sweep(self) -> None:
+        self.watches.look_for_hosts()
+        for host_id in self.watches.connected():
+            self._in_lane(SWEEP_LANE, host_id, partial(self._sweep, host_id))
+
+    def _sweep(self, host_id: str) -> None:
+        try:
+            self._leftovers.sweep(host_id)
+        except EngineError as error:  # its watch sees that, too
+            log.info("sweep interrupted", host=host_id, error=str(error))
+
+    def strays(self) -> Iterator[tuple[str, list[str] | EngineError]]:
+        with self._database.read() as session:
+            hosts = list(session.exec(select(Host).where(Host.lifecycle != "removed", col(Host.reachable).is_(True))))
+        for host in hosts:
+            try:
+                yield host.name, self._leftovers.strays(host)
+            except EngineError as error:
+                yield host.name, error
+
+    def _pull(self, host_id: str, reference: str, job_id: str) -> str:
+        try:
+            return f"pulls {reference}: {self._pulls.want(host_id, reference, job_id)}"
+        except ImageMissing as error:
+            words = f"image {reference} is not on the host and can't be pulled ({error}). {how_to_get(reference)}"
+            raise ImageMissing(words) from error
+
+    def _rows(self, gang: Gang) -> dict[str, Host]:
+        with self._database.read() as session:
+            found = session.exec(select(Host).where(col(Host.id).in_(_hosts_of(gang))))
+            return {host.id: host for host in found}
+
+    def _begin(
+        self,
+        gang: Gang,
+        seat: Seat,
+        spec: JobSpec,
+        plan: ContainerPlan,
+        image: ImageFacts,
+        cancelled: Callable[[], bool],
+    ) -> str:
+        """Makes and starts one container. One that has run is left: it may have ended since, and is harvested."""
+        engine = self._engines.engine(_host(seat))
+        programs = partial(engine.holding, image.id, LOOKED_FOR)
+        wrong = misfit(spec, image, programs)
+        if wrong is not None:
+            raise ImageUnsuitable(f"{wrong.message} {wrong.hint}")
+        if not is_root(image):
+            self.run_folder(gang.job_id).open_to_all()
+        plan = started_in(plan, image, programs)
+        if cancelled():
+            raise Cancelled
+        try:
+            created = engine.create(plan)
+        except NameTaken as error:
+            self._make_room(engine, error)
+            created = engine.create(plan)
+        if not created.started:
+            if cancelled():
+                raise Cancelled
+            engine.start(created.id)
+        return created.id
+
+    def _make_room(self, engine: Engine, taken: NameTaken) -> None:
+        """Removes a container of an ended job of ours that has the name still."""
+        found = engine.inspect(taken.container_id)
+        if found is None:
+            return
+        ours = found.labels.get(LABEL_DEPLOYMENT) == self._deployment
+        with self._database.read() as session:
+            job = session.get(Job, found.labels.get(LABEL_JOB, ""))
+        if not ours or (job is not None and job.finished_at is None):
+            raise EngineError(f"{taken}: remove that container, or rename the job") from taken
+        engine.remove(taken.container_id)
+
+    def _look(self, seat: Seat, host: Host) -> Sight:
+        try:
+            engine = self._engines.engine(host.id)
+            found = engine.inspect(seat.key)
+            if found is None:
+                return Sight(seat.rank, Phase.GONE if seat.container_id else Phase.ABSENT, host.name)
+            if found.running:
+                return Sight(seat.rank, Phase.RUNNING, host.name, started_at=found.started_at)
+            if may_be_interrupted(found):  # the engine may have come back only a moment ago
+                host = self._hosts.note_facts(host.id, engine.facts()) or host
+        except ContainerGone:
+            return Sight(seat.rank, Phase.GONE, host.name)
+        except EngineError as error:
+            return Sight(seat.rank, Phase.UNKNOWN, host.name, says=str(error))
+        return Sight(
+            seat.rank,
+            Phase.ENDED if found.started else Phase.CREATED,
+            host.name,
+            exit_code=found.exit_code,
+            oom_killed=found.oom_killed,
+            error=found.error,
+            started_at=found.started_at,
+            finished_at=found.finished_at,
+            interruption=interruption(found, HostHistory.of(host)),
+        )
+
+
+def _host(seat: Seat) -> str:
+    assert seat.host_id is not None, f"{seat.container} has no host"
+    return seat.host_id
+
+
+def _hosts_of(gang: Gang) -> list[str]:
+    return sorted({_host(seat) for seat in gang.seats})
+
+
+def _side_by_side(seats: Sequence[Seat], work: Callable[[Seat], Answer]) -> list[Answer]:
+    """Does it for every seat, and then raises what was raised first."""
+    if len(seats) == 1:
+        return [work(seats[0])]
+    with ThreadPoolExecutor(max_workers=min(_AT_ONCE, max(1, len(seats)))) as pool:
+        return [done.result() for done in [pool.submit(work, seat) for seat in seats]]

@@ -1,0 +1,120 @@
+"""Images on their way to hosts: each pulled once, however many jobs wait for it, and only as long as one does."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from service.backends.base import InLane
+from service.backends.engines import Engines, Stream
+from service.backends.errors import EngineError
+
+log = structlog.get_logger("pulls")
+LANE = "pull"
+_TELL_EVERY_S = 2.0
+
+
+@dataclass
+class _Pull:
+    host_id: str
+    reference: str
+    jobs: set[str] = field(default_factory=set)
+    says: str = "waits for its turn"
+    stream: Stream[str] | None = None
+    error: EngineError | None = None
+
+
+class Pulls:
+    """The pulls under way on all hosts; any thread may use it."""
+
+    def __init__(self, engines: Engines, in_lane: InLane, wake: Callable[[str], None]) -> None:
+        self._engines, self._in_lane, self._wake = engines, in_lane, wake
+        self._lock = threading.Lock()
+        self._pulls: dict[tuple[str, str], _Pull] = {}
+
+    def want(self, host_id: str, reference: str, job_id: str) -> str:
+        """How far the image is on its way to the host; the job is woken when that changes.
+
+        Raises the error with which its pull ended, to each job that waited for it; who asks again begins anew.
+        """
+        key = host_id, reference
+        with self._lock:
+            pull = self._pulls.get(key)
+            if pull is not None and pull.error is not None:
+                waited = job_id in pull.jobs
+                pull.jobs.discard(job_id)
+                if not pull.jobs or not waited:
+                    del self._pulls[key]
+                if waited:
+                    raise pull.error
+                pull = None
+            is_new = pull is None
+            if pull is None:
+                pull = self._pulls[key] = _Pull(host_id, reference)
+            pull.jobs.add(job_id)
+            says = pull.says
+        if is_new:
+            self._in_lane(LANE, host_id, lambda: self._run(pull))
+        return says
+
+    def leave(self, job_id: str) -> None:
+        """The job waits no more; a pull that nobody waits for ends at once."""
+        unwanted: list[Stream[str]] = []
+        with self._lock:
+            for key, pull in list(self._pulls.items()):
+                pull.jobs.discard(job_id)
+                if not pull.jobs:
+                    del self._pulls[key]
+                    if pull.stream is not None:
+                        unwanted.append(pull.stream)
+        for stream in unwanted:
+            stream.close()
+
+    def close(self) -> None:
+        with self._lock:
+            jobs = {job for pull in self._pulls.values() for job in pull.jobs}
+        for job_id in jobs:
+            self.leave(job_id)
+
+    def _run(self, pull: _Pull) -> None:
+        error: EngineError | None = None
+        try:
+            if self._wanted(pull):
+                self._follow(pull)
+        except EngineError as caught:
+            error = caught
+        except Exception as caught:  # whoever waits must learn of it
+            log.exception("pull failed", image=pull.reference, host=pull.host_id)
+            error = EngineError(f"{type(caught).__name__}: {caught}")
+        with self._lock:
+            jobs = list(pull.jobs)
+            if error is not None and jobs:
+                pull.error = error
+            elif self._pulls.get((pull.host_id, pull.reference)) is pull:
+                del self._pulls[pull.host_id, pull.reference]
+        for job_id in jobs:
+            self._wake(job_id)
+
+    def _follow(self, pull: _Pull) -> None:
+        stream = self._engines.engine(pull.host_id).pull(pull.reference)
+        with self._lock:
+            pull.stream = stream
+        if not self._wanted(pull):
+            stream.close()
+            return
+        told = 0.0
+        for line in stream:
+            if not line or time.monotonic() - told < _TELL_EVERY_S:
+                continue
+            told = time.monotonic()
+            with self._lock:
+                pull.says = line
+                jobs = list(pull.jobs)
+            for job_id in jobs:
+                self._wake(job_id)
+
+    def _wanted(self, pull: _Pull) -> bool:
+        with self._lock:
+            return bool(pull.jobs)
