@@ -94,6 +94,15 @@ class SyntheticLoader:
         self.made = list(synthetic_loader(stage, vocabulary, tokens, accumulate, steps).steps(min(steps, 8)))
 
 
+def config_folder(shape: str) -> str:
+    """A model folder without weights: what a run asks of a model before it loads it."""
+    from transformers import LlamaConfig
+
+    folder = tempfile.mkdtemp()
+    LlamaConfig(**SHAPES[shape]).save_pretrained(folder)
+    return folder
+
+
 def measure(case: str) -> dict[str, Any]:
     """Run one case in this process."""
     stage, shape, strategy, *rest = case.split(":")
@@ -117,7 +126,7 @@ def measure(case: str) -> dict[str, Any]:
     attention_kernels.AVAILABLE &= options["attention"] == "own"  # else torch's variable-length attention
     torch.manual_seed(0)
     tree: dict[str, Any] = {
-        "model": "random", "data": ["synthetic"], "strategy": strategy, "run_dir": tempfile.mkdtemp(),
+        "model": config_folder(shape), "data": ["synthetic"], "strategy": strategy, "run_dir": tempfile.mkdtemp(),
         "log": {"every": 10_000, "tensorboard": False},
         "train": {
             "max_steps": options["steps"], "lr": 1e-5, "tokens_per_batch": options["tokens"],

@@ -91,7 +91,7 @@ def command(stage: str, overrides: Sequence[str], ranks: int = 1) -> list[str]:
 
 
 def train(
-    stage: str, overrides: Sequence[str], *, ranks: int = 1, timeout: float = 100
+    stage: str, overrides: Sequence[str], *, ranks: int = 1, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run navarch-train to its end."""
     return subprocess.run(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.gpu_train import measure
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCHES = sorted((ROOT / "tests/bench").glob("*.py"))
 OURS = ("training", "jobs", "images", "service", "tests")
@@ -30,6 +32,12 @@ def test_every_name_that_a_benchmark_imports_exists(file: Path) -> None:
             if not hasattr(module, alias.name) and not _is_module(f"{node.module}.{alias.name}"):
                 missing.append(f"{node.module}.{alias.name}")
     assert missing == []
+
+
+def test_the_benchmark_of_training_runs_through_the_stages_own_opening() -> None:
+    """What it gives a run as its model must pass what every run checks."""
+    figures = measure("sft:tiny:naive:steps=4,warmup=1,tokens=4096")
+    assert figures["tokens_per_second"] > 0 and figures["loss"] > 0
 
 
 def _is_module(name: str) -> bool:

@@ -252,7 +252,8 @@ def test_what_cannot_work_is_refused_in_words(
 
 
 def test_long_prompts_are_left_out_when_told_to(model: Path, files: Path) -> None:
-    start(model, files, train={"max_prompt_length": 2, "long_prompts": "drop", "max_steps": 1})
+    data = {"sources": [str(files / "prompts.jsonl")], "max_left_out": 0.5}
+    start(model, files, data=data, train={"max_prompt_length": 2, "long_prompts": "drop", "max_steps": 1})
 
 
 def test_a_causal_model_is_no_reward_model(model: Path, files: Path) -> None:

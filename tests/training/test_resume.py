@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from tests.training.making import ROOT, command, environment, events, losses, make_model, make_rows, settings, train
 from training import cli
 
+pytestmark = pytest.mark.timeout(900)
+"""Every test starts training processes, several one after the other."""
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -117,7 +120,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(made: tuple[Path, Path], tmp_p
     )
     unshare = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
     done = subprocess.run(
-        [*unshare, "bash", "-c", script], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=90,
+        [*unshare, "bash", "-c", script], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=400,
         check=False,
     )  # fmt: skip
     assert done.returncode == 74, done.stdout + done.stderr

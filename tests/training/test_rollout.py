@@ -19,7 +19,10 @@ from transformers import (
 
 from training.config.generation import GenerationConfig
 from training.config.stages import LoraConfig
+from training.models.load import from_config
 from training.models.lora import convert_to_lora, lora_layers
+from training.ppo.experience import Completions
+from training.ppo.models import Actor, action_logprobs
 from training.rollout import RolloutEngine, fuse_projections
 
 VOCABULARY = 97
@@ -296,3 +299,21 @@ def test_what_cannot_be_generated_is_refused_with_a_sentence() -> None:
         RolloutEngine(model, max_length=129).generate([[3]], GenerationConfig())
     with pytest.raises(ValueError, match="generation knows"):
         RolloutEngine(torch.nn.Linear(2, 2)).generate([[3]], GenerationConfig())
+
+
+def test_in_bf16_too_logprobs_are_those_of_the_trainers_forward() -> None:
+    """The same products, kept in fp32, and rotation rounded alike: ratios are of policies, not of roundings."""
+    torch.manual_seed(0)
+    shape = {**SHAPE, "vocab_size": 512, "hidden_size": 128}
+    config = LlamaConfig(**shape, intermediate_size=256, num_key_value_heads=2, initializer_range=0.1)
+    model = from_config(config, dtype=torch.bfloat16).eval()
+    rollout = RolloutEngine(model, max_batch=5, max_length=64).generate(
+        make_prompts(), GenerationConfig(max_new_tokens=40)
+    )
+    completions = Completions(
+        rollout.tokens, tuple(rollout.prompt_lengths.tolist()), tuple(rollout.response_lengths.tolist()),
+        rollout.finished_by_stop, ("",) * 5,
+    )  # fmt: skip
+    scored = action_logprobs(Actor(model), completions, 4096)
+    error = (rollout.logprobs - scored).abs()[completions.mask]
+    assert error.mean() < 2e-3

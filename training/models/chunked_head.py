@@ -4,8 +4,10 @@ Notation: t tokens, c tokens of a chunk, d hidden size, V vocabulary.
 
 Cross-entropy's gradient is known in the forward pass, so each chunk's logits become gradients in place and nothing is
 computed twice. Log-probs get their upstream gradient only in the backward pass and recompute a chunk's logits there.
-Weight gradients are accumulated over chunks in fp32: sums of bf16-rounded partials would be biased. Logits are fp32
-too, as the products' own sums are: rounding them to bf16 would move each log-prob by 0.02 and more.
+Weight gradients are accumulated over chunks in fp32: sums of bf16-rounded partials would be biased. Log-probs come from
+fp32 logits, as the products' own sums are: rounding those to bf16 would move each by 0.02 and more, while the engine's
+are of unrounded ones, and PPO's ratios compare the two. Cross-entropy, a mean over many tokens, may round them on a
+GPU, where half the bytes are half the time.
 """
 
 from __future__ import annotations
@@ -181,9 +183,12 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left.float(), right.float())
 
 
-def head_product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """hidden·weightᵀ + bias [c, V], with the sums of low-precision products kept in fp32 where torch can."""
-    if hidden.dtype not in (torch.bfloat16, torch.float16):
+def head_product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None, *, rounded: bool = False) -> Tensor:
+    """hidden·weightᵀ + bias [c, V], with the sums of low-precision products kept in fp32 where torch can.
+
+    `rounded`: or in the weights' precision, where that is faster.
+    """
+    if hidden.dtype not in (torch.bfloat16, torch.float16) or (rounded and hidden.is_cuda):
         return hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
     if hidden.is_cuda and _MM_WIDENS:
         product = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
@@ -216,7 +221,7 @@ class _CrossEntropy(torch.autograd.Function):
             grad_bias = torch.zeros(weight.shape[0], dtype=torch.float32, device=weight.device) if need_bias else None
             for start in range(0, hidden.shape[0], chunk):
                 piece = hidden[start : start + chunk]
-                product = head_product(piece, weight, bias)
+                product = head_product(piece, weight, bias, rounded=True)
                 loss, gradient = compute(product, labels[start : start + chunk], form, hidden.dtype)
                 total += loss
                 if grad_hidden is not None:

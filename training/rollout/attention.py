@@ -17,9 +17,17 @@ from training.rollout.cache import LayerCache
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding in the half-split layout. x [n, H, D]; cos, sin [n, D/2] -> [n, H, D] in x's dtype."""
-    first, second = x.float().chunk(2, dim=-1)
+    """Rotary embedding in the half-split layout. x [n, H, D]; cos, sin [n, D/2] -> [n, H, D] in x's dtype.
+
+    Rounds as the trainer's blocks do, whose log-probs are compared with ours: after each operation on a CPU, where they
+    are not compiled, and at the end on a GPU. In bf16 that is most of the difference that there would be.
+    """
     cos, sin = cos[:, None, :], sin[:, None, :]
+    if x.is_cuda:
+        first, second = x.float().chunk(2, dim=-1)
+    else:
+        first, second = x.chunk(2, dim=-1)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 

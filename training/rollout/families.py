@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.models.chunked_head import head_product
 from training.models.families import engine_context, engine_refusal
 from training.rollout import kernels, one_row
 from training.rollout.linear import Projection, QuantizedLinear, Weight, fuse_linears, product, weight_of
@@ -61,12 +62,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def head_logits(hidden: Tensor, weight: Weight | None, module: nn.Module) -> Tensor:
-    """Logits [t, V]: fp32 sums kept in fp32 where the device can, so that log-probs lose nothing to rounding."""
+    """Logits [t, V]: fp32 sums kept in fp32 where the device can, so that log-probs lose nothing to rounding.
+
+    The same product as the trainer's own head, whose log-probs these are compared with.
+    """
     if weight is None:
         return module(hidden)
-    if weight.bits == 16 and hidden.is_cuda and hidden.dtype != torch.float32 and weight.bias is None:
-        return torch.mm(hidden, weight.data.t(), out_dtype=torch.float32)
-    return product(hidden, weight)
+    return head_product(hidden, weight.data, weight.bias) if weight.bits == 16 else product(hidden, weight)
 
 
 class LlamaBlock:
