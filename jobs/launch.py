@@ -79,12 +79,16 @@ class Launch:
     extra_mounts: tuple[Mount, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     """The training sections with every path as the container sees it."""
+    namespace: str = ""
+    """Tells jobs of one name apart in the containers' names."""
     interface: str | None = None
     """The network interface that holds the hosts' cluster addresses."""
 
 
-def container_name(deployment: str, job_name: str, attempt: int, rank: int) -> str:
-    return f"navarch-{deployment[:8]}-{job_name}-{attempt}-{rank}"
+def container_name(deployment: str, job_name: str, attempt: int, rank: int, namespace: str = "") -> str:
+    """`namespace`: whose job it is, where others may have one of the same name."""
+    whose = f".{namespace}" if namespace else ""
+    return f"navarch-{deployment[:8]}-{job_name}{whose}-{attempt}-{rank}"
 
 
 def job_command(spec: JobSpec, world_size: int, node_rank: int, master: str, master_port: int) -> tuple[str, ...]:
@@ -175,7 +179,7 @@ def _container(
         environment["NAVARCH_RESUME"] = "auto"
     environment.update(spec.env)
     return ContainerPlan(
-        name=container_name(launch.deployment, launch.job_name, launch.attempt, placed.node_rank),
+        name=container_name(launch.deployment, launch.job_name, launch.attempt, placed.node_rank, launch.namespace),
         host_id=placed.host_id,
         image=spec.image,
         command=job_command(spec, spec.world_size, placed.node_rank, master, master_port),

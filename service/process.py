@@ -25,6 +25,8 @@ from service.journal import LOG_NAME
 from service.locations import LOCK, Endpoint, is_served
 
 if TYPE_CHECKING:
+    from service.access.tokens import Tokens
+    from service.contract.ssh_keys import PublicKey
     from service.settings import Settings
 
 START_NAME = "start.log"
@@ -51,13 +53,19 @@ def running(data_dir: Path) -> Running | None:
     return Running(endpoint.url, endpoint.pid)
 
 
-def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None) -> None:
-    """Run the control plane until SIGTERM or Ctrl-C; `on_ready` gets its URL. Raises Problem when it can't start."""
+def serve(
+    settings: Settings, on_ready: Callable[[str], None] = lambda url: None, own_key: PublicKey | None = None
+) -> None:
+    """Run the control plane until SIGTERM or Ctrl-C; `on_ready` gets its URL. Raises Problem when it can't start.
+
+    Whoever has `own_key` may log in to its containers.
+    """
     import uvicorn
 
     from service import journal
+    from service.access.principals import LOCAL
     from service.access.redaction import protect
-    from service.access.tokens import Tokens, ensure_local_token
+    from service.access.tokens import ensure_local_token
     from service.api.app import create_app
     from service.api.security import check_bind
     from service.runtime import Runtime
@@ -66,10 +74,13 @@ def serve(settings: Settings, on_ready: Callable[[str], None] = lambda url: None
     private_folder(settings.data_dir)
     journal.configure(settings.data_dir / LOG_NAME, sys.stderr if settings.log_to_stderr else None)
     protect([token for token in (settings.token, ensure_local_token(settings.data_dir)) if token])
-    check_bind(settings.host, Tokens(settings.data_dir, settings.token))
     with only_one(settings.data_dir), _bound(settings.host, settings.port) as bound:
         runtime = Runtime(settings)
         try:
+            runtime.open()
+            check_bind(settings.host, runtime.tokens)
+            if own_key is not None:
+                runtime.keys.add(own_key, LOCAL)
             runtime.start()
             app = create_app(runtime)
             url = f"http://{_reachable(settings.host)}:{bound.getsockname()[1]}"
@@ -191,6 +202,22 @@ def only_one(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def offline(settings: Settings) -> Iterator[Tokens]:
+    """The tokens of a data folder that no control plane serves. Raises Problem when one does, or it can't be used."""
+    from service.runtime import Runtime
+
+    os.umask(UMASK)
+    private_folder(settings.data_dir)
+    with only_one(settings.data_dir):
+        runtime = Runtime(settings)
+        try:
+            runtime.open()
+            yield runtime.tokens
+        finally:
+            runtime.database.close()
 
 
 @contextmanager

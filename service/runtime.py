@@ -8,9 +8,11 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from service.access.keys import KeyRing
 from service.access.mounts import MountRules
-from service.access.private import private_folder
+from service.access.private import forget_old_files, private_folder
 from service.access.secrets import SecretBox
+from service.access.tokens import Tokens
 from service.artifacts.digests import Digests
 from service.artifacts.registry import Artifacts
 from service.backends.base import Backend, Gang
@@ -50,6 +52,8 @@ class Runtime:
         private_folder(settings.data_dir)
         self.hub = Hub()
         self.database = Database(settings.url)
+        self.tokens = Tokens(self.database, settings.data_dir, settings.token)
+        self.keys = KeyRing(self.database)
         self.engines = DockerHosts(self.database, settings)
         docker = DockerBackend(self.engines, self.database, settings, time.time)
         self.backends: Mapping[str, Backend] = {docker.name: docker}
@@ -76,10 +80,14 @@ class Runtime:
 
         self.database.committed = self._committed
 
-    def start(self) -> None:
-        """Raises Problem `disk_full` or `database_unavailable` when the data folder can't be worked on."""
+    def open(self) -> None:
+        """Brings the data folder up to date. Raises Problem `disk_full` or `database_unavailable` when it can't be."""
         check(self.database.path)
         self.database.migrate()
+        forget_old_files(self.settings.data_dir)
+
+    def start(self) -> None:
+        """Begins to work on the data folder that `open` has made ready."""
         self.deployment = _deployment(self.database)
         mark(self.database.path, self.deployment)
         ensure_local_host(self.database, self.settings, os.cpu_count() or 1)

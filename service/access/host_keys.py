@@ -16,12 +16,12 @@ class HostKey:
     """One OpenSSH line."""
 
 
-def job_host_key(data_dir: Path, owner: str, job_name: str, job_dir: Path) -> HostKey:
+def job_host_key(data_dir: Path, owner_id: str, job_name: str, job_dir: Path) -> HostKey:
     """The host key of this owner's jobs of this name; made at the first call.
 
     A job that was submitted when keys belonged to jobs keeps the one in its folder.
     """
-    whose = hashlib.sha256(owner.encode()).hexdigest()[:12]
+    whose = hashlib.sha256(owner_id.encode()).hexdigest()[:12]
     file = data_dir / "host_keys" / f"{job_name}-{whose}" / _NAME
     earlier = job_dir / "ssh" / _NAME
     if earlier.exists():

@@ -1,66 +1,53 @@
-"""The SSH keys that containers authorise."""
+"""The SSH keys that containers authorise, and whose they are."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from sqlmodel import col, select
 
-from filelock import FileLock
-
-from service.contract.errors import Problem
+from service.access.principals import Principal
 from service.contract.ssh_keys import PublicKey
+from service.store.database import Database
+from service.store.events import record
+from service.store.tables import SshKey
 
 
 class KeyRing:
-    """The keys that every new container authorises: a plain OpenSSH file, `authorized_keys`, in the data folder."""
+    """The keys that every new container authorises: a person may have several, and two may share one."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._file = data_dir / "authorized_keys"
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def all(self) -> list[PublicKey]:
-        """The keys, in the order in which they were added; lines that are no plain keys are passed over."""
-        found = []
-        for line in self._text().splitlines():
-            try:
-                found.append(PublicKey.parse(line))
-            except Problem:
-                continue
-        return found
+        """Each key once, in the order in which they were added."""
+        with self._database.read() as session:
+            rows = session.exec(select(SshKey).order_by(col(SshKey.created_at), col(SshKey.fingerprint))).all()
+        lines: dict[str, str] = {}
+        for row in rows:
+            lines.setdefault(row.fingerprint, row.line)
+        return [PublicKey.parse(line) for line in lines.values()]
 
-    def add(self, key: PublicKey) -> bool:
-        """Add a key; False if it was there already."""
-        with self._locked():
-            if any(known.body == key.body for known in self.all()):
+    def add(self, key: PublicKey, owner: Principal) -> bool:
+        """Add somebody's key; False if they had it already."""
+        with self._database.write() as session:
+            if session.get(SshKey, (owner.id, key.fingerprint)) is not None:
                 return False
-            self._write(self._text() + key.line + "\n")
+            session.add(SshKey(owner_id=owner.id, fingerprint=key.fingerprint, line=key.line))
+            said = f"the key {key.fingerprint} of {owner.name} is authorised"
+            record(session, "key.added", f"key/{key.fingerprint}", said, actor=owner.id)
             return True
 
-    def remove(self, fingerprint: str) -> bool:
-        """Take a key out; False if it wasn't there. Running containers keep it."""
-        with self._locked():
-            keys = self.all()
-            kept = [key for key in keys if key.fingerprint != fingerprint]
-            if len(kept) == len(keys):
-                return False
-            self._write("".join(key.line + "\n" for key in kept))
-            return True
-
-    def _text(self) -> str:
-        try:
-            return self._file.read_text()
-        except FileNotFoundError:
-            return ""
-
-    def _write(self, text: str) -> None:
-        beside = self._file.with_suffix(".tmp")
-        beside.write_text(text)
-        beside.chmod(0o600)
-        beside.replace(self._file)
-
-    def _locked(self) -> FileLock:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self._file.with_suffix(".lock"))
+    def remove(self, fingerprint: str, actor: Principal) -> bool:
+        """Take a key out, whoever has it; False if nobody has. Running containers keep it."""
+        with self._database.write() as session:
+            rows = session.exec(select(SshKey).where(SshKey.fingerprint == fingerprint)).all()
+            for row in rows:
+                session.delete(row)
+            if rows:
+                said = f"the key {fingerprint} is not authorised any more"
+                record(session, "key.removed", f"key/{fingerprint}", said, actor=actor.id)
+            return bool(rows)
 
 
-def authorized_keys(data_dir: Path) -> str:
+def authorized_keys(database: Database) -> str:
     """What goes into a container's authorized_keys."""
-    return "".join(key.line + "\n" for key in KeyRing(data_dir).all())
+    return "".join(key.line + "\n" for key in KeyRing(database).all())

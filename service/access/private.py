@@ -11,8 +11,6 @@ _OWN = (
     "navarch.*",
     "secret.key",
     "token",
-    "tokens.json",
-    "authorized_keys",
     "server.json",
     "start.log",
     "*.lock",
@@ -20,6 +18,7 @@ _OWN = (
     "builds",
 )
 """What Navarch itself puts into the data folder; people keep other things there, too."""
+_IN_DATABASE = ("tokens.json", "authorized_keys")
 _SHARED = "run"
 """A job's run folder belongs to its containers as well: it lies in a private one, and keeps its modes."""
 
@@ -32,6 +31,12 @@ def private_folder(folder: Path) -> None:
         for pattern in _OWN:
             for path in folder.glob(pattern):
                 _mend(path)
+
+
+def forget_old_files(data_dir: Path) -> None:
+    """Removes what is in the database since the version that brought principals: a stale copy would only mislead."""
+    for name in _IN_DATABASE:
+        (data_dir / name).unlink(missing_ok=True)
 
 
 def private_file(file: Path, content: str) -> None:

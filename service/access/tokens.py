@@ -1,4 +1,4 @@
-"""API tokens: random, shown once, kept as hashes only, in `tokens.json` of the data folder; and the local account's.
+"""API tokens: random, shown once, kept as hashes only; and the local account's, which stands in a file.
 
 The account that runs the control plane needs no set-up: its token stands in the file `token` of the data folder, which
 only that account can read. The command line and the Python client look there by themselves; with curl it is
@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
 import secrets
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from service.access.principals import ENVIRONMENT, LOCAL, Principal, of_token
-from service.access.private import private_file, private_folder
+from sqlmodel import col, select
+
+from service.access import principals
+from service.access.principals import ENVIRONMENT, LOCAL, Kind, Principal
+from service.access.private import private_file
 from service.contract.errors import Problem
 from service.locations import LOCAL_TOKEN
+from service.store import tables
+from service.store.database import Database
+from service.store.events import record
 
 PREFIX = "nav_"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
@@ -36,6 +41,7 @@ class Token:
     name: str
     sha256: str
     created_at: float
+    principal: Principal
 
 
 def ensure_local_token(data_dir: Path) -> str:
@@ -47,89 +53,100 @@ def ensure_local_token(data_dir: Path) -> str:
 
 
 class Tokens:
-    """The tokens that a control plane accepts: those in its files, and the one that its environment gives.
+    """The tokens that a control plane accepts: its table's, the one of its environment, and the local account's.
 
-    The files are read again when they change, so that a new or withdrawn token counts at once.
+    Every change goes through this object, so that what was read once is asked for at each request without a query.
     """
 
-    def __init__(self, data_dir: Path, given: str | None = None) -> None:
+    def __init__(self, database: Database, data_dir: Path, given: str | None = None) -> None:
         self.folder = data_dir
-        self._file = data_dir / "tokens.json"
-        self._given = Token("environment", digest(given), 0.0) if given else None
-        self._kept = _Cached(self._file, lambda text: [Token(**entry) for entry in json.loads(text)])
-        self._local = _Cached(data_dir / LOCAL_TOKEN, lambda text: [Token("local", digest(text.strip()), 0.0)])
+        self._database = database
+        self._given = Token("environment", digest(given), 0.0, ENVIRONMENT) if given else None
+        self._lock = threading.Lock()
+        self._known: Mapping[str, Token] | None = None
+        self._local: tuple[tuple[int, int], str] | None = None
 
     def all(self) -> list[Token]:
         """Those that somebody gave out; the local account's is none of them."""
-        return ([self._given] if self._given else []) + self._kept.read()
+        return ([self._given] if self._given else []) + list(self._kept().values())
 
     def principal(self, token: str, *, from_here: bool) -> Principal | None:
-        """Whose token it is; None when it isn't accepted. Takes the same time for every wrong one.
+        """Whose token it is; None when it isn't accepted.
 
         `from_here`: the request comes from this machine.
         """
         return self.by_digest(digest(token), from_here=from_here)
 
     def by_digest(self, hashed: str, *, from_here: bool) -> Principal | None:
-        """The same for a token's hash, such as the one that a signed-in browser's cookie was got with."""
-        found = None
-        for known in self._kept.read():
-            if hmac.compare_digest(known.sha256, hashed):
-                found = of_token(known.name)
-        if self._given is not None and hmac.compare_digest(self._given.sha256, hashed):
-            found = ENVIRONMENT
-        for local in self._local.read():
-            if hmac.compare_digest(local.sha256, hashed) and from_here:
-                found = LOCAL
-        return found
+        """The same for a token's hash, such as the one that a signed-in browser's cookie was got with.
 
-    def create(self, name: str) -> str:
-        """Make a token and return it: the only time that it can be seen."""
+        How long the search takes tells something about hashes only, from which no token can be found.
+        """
+        found = self._kept().get(hashed)
+        if found is not None:
+            return found.principal
+        if self._given is not None and hmac.compare_digest(self._given.sha256, hashed):
+            return ENVIRONMENT
+        local = self._local_digest()
+        return LOCAL if from_here and local is not None and hmac.compare_digest(local, hashed) else None
+
+    def create(self, name: str, actor: Principal = LOCAL) -> str:
+        """Make a token and return it: the only time that it can be seen. Raises Problem."""
         if not _NAME.fullmatch(name):
             raise Problem(
                 "invalid_request", f"{name!r} can't name a token.", "Use 1 to 40 of a-z, 0-9, '.', '_' and '-'."
             )
-        stored = self._kept.read()
-        if any(known.name == name for known in stored):
-            raise Problem(
-                "name_taken", f"There is a token named {name}.", f"Withdraw it with `navarch token rm {name}`."
-            )
         token = PREFIX + secrets.token_urlsafe(32)
-        self._write([*stored, Token(name, digest(token), time.time())])
+        with self._lock, self._database.write() as session:
+            if session.get(tables.Token, name) is not None:
+                raise Problem(
+                    "name_taken", f"There is a token named {name}.", f"Withdraw it with `navarch token rm {name}`."
+                )
+            try:
+                whose = principals.enter(session, name, Kind.TOKEN)
+            except ValueError:
+                raise Problem("name_taken", f"{name} is somebody else's name here.", "Choose another.") from None
+            session.add(tables.Token(name=name, sha256=digest(token), principal_id=whose.id))
+            record(session, "token.made", f"token/{name}", f"{actor.name} made the token {name}", actor=actor.id)
+            self._known = None
         return token
 
-    def remove(self, name: str) -> bool:
-        stored = self._kept.read()
-        kept = [known for known in stored if known.name != name]
-        if len(kept) == len(stored):
-            return False
-        self._write(kept)
+    def remove(self, name: str, actor: Principal = LOCAL) -> bool:
+        """Withdraw a token, at once; False if there is none of this name. Whose it was stays who they are."""
+        with self._lock, self._database.write() as session:
+            row = session.get(tables.Token, name)
+            if row is None:
+                return False
+            session.delete(row)
+            said = f"{actor.name} withdrew the token {name}"
+            record(session, "token.withdrawn", f"token/{name}", said, actor=actor.id)
+            self._known = None
         return True
 
-    def _write(self, tokens: list[Token]) -> None:
-        private_folder(self._file.parent)
-        private_file(self._file, json.dumps([asdict(token) for token in tokens]))
+    def _kept(self) -> Mapping[str, Token]:
+        """By hash, the oldest first."""
+        known = self._known
+        if known is None:
+            with self._lock, self._database.read() as session:
+                query = (
+                    select(tables.Token, tables.Principal)
+                    .join(tables.Principal, col(tables.Principal.id) == col(tables.Token.principal_id))
+                    .order_by(col(tables.Token.created_at), col(tables.Token.name))
+                )
+                known = self._known = {
+                    row.sha256: Token(row.name, row.sha256, row.created_at, Principal.of(whose))
+                    for row, whose in session.exec(query)
+                }
+        return known
 
-
-class _Cached:
-    """A file's tokens, read again when the file has changed."""
-
-    def __init__(self, file: Path, parse: Callable[[str], list[Token]]) -> None:
-        self._file, self._parse = file, parse
-        self._seen: tuple[int, int] | None = None
-        self._tokens: list[Token] = []
-
-    def read(self) -> list[Token]:
-        """Raises Problem `internal` when the file makes no sense: then nobody is let in by it."""
+    def _local_digest(self) -> str | None:
+        """Of the local account's token, read again when its file has changed."""
+        file = self.folder / LOCAL_TOKEN
         try:
-            status = self._file.stat()
+            status = file.stat()
         except FileNotFoundError:
-            return []
+            return None
         stamp = (status.st_mtime_ns, status.st_ino)
-        if stamp != self._seen:
-            try:
-                self._tokens = self._parse(self._file.read_text())
-            except (ValueError, TypeError, AttributeError) as error:
-                raise Problem("internal", f"{self._file} can't be read: {error}", "Put back a copy.") from error
-            self._seen = stamp
-        return self._tokens
+        if self._local is None or self._local[0] != stamp:
+            self._local = (stamp, digest(file.read_text().strip()))
+        return self._local[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -10,9 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.access.keys import KeyRing
 from service.access.sessions import Sessions
-from service.access.tokens import Tokens
 from service.api import problems, views
 from service.api.batch import Batcher
 from service.api.metrics import Meter, exposition
@@ -36,7 +34,7 @@ from service.api.sse import Shutdown
 from service.api.state import ApiState, state_of
 from service.contract import schemas
 from service.dashboard import site
-from service.intake.submission import Submitted
+from service.intake.submission import Submission, Submitted
 from service.runtime import Runtime
 
 PREFIX = "/api/v1"
@@ -52,7 +50,6 @@ account that runs the control plane is in the file `token` of its data folder.""
 def create_app(runtime: Runtime) -> FastAPI:
     """The application around a control plane that has been started (and is stopped) by the caller."""
     settings = runtime.settings
-    tokens = Tokens(settings.data_dir, settings.token)
     shutdown = Shutdown()
     meter = Meter()
     app = FastAPIOffline(
@@ -63,8 +60,8 @@ def create_app(runtime: Runtime) -> FastAPI:
         redoc_url=None,  # it asks its maker's host for a logo
         swagger_ui_parameters={"validatorUrl": None},  # and this would ask swagger.io, away from loopback
     )
-    sessions = Sessions(settings.data_dir, tokens)
-    app.state.navarch = ApiState(runtime, settings, KeyRing(settings.data_dir), tokens, sessions, shutdown)
+    sessions = Sessions(settings.data_dir, runtime.tokens)
+    app.state.navarch = ApiState(runtime, settings, sessions, shutdown)
     app.state.submits = Batcher(lambda items: _submit(runtime, items))
     app.state.shutdown = shutdown
     problems.install(app)
@@ -74,17 +71,17 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.include_router(api)
     app.add_api_route("/metrics", _metrics(meter), include_in_schema=False)
     site.install(app)
-    app.add_middleware(Gate, tokens=tokens, sessions=sessions)
+    app.add_middleware(Gate, tokens=runtime.tokens, sessions=sessions)
     app.add_middleware(problems.Failures)
     app.add_middleware(meter.middleware)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
 
-def _submit(runtime: Runtime, submissions: Any) -> list[_Answer | Exception]:
+def _submit(runtime: Runtime, submissions: Sequence[Submission]) -> list[_Answer | Exception]:
     """Accept a batch, and show each job while its transaction's row is at hand."""
     results = runtime.jobs.submit_many(submissions)
-    return [_answer(runtime, result) for result in results]
+    return [_answer(runtime, sent, result) for sent, result in zip(submissions, results, strict=True)]
 
 
 class _Answer:
@@ -97,11 +94,11 @@ class _Answer:
         self.replayed = replayed
 
 
-def _answer(runtime: Runtime, result: Submitted | Exception) -> _Answer | Exception:
+def _answer(runtime: Runtime, sent: Submission, result: Submitted | Exception) -> _Answer | Exception:
     if isinstance(result, Exception):
         return result
     if not result.replayed:
-        return _Answer(views.new_job(result.job, result.inputs), replayed=False)
+        return _Answer(views.new_job(result.job, result.inputs, sent.actor), replayed=False)
     with runtime.database.read() as session:
         return _Answer(views.job(session, result.job), replayed=True)
 

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, and_, func, or_
 from sqlmodel import Session, col, select
 
 from service.contract.errors import Problem
-from service.store.tables import Job
+from service.store.tables import Job, Principal
 
 Sort = Literal["created", "name", "state", "duration"]
 Text = Annotated[str | None, Query(max_length=100, description="Only jobs with this in their name, id or image.")]
@@ -36,7 +36,8 @@ class Filters:
         if self.types:
             wanted.append(col(Job.type).in_(self.types))
         if self.owner:
-            wanted.append(col(Job.owner) == self.owner)
+            whose = select(Principal.id).where(Principal.name == self.owner).scalar_subquery()
+            wanted.append(col(Job.owner_id) == whose)
         if self.text:
             like = "%" + self.text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
             image = func.json_extract(col(Job.document), "$.image")

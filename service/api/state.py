@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fastapi import Request
+from sqlmodel import Session
 
 from service.access.keys import KeyRing
 from service.access.principals import Principal
@@ -19,14 +20,14 @@ from service.intake.plans import Plans
 from service.runtime import Runtime
 from service.settings import Settings
 from service.store.database import Database
+from service.store.rows import find_job
+from service.store.tables import Job
 
 
 @dataclass(frozen=True)
 class ApiState:
     runtime: Runtime
     settings: Settings
-    keys: KeyRing
-    tokens: Tokens
     sessions: Sessions
     shutdown: Shutdown
     lines: LineIndexes = field(default_factory=LineIndexes)
@@ -35,6 +36,14 @@ class ApiState:
     @property
     def database(self) -> Database:
         return self.runtime.database
+
+    @property
+    def keys(self) -> KeyRing:
+        return self.runtime.keys
+
+    @property
+    def tokens(self) -> Tokens:
+        return self.runtime.tokens
 
     @property
     def jobs(self) -> Jobs:
@@ -54,9 +63,9 @@ def state_of(request: Request) -> ApiState:
     return state
 
 
-def actor_of(request: Request) -> str:
-    """The name of who asks, as the gate found out."""
-    return principal_of(request).name
+def job_of(request: Request, session: Session, ref: str) -> Job:
+    """The job that somebody means by an id or a name. Raises Problem `job_not_found`."""
+    return find_job(session, ref, principal_of(request).id)
 
 
 def principal_of(request: Request) -> Principal:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from sqlmodel import Session, col, select
 
+from service.access.principals import Principal, names
 from service.api.cursors import Cursor
 from service.api.tolerant import mapping, number, progress, shown, whole
 from service.collector.reader import LogLine
@@ -25,9 +26,9 @@ def job(session: Session, row: tables.Job) -> schemas.Job:
     return jobs(session, [row])[0]
 
 
-def new_job(row: tables.Job, inputs: Iterable[tables.JobInput]) -> schemas.Job:
+def new_job(row: tables.Job, inputs: Iterable[tables.JobInput], owner: Principal) -> schemas.Job:
     """A job that has just been made: it has no attempt yet, so nothing has to be read."""
-    return _job(row, [], {}, {}, inputs, ())
+    return _job(row, [], {}, {}, {owner.id: owner.name}, inputs, ())
 
 
 def job_status(row: tables.Job) -> schemas.JobStatus:
@@ -75,6 +76,7 @@ def jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
         .order_by(col(tables.JobInput.id))
     ):
         inputs[used.job_id].append(used)
+    people = names(session)
     awaited = _awaited(session, [row for row in rows if row.state == "queued"], inputs)
     if ids:
         for attempt in session.exec(
@@ -95,7 +97,15 @@ def jobs(session: Session, rows: Sequence[tables.Job]) -> list[schemas.Job]:
     return [
         shown(
             partial(
-                _job, row, attempts[row.id], replicas, hosts, inputs[row.id], artifacts[row.id], awaited.get(row.id)
+                _job,
+                row,
+                attempts[row.id],
+                replicas,
+                hosts,
+                people,
+                inputs[row.id],
+                artifacts[row.id],
+                awaited.get(row.id),
             ),
             partial(_bare_job, row),
             f"job/{row.id}",
@@ -143,6 +153,7 @@ def _job(
     attempts: list[tables.Attempt],
     replicas: dict[int, list[tables.Replica]],
     hosts: dict[str, tables.Host],
+    people: Mapping[str, str],
     inputs: Iterable[tables.JobInput],
     artifacts: Iterable[tables.Artifact],
     why: str | None = None,
@@ -158,7 +169,7 @@ def _job(
         why=why or row.why,
         spec=row.document,
         priority=row.priority,
-        owner=row.owner,
+        owner=people.get(row.owner_id, row.owner_id),
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
@@ -272,21 +283,22 @@ def event_page(session: Session, job_id: str | None, limit: int, cursor: str | N
     if cursor is not None:
         query = query.where(col(tables.Event.id) < Cursor.number(cursor))
     rows = session.exec(query.order_by(col(tables.Event.id).desc()).limit(limit + 1)).all()
-    items = [shown(partial(event, row), partial(_bare_event, row), f"event/{row.id}") for row in rows[:limit]]
+    people = names(session)
+    items = [shown(partial(event, row, people), partial(_bare_event, row), f"event/{row.id}") for row in rows[:limit]]
     return schemas.Page[schemas.Event](items=items, next_cursor=str(items[-1].id) if len(rows) > limit else None)
 
 
 def _bare_event(row: tables.Event, said: str) -> schemas.Event:
     when = number(row.time) or 0.0
-    return schemas.Event(id=row.id or 0, time=when, actor=str(row.actor), kind=str(row.kind), message=said)
+    return schemas.Event(id=row.id or 0, time=when, actor=str(row.actor_id), kind=str(row.kind), message=said)
 
 
-def event(row: tables.Event) -> schemas.Event:
+def event(row: tables.Event, people: Mapping[str, str]) -> schemas.Event:
     facts = {"subject": row.subject, "old": row.old, "new": row.new, "reason": row.reason}
     return schemas.Event(
         id=row.id or 0,
         time=row.time,
-        actor=row.actor,
+        actor=people.get(row.actor_id, row.actor_id),
         kind=row.kind,
         message=row.message,
         job_id=row.job_id,

@@ -8,6 +8,7 @@ from sqlmodel import Session
 
 from service.access.mounts import Checked, MountRules
 from service.access.paths import Opened, open_below, remove_tree
+from service.access.principals import LOCAL, Principal
 from service.artifacts.keeping import Shelf, size_of
 from service.artifacts.users import check_unused
 from service.artifacts.versions import find_artifact, newest, next_version, versions_of
@@ -37,7 +38,7 @@ class Artifacts:
         name: str | None = None,
         kind: str | None = None,
         new_version: bool = False,
-        actor: str = "",
+        actor: Principal = LOCAL,
     ) -> Artifact:
         """Registers a folder or file where it lies; a GGUF file is converted into a model folder of its own.
 
@@ -74,7 +75,7 @@ class Artifacts:
         files: Checked,
         kind: str | None,
         new_version: bool,
-        actor: str,
+        actor: Principal,
         converted: Path | None = None,
     ) -> Artifact:
         row.kind, row.size, row.created_at = kind or _kind(files), size_of(files.opened, files.anchor), time.time()
@@ -85,10 +86,10 @@ class Artifacts:
                 row.path = str(self._settle(converted, row))
             session.add(row)
             said = f"{row.kind} {row.name}@{row.version} is {row.path}"
-            record(session, "artifact.registered", f"artifact/{row.name}", said, actor=actor)
+            record(session, "artifact.registered", f"artifact/{row.name}", said, actor=actor.id)
         return row
 
-    def delete(self, ref: str, *, actor: str = "") -> None:
+    def delete(self, ref: str, *, actor: Principal = LOCAL) -> None:
         """Forgets one version of an artifact; its files go only if Navarch made them.
 
         Raises Problem `artifact_not_found`, `artifact_in_use`, and `artifact_ambiguous` for a mere name that has
@@ -141,10 +142,10 @@ class Artifacts:
         return converted.replace(target)
 
 
-def _forget(session: Session, row: Artifact, actor: str) -> None:
+def _forget(session: Session, row: Artifact, actor: Principal) -> None:
     session.delete(row)
     said = f"{row.name}@{row.version} was deleted"
-    record(session, "artifact.deleted", f"artifact/{row.name}", said, actor=actor)
+    record(session, "artifact.deleted", f"artifact/{row.name}", said, actor=actor.id)
 
 
 def _check_free(session: Session, name: str, new_version: bool) -> None:

@@ -17,6 +17,7 @@ from images.cancellation import Cancellation
 from images.catalog import remove_leftovers
 from images.engine import engine_for
 from images.errors import ImageError
+from service.access.principals import LOCAL, Principal
 from service.builds.turns import Turns
 from service.collector.hub import Hub
 from service.contract.errors import Problem
@@ -59,20 +60,24 @@ class Builds:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="builds", daemon=True)
 
-    def submit(self, recipe: str, tag: str, options: dict[str, Any] | None = None, actor: str = "") -> ImageBuild:
+    def submit(
+        self, recipe: str, tag: str, options: dict[str, Any] | None = None, actor: Principal = LOCAL
+    ) -> ImageBuild:
         """Asks for a build; it starts when those of its recipe before it have ended."""
-        row = ImageBuild(id=new_id(), recipe=recipe, tag=tag, options=options or {}, owner=actor)
+        row = ImageBuild(id=new_id(), recipe=recipe, tag=tag, options=options or {}, owner_id=actor.id)
         with self._database.write() as session:
             before = _before(session, row)
             row.message = _waits(len(before))
             session.add(row)
-            record(session, "image.build_requested", f"image/{tag}", f"{tag} is to be built from {recipe}", actor=actor)
+            record(
+                session, "image.build_requested", f"image/{tag}", f"{tag} is to be built from {recipe}", actor=actor.id
+            )
         if before:
             self._write(row.id, _waits(len(before)).capitalize())
         self._wake.set()
         return row
 
-    def cancel(self, build_id: str, actor: str = "") -> ImageBuild:
+    def cancel(self, build_id: str, actor: Principal = LOCAL) -> ImageBuild:
         """Ends a build, waiting or under way. Raises Problem `build_not_found`, `build_finished`."""
         with self._lock:
             running = self._running.get(build_id)
@@ -83,9 +88,9 @@ class Builds:
                 if row.state not in _UNFINISHED:
                     raise Problem("build_finished", f"The build of {row.tag} has ended: {row.state}.")
                 if running is None:
-                    _end(session, row, None, f"cancelled by {actor or 'a user'} before it started", state="stopped")
+                    _end(session, row, None, f"cancelled by {actor.name} before it started", state="stopped")
                 else:
-                    running.canceller = actor or "a user"
+                    running.canceller = actor.name
                     row.message = f"is being cancelled by {running.canceller}"
         if running is not None:
             running.cancellation.cancel()

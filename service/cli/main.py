@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import artifacts, hosts, images, jobs, logs, metrics, server, ssh, submit
+from service.cli import artifacts, hosts, images, jobs, logs, metrics, server, ssh, submit, tokens
 from service.cli.context import chosen
 from service.cli.output import FAILED, INTERRUPTED, UNREACHABLE, USAGE, report
 
@@ -57,7 +57,7 @@ app.command("up")(server.up)
 app.command("down")(server.down)
 app.command("dashboard")(server.dashboard)
 app.command("doctor")(server.doctor)
-app.add_typer(server.tokens, name="token")
+app.add_typer(tokens.app, name="token")
 app.command("version")(server.version)
 
 

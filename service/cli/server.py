@@ -1,4 +1,4 @@
-"""`navarch up | down | doctor | token | version`: the control plane itself."""
+"""`navarch up | down | doctor | version`: the control plane itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 DataDir = Annotated[
     Path | None, typer.Option(help="Where everything is kept; default: ./.navarch if there is one, else ~/.navarch.")
 ]
-tokens = typer.Typer(help="API tokens of the control plane on this machine.", no_args_is_help=True)
 
 
 def up(
@@ -34,12 +33,13 @@ def up(
 ) -> None:
     """Start the control plane."""
     from service import process
+    from service.client.ssh import user_key
     from service.journal import LOG_NAME
+    from service.locations import config_dir
 
-    settings = _settings(host=host, port=port, data_dir=data_dir, mount_roots=mount_root)
+    settings = settings_of(host=host, port=port, data_dir=data_dir, mount_roots=mount_root)
     if not detach:
-        _authorise_own_key(settings)
-        process.serve(settings, on_ready=_say_json if as_json else _say_ready)
+        process.serve(settings, _say_json if as_json else _say_ready, user_key(config_dir()).public)
         return
     before = process.running(settings.data_dir)
     with busy("starting the control plane"):
@@ -82,7 +82,7 @@ def _say_json(url: str) -> None:
     sys.stdout.flush()
 
 
-def _settings(**given: Any) -> Settings:
+def settings_of(**given: Any) -> Settings:
     from pydantic import ValidationError
 
     from service.contract.errors import Problem
@@ -105,15 +105,6 @@ def _arguments(settings: Settings) -> list[str]:
     return arguments
 
 
-def _authorise_own_key(settings: Settings) -> None:
-    """Who starts the control plane may log in to its containers."""
-    from service.access.keys import KeyRing
-    from service.client.ssh import user_key
-    from service.locations import config_dir
-
-    KeyRing(settings.data_dir).add(user_key(config_dir()).public)
-
-
 def down(
     data_dir: DataDir = None,
     containers: Annotated[bool, typer.Option("--containers", help="Also remove all its containers.")] = False,
@@ -125,7 +116,7 @@ def down(
     """
     from service import process
 
-    settings = _settings(data_dir=asked_data_dir(data_dir))
+    settings = settings_of(data_dir=asked_data_dir(data_dir))
     with busy("ending the control plane"):
         found = process.stop(settings.data_dir)
     with busy("removing its containers"):
@@ -188,7 +179,7 @@ def doctor(data_dir: DataDir = None, as_json: Json = False) -> None:
     """
     from service.cli.doctor import examine
 
-    checks = examine(_settings(data_dir=data_dir), asked_url() if data_dir is None else None)
+    checks = examine(settings_of(data_dir=data_dir), asked_url() if data_dir is None else None)
     if as_json:
         output.as_json(checks)
     else:
@@ -221,44 +212,3 @@ def version(as_json: Json = False) -> None:
     output.say(f"navarch {here}, Python {sys.version.split()[0]}")
     said = f"control plane {there.version} (deployment {there.deployment})" if there else "no control plane answers"
     output.say(f"[dim]{said}[/]")
-
-
-@tokens.command("new")
-def new(
-    name: Annotated[str, typer.Argument(help="Whose it is.")], data_dir: DataDir = None, as_json: Json = False
-) -> None:
-    """Make a token for another account or machine, and show it, this once."""
-    from service.access.tokens import Tokens
-
-    made = Tokens(_settings(data_dir=asked_data_dir(data_dir)).data_dir).create(name)
-    if as_json:
-        output.as_json({"name": name, "token": made})
-        return
-    output.plain(made)
-    output.note("[dim]Keep it: it can't be shown again. Clients send it from NAVARCH_TOKEN.[/]")
-
-
-@tokens.command("ls")
-def ls(data_dir: DataDir = None, as_json: Json = False) -> None:
-    """List the tokens' names."""
-    from service.access.tokens import Tokens
-
-    known = Tokens(_settings(data_dir=asked_data_dir(data_dir)).data_dir).all()
-    if as_json:
-        output.as_json({"tokens": [{"name": token.name, "created_at": token.created_at} for token in known]})
-        return
-    for token in known:
-        output.say(f"[bold]{output.escape(token.name)}[/] [dim]made {output.date(token.created_at)}[/]")
-    if not known:
-        output.say("No tokens: only the account that runs the control plane may use it, on this machine.")
-
-
-@tokens.command("rm")
-def rm(name: str, data_dir: DataDir = None) -> None:
-    """Withdraw a token, at once."""
-    from service.access.tokens import Tokens
-    from service.contract.errors import Problem
-
-    if not Tokens(_settings(data_dir=asked_data_dir(data_dir)).data_dir).remove(name):
-        raise Problem("not_found", f"There is no token named {name}.", "`navarch token ls` lists them.")
-    output.say(f"{output.escape(name)} withdrawn")

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from service.client.errors import ApiError, Unreachable
 from service.client.transport import Transport
-from service.contract.pages import SessionLink
+from service.contract.pages import SessionLink, Token, Tokens
 from service.contract.schemas import (
     Artifact,
     ArtifactFate,
@@ -258,6 +258,18 @@ class Client:
     def add_key(self, public_key: str) -> Key:
         """Let containers authorise this public key; adding it twice changes nothing."""
         return self._send(Key, "POST", "keys", json_body={"public_key": public_key}, repeatable=True)
+
+    def tokens(self) -> list[Token]:
+        """Those that were given out, by name; none is ever shown again."""
+        return self._get(Tokens, "tokens").items
+
+    def add_token(self, name: str) -> Token:
+        """Make a token; only this answer shows it."""
+        return self._send(Token, "POST", "tokens", json_body={"name": name})
+
+    def remove_token(self, name: str) -> None:
+        """Withdraw a token, at once."""
+        self._transport.request("DELETE", f"tokens/{_segment(name)}")
 
     def health(self) -> Health:
         """How the control plane is; also when it is not well (no exception then)."""

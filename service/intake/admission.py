@@ -12,6 +12,7 @@ from jobs.placement import NEVER, Demand, HostCapacity
 from jobs.possible import impossible
 from jobs.spec import JobSpec, JobType, parse_spec
 from service.access.mounts import MountRules
+from service.access.principals import Principal
 from service.contract.errors import Problem
 from service.intake.inputs import find_inputs, find_predecessors
 from service.intake.spec_paths import Resolved, resolve_paths
@@ -47,10 +48,10 @@ def demand_of(spec: JobSpec) -> Demand:
     return Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec), r.cpus, r.memory, lasts)
 
 
-def resolve(session: Session, spec: JobSpec, settings: Settings) -> Resolved:
+def resolve(session: Session, spec: JobSpec, settings: Settings, actor: Principal) -> Resolved:
     """The mounts and training sections that the spec's paths come to, and what it waits for. Raises Problem."""
-    resolved = resolve_paths(spec, MountRules.of(settings), find_inputs(session))
-    resolved.inputs.update({wait.key: (wait, "") for wait in find_predecessors(session, spec.after)})
+    resolved = resolve_paths(spec, MountRules.of(settings), find_inputs(session, actor.id))
+    resolved.inputs.update({wait.key: (wait, "") for wait in find_predecessors(session, spec.after, actor.id)})
     return resolved
 
 

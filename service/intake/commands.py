@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from sqlmodel import Session, col, select
 
 from jobs.states import TERMINAL, Desired, JobState, Reason
+from service.access.principals import LOCAL, Principal
 from service.builds.look import ImageLook
 from service.contract.errors import Problem
 from service.intake.deletion import Deleted, Deletions, HandOver
@@ -41,7 +42,9 @@ class Jobs:
         self._deletions = Deletions(database, settings, stopping, patience_s, hand_over)
         self._submissions = Submissions(database, settings, images)
 
-    def submit(self, document: Mapping[str, Any], *, actor: str = "", idempotency_key: str | None = None) -> Submitted:
+    def submit(
+        self, document: Mapping[str, Any], *, actor: Principal = LOCAL, idempotency_key: str | None = None
+    ) -> Submitted:
         """Accepts a job. Raises Problem when it can't ever run or the Idempotency-Key was used for another one."""
         result = self.submit_many([Submission(document, actor, idempotency_key)])[0]
         if isinstance(result, Exception):
@@ -56,14 +59,14 @@ class Jobs:
                 self._submitted(result.job.id)
         return results
 
-    def stop(self, id_or_name: str, *, actor: str = "") -> Job:
+    def stop(self, id_or_name: str, *, actor: Principal = LOCAL) -> Job:
         """Asks a job to stop. Stopping one that has ended is no mistake: it stays as it is. Raises Problem."""
         return _only(self.stop_many([id_or_name], actor=actor))
 
-    def stop_many(self, refs: Sequence[str], *, actor: str = "") -> list[Job | Problem]:
+    def stop_many(self, refs: Sequence[str], *, actor: Principal = LOCAL) -> list[Job | Problem]:
         """Asks several jobs to stop, some in each transaction; for each the job, or why not."""
         with self._database.read() as session:
-            meant = find_jobs(session, refs)
+            meant = find_jobs(session, refs, actor.id)
         ids = list(dict.fromkeys(job.id for job in meant if isinstance(job, Job)))
         asked: dict[str, Job] = {}
         for start in range(0, len(ids), _CHUNK):
@@ -82,12 +85,12 @@ class Jobs:
             for ref, job in zip(refs, meant, strict=True)
         ]
 
-    def delete(self, id_or_name: str, *, actor: str = "", keep_artifacts: bool = True) -> Deleted:
+    def delete(self, id_or_name: str, *, actor: Principal = LOCAL, keep_artifacts: bool = True) -> Deleted:
         """Forgets a job that has ended, and its files. Raises Problem `job_active`, `artifact_in_use`, …"""
         return _only(self.delete_many([id_or_name], actor=actor, keep_artifacts=keep_artifacts))
 
     def delete_many(
-        self, refs: Sequence[str], *, actor: str = "", keep_artifacts: bool = True
+        self, refs: Sequence[str], *, actor: Principal = LOCAL, keep_artifacts: bool = True
     ) -> list[Deleted | Problem]:
         """Forgets several jobs; for each what came of it, or why it stays."""
         return self._deletions.delete(refs, actor, keep_artifacts)
@@ -100,11 +103,11 @@ def _only(results: Sequence[Result | Problem]) -> Result:
     return result
 
 
-def _stop(session: Session, job: Job, actor: str) -> None:
+def _stop(session: Session, job: Job, actor: Principal) -> None:
     if JobState(job.state) in TERMINAL or job.desired == Desired.STOP:
         return
     job.desired = Desired.STOP
-    record_job(session, job, "job.stop_requested", f"{actor or 'a user'} asked {job.name} to stop", actor=actor)
+    record_job(session, job, "job.stop_requested", f"{actor.name} asked {job.name} to stop", actor=actor.id)
     if job.state == JobState.QUEUED:
         message = "stopped on request, before it started"
-        transition(session, job, JobState.STOPPED, message, reason=Reason.STOPPED_BY_USER, actor=actor)
+        transition(session, job, JobState.STOPPED, message, reason=Reason.STOPPED_BY_USER, actor=actor.id)

@@ -22,6 +22,7 @@ from sqlmodel import Session, col, select
 
 from jobs.states import TERMINAL, JobState
 from service.access.paths import open_below, remove_tree
+from service.access.principals import Principal
 from service.artifacts.keeping import Kept, Shelf, size_of
 from service.artifacts.users import users_of
 from service.backends.errors import EngineError
@@ -76,11 +77,11 @@ class Deletions:
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
 
-    def delete(self, refs: Sequence[str], actor: str, keep: bool) -> list[Deleted | Problem]:
+    def delete(self, refs: Sequence[str], actor: Principal, keep: bool) -> list[Deleted | Problem]:
         """For each job what came of it, or why it stays."""
-        self._await_removals(refs)
+        self._await_removals(refs, actor)
         with self._database.read() as session:
-            meant = find_jobs(session, refs)
+            meant = find_jobs(session, refs, actor.id)
         outcome: dict[str, Deleted | Problem] = {}
         with self._claimed({job.id for job in meant if isinstance(job, Job)}) as ids:
             for start in range(0, len(ids), _CHUNK):
@@ -93,7 +94,7 @@ class Deletions:
             for job in meant
         ]
 
-    def _delete(self, ids: Sequence[str], actor: str, keep: bool) -> dict[str, Deleted | Problem]:
+    def _delete(self, ids: Sequence[str], actor: Principal, keep: bool) -> dict[str, Deleted | Problem]:
         with self._database.read() as session:
             jobs, refused = _refusals(session, ids)
             left = _artifacts_of(session, ids)
@@ -188,11 +189,11 @@ class Deletions:
             with self._lock:
                 self._under_way -= mine
 
-    def _await_removals(self, refs: Sequence[str]) -> None:
+    def _await_removals(self, refs: Sequence[str], actor: Principal) -> None:
         """Returns when the containers of those that have ended are gone, or patience is over. Holds no transaction."""
         deadline = time.monotonic() + self._patience_s
         with self._database.read() as session:
-            ids = [job.id for job in find_jobs(session, refs) if isinstance(job, Job)]
+            ids = [job.id for job in find_jobs(session, refs, actor.id) if isinstance(job, Job)]
             left = _ended_with_containers(session, ids)
         for job_id in left:
             self._wake(job_id)
@@ -264,7 +265,7 @@ def _artifacts_of(session: Session, ids: Sequence[str]) -> dict[str, list[Artifa
     return found
 
 
-def _move_artifacts(session: Session, one: _Leaving, rows: Sequence[Artifact], actor: str) -> None:
+def _move_artifacts(session: Session, one: _Leaving, rows: Sequence[Artifact], actor: Principal) -> None:
     """From here on nobody uses the run folder: kept artifacts are where they will be, the others are gone."""
     present = {row.id: row for row in rows}
     for row, kept in one.artifacts:
@@ -275,20 +276,20 @@ def _move_artifacts(session: Session, one: _Leaving, rows: Sequence[Artifact], a
         if kept is None:
             session.delete(now)
             said = f"{name} was deleted with job {one.job.name}"
-            record(session, "artifact.deleted", f"artifact/{row.name}", said, actor=actor)
+            record(session, "artifact.deleted", f"artifact/{row.name}", said, actor=actor.id)
         elif row.run_path is not None:
             now.path = row.path = str(kept.path)
             now.run_path = row.run_path = None
             now.size = row.size = kept.size
             said = f"{name} stays after job {one.job.name}: it is {row.path} now"
-            record(session, "artifact.kept", f"artifact/{row.name}", said, actor=actor)
+            record(session, "artifact.kept", f"artifact/{row.name}", said, actor=actor.id)
 
 
-def _forget(session: Session, jobs: Sequence[Job], actor: str) -> None:
+def _forget(session: Session, jobs: Sequence[Job], actor: Principal) -> None:
     """The rows of jobs whose files are gone."""
     ids = [job.id for job in jobs]
     for job in jobs:
-        record_job(session, job, "job.deleted", f"{job.name} was deleted", actor=actor)
+        record_job(session, job, "job.deleted", f"{job.name} was deleted", actor=actor.id)
     own = sql_update(Artifact).where(col(Artifact.job_id).in_(ids)).values(job_id=None)
     session.exec(own.execution_options(synchronize_session=False))
     for table in (JobInput, Replica, Attempt, Idempotency):

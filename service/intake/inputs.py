@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import case
 from sqlmodel import Session, col, select
 
 from jobs.mistakes import SpecError
@@ -50,22 +51,23 @@ FindInput = Callable[[str, str], Input]
 """(what stands after `artifact:`, key of the spec) → what it means. Raises Problem."""
 
 
-def find_inputs(session: Session) -> FindInput:
+def find_inputs(session: Session, by: str) -> FindInput:
     """Looks artifacts up for one spec: the same words mean the same version wherever they stand in it.
 
-    A name means the newest version, and that is the one that a live job is about to leave.
+    A name means the newest version, and that is the one that a live job is about to leave, first of all one of the
+    principal `by`.
     """
     known: dict[str, Artifact | Job] = {}
 
     def find(reference: str, key: str) -> Input:
         found = known.get(reference)
         if found is None:
-            found = known[reference] = _maker(session, reference) or _ready(session, reference)
+            found = known[reference] = _maker(session, reference, by) or _ready(session, reference)
         if isinstance(found, Job):
-            _check_kind(session, reference, (maker_of(reference) or ("", ""))[1], key)
+            _check_kind(session, reference, (maker_of(reference) or ("", ""))[1], key, by)
             awaited = describe_wait(reference, found.name, found.state, found.progress)
             return Input(key=key, name=reference, maker_id=found.id, maker_name=found.name, awaited=awaited)
-        _check_kind(session, found.name, found.kind, key)
+        _check_kind(session, found.name, found.kind, key, by)
         return Input(
             key=key,
             name=found.name,
@@ -80,11 +82,11 @@ def find_inputs(session: Session) -> FindInput:
     return find
 
 
-def find_predecessors(session: Session, names: Iterable[str]) -> list[Input]:
+def find_predecessors(session: Session, names: Iterable[str], by: str) -> list[Input]:
     """The jobs under `after` that haven't ended yet. Raises Problem for one that is unknown or has not succeeded."""
     waits = []
     for index, name in enumerate(names):
-        job = find_job(session, name)
+        job = find_job(session, name, by)
         state = JobState(job.state)
         if state is JobState.SUCCEEDED:
             continue
@@ -115,14 +117,14 @@ def wait_sentence(awaited: Iterable[str]) -> str | None:
     return f"waits for {' and '.join(parts)}" if parts else None
 
 
-def _maker(session: Session, reference: str) -> Job | None:
+def _maker(session: Session, reference: str, by: str) -> Job | None:
     """The live job that will leave the newest version."""
     made = maker_of(Reference.parse(reference).name) if "@" not in reference else None
     if made is None:
         return None
     name, kind = made
     live = select(Job).where(Job.name == name, col(Job.finished_at).is_(None), Job.desired == Desired.RUN)
-    job = session.exec(live).first()
+    job = session.exec(live.order_by(case((col(Job.owner_id) == by, 0), else_=1))).first()
     if job is None:
         return None
     try:
@@ -146,11 +148,11 @@ def _ready(session: Session, reference: str) -> Artifact:
     return artifact
 
 
-def _check_kind(session: Session, name: str, kind: str, key: str) -> None:
+def _check_kind(session: Session, name: str, kind: str, key: str, by: str) -> None:
     if key not in _MODELS or kind not in ("adapter", "dataset"):
         return
     merged = name.removesuffix("-adapter") + "-model"
-    there = newest(session, merged) is not None or _maker(session, merged) is not None
+    there = newest(session, merged) is not None or _maker(session, merged, by) is not None
     raise Problem(
         "invalid_spec",
         f"`{key}` takes a model, but artifact {name!r} is {_a(kind)}.",

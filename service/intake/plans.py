@@ -9,6 +9,7 @@ from sqlmodel import Session, col, select
 from jobs.launch import Address, ContainerPlan, Launch, plan_containers
 from jobs.placement import HostCapacity, Placement, Waits, place
 from jobs.spec import JobSpec, redacted
+from service.access.principals import LOCAL, Principal
 from service.backends.engines import Engines, ImageFacts
 from service.backends.errors import EngineError, ImageMissing
 from service.builds.fitness import LOOKED_FOR, misfit, remarks
@@ -28,11 +29,11 @@ class Plans:
     def __init__(self, database: Database, settings: Settings, engines: Engines) -> None:
         self._database, self._settings, self._engines = database, settings, engines
 
-    def plan(self, document: Mapping[str, Any]) -> schemas.Plan:
+    def plan(self, document: Mapping[str, Any], actor: Principal = LOCAL) -> schemas.Plan:
         """Where the job would go and what would run there. Raises the same Problems as a submit."""
         spec = parse(document)
         with self._database.read() as session:
-            resolved = resolve(session, spec, self._settings)
+            resolved = resolve(session, spec, self._settings, actor)
             hosts = capacities(session)
             builds = _builds_under_way(session)
         check_possible(spec, hosts)

@@ -12,6 +12,7 @@ from sqlmodel import Session, col, select
 from jobs.placement import HostCapacity
 from jobs.spec import JobSpec, redacted
 from jobs.states import JobState
+from service.access.principals import LOCAL, Principal
 from service.access.secrets import SecretBox
 from service.builds.look import ImageLook
 from service.contract.errors import Problem
@@ -30,7 +31,7 @@ class Submission:
     """One job as a client sent it."""
 
     document: Mapping[str, Any]
-    actor: str = ""
+    actor: Principal = LOCAL
     idempotency_key: str | None = None
 
 
@@ -62,19 +63,21 @@ class _Checked:
 class _Known:
     """What a batch of submissions has to be compared with; two queries, however many there are."""
 
-    names: set[str]
-    keys: dict[str, tuple[str, Job | None]]
+    names: set[tuple[str, str]]
+    """(owner, name) of active jobs."""
+    keys: dict[tuple[str, str], tuple[str, Job | None]]
+    """(owner, key) → the digest of what came with it, and its job."""
 
     @classmethod
     def of(cls, session: Session, items: "Sequence[_Checked]") -> "_Known":
         wanted = {item.name for item in items}
-        active = select(Job.name).where(col(Job.name).in_(wanted), col(Job.finished_at).is_(None))
+        active = select(Job.owner_id, Job.name).where(col(Job.name).in_(wanted), col(Job.finished_at).is_(None))
         names = set(session.exec(active)) if wanted else set()
-        keys: dict[str, tuple[str, Job | None]] = {}
+        keys: dict[tuple[str, str], tuple[str, Job | None]] = {}
         asked = {item.submission.idempotency_key for item in items} - {None}
         if asked:
             for row in session.exec(select(Idempotency).where(col(Idempotency.key).in_(asked))):
-                keys[row.key] = (row.digest, session.get(Job, row.job_id))
+                keys[row.owner_id, row.key] = (row.digest, session.get(Job, row.job_id))
         return cls(names, keys)
 
 
@@ -117,7 +120,7 @@ class Submissions:
 
     def _check(self, session: Session, submission: Submission, hosts: Callable[[], list[HostCapacity]]) -> "_Checked":
         spec = parse(submission.document)
-        resolved = resolve(session, spec, self._settings)
+        resolved = resolve(session, spec, self._settings, submission.actor)
         check_possible(spec, hosts())
         if self._images is not None:
             self._images.check(spec, hosts())
@@ -136,9 +139,9 @@ class Submissions:
         )
 
     def _add(self, session: Session, item: _Checked, known: "_Known") -> Submitted | Problem:
-        key = item.submission.idempotency_key
-        if key is not None and key in known.keys:
-            digest, earlier = known.keys[key]
+        key, owner = item.submission.idempotency_key, item.submission.actor.id
+        if key is not None and (owner, key) in known.keys:
+            digest, earlier = known.keys[owner, key]
             if digest != item.digest or earlier is None:
                 return Problem(
                     "idempotency_conflict",
@@ -147,7 +150,7 @@ class Submissions:
                 )
             return Submitted(earlier, replayed=True)
         job_id, name = item.job_id, item.name
-        while name in known.names:
+        while (owner, name) in known.names:
             if item.named:
                 return Problem(
                     "name_taken",
@@ -155,7 +158,7 @@ class Submissions:
                     f"Stop it (`navarch stop {name}`), choose another name, or leave `name` out to get one.",
                 )
             name = f"{item.spec.type}-{new_id()[-8:]}"
-        known.names.add(name)
+        known.names.add((owner, name))
         job = _row(item, name)
         session.add(job)
         inputs = _input_rows(job.id, item.resolved)
@@ -164,7 +167,7 @@ class Submissions:
             session.add_all(inputs)
         session.add(
             Event(
-                actor=item.submission.actor,
+                actor_id=owner,
                 kind="job.submitted",
                 subject=f"job/{job_id}",
                 job_id=job_id,
@@ -174,8 +177,8 @@ class Submissions:
             )
         )
         if key is not None:
-            session.add(Idempotency(key=key, digest=item.digest, job_id=job_id))
-            known.keys[key] = (item.digest, job)
+            session.add(Idempotency(owner_id=owner, key=key, digest=item.digest, job_id=job_id))
+            known.keys[owner, key] = (item.digest, job)
         return Submitted(job, replayed=False, inputs=inputs)
 
 
@@ -191,7 +194,7 @@ def _row(item: _Checked, name: str) -> Job:
             "training": item.resolved.training,
             "mounts": [mount.model_dump() for mount in item.resolved.mounts.values()],
         },
-        owner=item.submission.actor,
+        owner_id=item.submission.actor.id,
         priority=item.spec.priority,
         nodes=demand.nodes,
         gpus=demand.gpus,

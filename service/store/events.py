@@ -1,4 +1,7 @@
-"""The one way to change a job's state, and the one way to write an event: both in the caller's transaction."""
+"""The one way to change a job's state, and the one way to write an event: both in the caller's transaction.
+
+`actor` is the id of a principal; the controller acts when nobody else does.
+"""
 
 import time
 from typing import Any
@@ -6,21 +9,19 @@ from typing import Any
 from sqlmodel import Session
 
 from jobs.states import TERMINAL, JobState, Reason, check_move
-from service.store.tables import Event, Job
-
-CONTROLLER = "controller"
+from service.store.tables import CONTROLLER, Event, Job
 
 
 def record(session: Session, kind: str, subject: str, message: str, *, actor: str = CONTROLLER, **data: Any) -> None:
     """Writes an event that is no change of a job's state."""
-    session.add(Event(actor=actor, kind=kind, subject=subject, message=message, data=data))
+    session.add(Event(actor_id=actor, kind=kind, subject=subject, message=message, data=data))
 
 
 def record_job(session: Session, job: Job, kind: str, message: str, *, actor: str = CONTROLLER, **data: Any) -> None:
     """Writes an event about a job."""
     session.add(
         Event(
-            actor=actor,
+            actor_id=actor,
             kind=kind,
             subject=f"job/{job.id}",
             job_id=job.id,
@@ -57,7 +58,7 @@ def transition(
     session.add(
         Event(
             time=moment,
-            actor=actor,
+            actor_id=actor,
             kind="job.state",
             subject=f"job/{job.id}",
             job_id=job.id,

@@ -9,6 +9,8 @@ from sqlmodel import Field, SQLModel
 
 from jobs.stored import VERSION
 
+LOCAL, CONTROLLER = "local", "controller"
+"""Ids of principals: the account that runs the control plane, and that itself."""
 _NO_ID_TWICE = {"sqlite_autoincrement": True}
 """SQLite would give the number of a deleted row to the next one."""
 
@@ -21,14 +23,47 @@ class Meta(SQLModel, table=True):
     value: str
 
 
+class Principal(SQLModel, table=True):
+    """Somebody who acts. The row stays, so that what they did and own goes on to name them."""
+
+    __tablename__ = "principal"
+    id: str = Field(primary_key=True)
+    """The name that they had first."""
+    name: str = Field(unique=True)
+    role: str
+    kind: str
+    created_at: float = Field(default_factory=time.time)
+
+
+class Token(SQLModel, table=True):
+    """A token by which a principal is known: its hash, never itself."""
+
+    __tablename__ = "token"
+    name: str = Field(primary_key=True)
+    sha256: str = Field(unique=True)
+    principal_id: str = Field(foreign_key="principal.id", index=True)
+    created_at: float = Field(default_factory=time.time)
+
+
+class SshKey(SQLModel, table=True):
+    """A public key that somebody logs in with."""
+
+    __tablename__ = "ssh_key"
+    owner_id: str = Field(foreign_key="principal.id", primary_key=True)
+    fingerprint: str = Field(primary_key=True)
+    line: str
+    created_at: float = Field(default_factory=time.time)
+
+
 class Job(SQLModel, table=True):
     """What a user asked for, and how far it is."""
 
     __tablename__ = "job"
     __table_args__ = (
-        # One active job per name; a finished job's name is free again.
+        # One active job of a name for each owner; a finished job's name is free again.
         Index(
             "ix_job_active_name",
+            "owner_id",
             "name",
             unique=True,
             sqlite_where=text("finished_at IS NULL"),
@@ -38,6 +73,7 @@ class Job(SQLModel, table=True):
         Index("ix_job_list", "created_at", "id"),
         Index("ix_job_state_list", "state", "created_at", "id"),
         Index("ix_job_name", "name", "created_at"),
+        Index("ix_job_owner_list", "owner_id", "created_at", "id"),
     )
     id: str = Field(primary_key=True)
     name: str
@@ -50,7 +86,7 @@ class Job(SQLModel, table=True):
     """The secrets' values, encrypted."""
     resolved: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """What submit made of the spec's paths: mounts to add and the training sections as the container sees them."""
-    owner: str = ""
+    owner_id: str = Field(foreign_key="principal.id")
     priority: int = 50
     state: str = Field(default="queued")
     reason: str | None = None
@@ -83,6 +119,11 @@ class Job(SQLModel, table=True):
     unreachable_since: float | None = None
     failures: int = 0
     """Steps of the controller that failed one after the other, for backing off."""
+
+    @property
+    def namespace(self) -> str:
+        """What tells jobs of one name apart on hosts: whose it is, unless it is the local account's."""
+        return "" if self.owner_id == LOCAL else self.owner_id
 
 
 class Attempt(SQLModel, table=True):
@@ -227,7 +268,7 @@ class Event(SQLModel, table=True):
     __table_args__ = _NO_ID_TWICE
     id: int | None = Field(default=None, primary_key=True)
     time: float = Field(default_factory=time.time)
-    actor: str
+    actor_id: str = Field(foreign_key="principal.id")
     kind: str
     """job.submitted, job.state, host.unreachable, image.built, artifact.registered, …"""
     subject: str = Field(index=True)
@@ -253,7 +294,7 @@ class ImageBuild(SQLModel, table=True):
     """queued, running, succeeded, failed."""
     message: str | None = None
     image_id: str | None = None
-    owner: str = ""
+    owner_id: str = Field(foreign_key="principal.id")
     created_at: float = Field(default_factory=time.time)
     started_at: float | None = None
     finished_at: float | None = None
@@ -318,9 +359,10 @@ class JobInput(SQLModel, table=True):
 
 
 class Idempotency(SQLModel, table=True):
-    """A key that a client sent with a submit, and what came of it."""
+    """A key that somebody's client sent with a submit, and what came of it."""
 
     __tablename__ = "idempotency"
+    owner_id: str = Field(foreign_key="principal.id", primary_key=True)
     key: str = Field(primary_key=True)
     digest: str
     """SHA-256 of the request's body."""

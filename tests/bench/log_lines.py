@@ -86,7 +86,7 @@ def from_memory(lines: int) -> None:
         folder = Path(name)
         world = World(folder)
         with world.database.write() as session:
-            session.add(Job(id="j", name="bench", type="sft", document={}))
+            session.add(Job(owner_id="local", id="j", name="bench", type="sft", document={}))
             session.flush()
             session.add(Attempt(id=1, job_id="j", number=1))
             session.flush()

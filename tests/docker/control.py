@@ -96,6 +96,7 @@ class Plane(Store):
 
     def __init__(self, settings: Settings) -> None:
         self.runtime = Runtime(settings)
+        self.runtime.open()
         self.runtime.start()
         super().__init__(self.runtime.database)
         until("engine", lambda: self.runtime.health()["engine"][0])
@@ -144,7 +145,7 @@ class PlaneProcess(Store):
             "import json,os,sys,time; from service.runtime import Runtime; from service.settings import Settings;"
             "s=Settings(**json.loads(sys.argv[1])); said=os.dup(1);"
             "log=os.open(s.data_dir/'plane.log', os.O_WRONLY|os.O_CREAT|os.O_APPEND); os.dup2(log,1); os.dup2(log,2);"
-            "Runtime(s).start(); os.write(said, b'up\\n'); time.sleep(3600)"
+            "r=Runtime(s); r.open(); r.start(); os.write(said, b'up\\n'); time.sleep(3600)"
         )
         given = self.settings.model_dump(mode="json")
         self.started_at = time.time()

@@ -155,7 +155,7 @@ def recipe(docker_client: docker.DockerClient, system_image: str, tmp_path: Path
 
 def test_killed_while_an_image_is_built(plane: PlaneProcess, docker_client: docker.DockerClient, recipe: Path) -> None:
     tag = f"navarch-test/interrupted-{plane.settings.port_range[0]}:latest"
-    build = ImageBuild(id="build1", recipe=str(recipe), tag=tag, options={"target": "system"})
+    build = ImageBuild(owner_id="local", id="build1", recipe=str(recipe), tag=tag, options={"target": "system"})
     with plane.database.write() as session:
         session.add(build)
     log = plane.settings.data_dir / "builds" / "build1.log"

@@ -9,7 +9,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from service.access.keys import KeyRing
+from service.access.principals import LOCAL
 from service.backends.docker.engine import DockerHost
 from service.backends.docker.ssh_ready import WrongHostKey, handshake
 from service.contract.ssh_keys import PublicKey
@@ -24,8 +24,8 @@ def plane(
     folder = tmp_path_factory.mktemp("provisioning")
     (folder / "shared").mkdir()
     (folder / "shared" / "data.txt").write_text("from the host\n")
-    KeyRing(folder / "data").add(PublicKey.parse(ssh_key.with_suffix(".pub").read_text()))
     plane = Plane(test_settings(folder / "data", mount_roots=[folder / "shared"]))
+    plane.runtime.keys.add(PublicKey.parse(ssh_key.with_suffix(".pub").read_text()), LOCAL)
     yield plane
     plane.close()
 

@@ -155,7 +155,7 @@ class Machine:
                 listener.queue.put(event)
 
     def restart_engine(self) -> None:
-        for container in self.containers.values():
+        for container in list(self.containers.values()):
             self.end(container, 137)
         self.engine_started_at = self.clock()
 
@@ -168,7 +168,7 @@ class Machine:
             raise NoSpace("no space left on device")
 
     def find(self, name_or_id: str) -> Container | None:
-        for container in self.containers.values():
+        for container in list(self.containers.values()):
             if name_or_id in (container.id, container.plan.name):
                 return container
         return None
@@ -282,7 +282,7 @@ class SimulatedEngine:
                 raise ContainerGone("No such container")
             if container.running:
                 return
-            for other in machine.containers.values():
+            for other in list(machine.containers.values()):
                 if other.running and set(other.plan.gpus) & set(container.plan.gpus):
                     raise AssertionError(f"{other.plan.name} and {container.plan.name} share a GPU")
                 if other.running and set(other.plan.ports.values()) & set(container.plan.ports.values()):
@@ -310,7 +310,7 @@ class SimulatedEngine:
 
     def containers(self, deployment: str) -> list[ContainerFacts]:
         with self._effect() as machine:
-            return [self._facts(container) for container in machine.containers.values()]
+            return [self._facts(container) for container in list(machine.containers.values())]
 
     def signal(self, container_id: str, name: str) -> None:
         with self._effect() as machine:

@@ -11,6 +11,7 @@ from tempfile import mkdtemp
 from sqlmodel import select
 
 from jobs.states import JobState
+from service.access.principals import Kind, Principal, enter
 from service.access.secrets import SecretBox
 from service.backends.docker.backend import DockerBackend
 from service.backends.engines import Engine
@@ -39,6 +40,13 @@ def _empty_database() -> Path:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
     return path
+
+
+def new_database(folder: Path) -> Database:
+    """A migrated database in a data folder that has none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(_empty_database(), folder / "navarch.db")
+    return Database(f"sqlite:///{folder / 'navarch.db'}")
 
 
 @dataclass
@@ -145,9 +153,7 @@ class World:
         self.settings = Settings(data_dir=data_dir, mount_roots=[self.shared], unreachable_grace_s=600)
         file = data_dir / "navarch.db"
         is_new = not file.exists()
-        if is_new:
-            shutil.copy(_empty_database(), file)
-        self.database = Database(self.settings.url)
+        self.database = new_database(data_dir) if is_new else Database(self.settings.url)
         self.database.migrate()
         if is_new:
             self._add_hosts()
@@ -155,6 +161,11 @@ class World:
             self.machines[host.id] = Machine(self.clock, tuple(gpu["uuid"] for gpu in host.facts["gpus"]))
         self.jobs = Jobs(self.database, self.settings)
         self.plans = Plans(self.database, self.settings, self)
+
+    def principal(self, name: str) -> Principal:
+        """Somebody with a token."""
+        with self.database.write() as session:
+            return enter(session, name, Kind.TOKEN)
 
     def _add_hosts(self) -> None:
         with self.database.write() as session:

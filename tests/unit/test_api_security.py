@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from service.access.principals import LOCAL, Kind, Principal, of_token
+from service.access.principals import LOCAL, Kind, Principal, Role
 from service.access.sessions import Sessions
 from service.access.tokens import Tokens, digest, ensure_local_token
 from service.api.security import Asking, check_bind, check_body_type, is_loopback, judge
 from service.contract.errors import Problem
+from service.store.database import Database
+from tests.unit.simulation import new_database
 
 HERE = Asking("POST", "/api/v1/jobs", "127.0.0.1:8470", None, None, "application/json", True, None)
 
@@ -23,6 +24,17 @@ def local(tmp_path: Path) -> Asking:
     """A request of the account that runs the control plane."""
     ensure_local_token(tmp_path)
     return replace(HERE, authorization=f"Bearer {(tmp_path / 'token').read_text().strip()}")
+
+
+def tokens_in(folder: Path, given: str | None = None) -> Tokens:
+    there = (folder / "navarch.db").exists()
+    database = Database(f"sqlite:///{folder / 'navarch.db'}") if there else new_database(folder)
+    return Tokens(database, folder, given)
+
+
+def somebody(name: str) -> Principal:
+    """Whoever has the token of this name."""
+    return Principal(name, name, Role.ADMIN, Kind.TOKEN)
 
 
 def who(asking: Asking, tokens: Tokens) -> Principal:
@@ -39,12 +51,12 @@ def code_of(asking: Asking, tokens: Tokens) -> str | None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8470", "localhost:8470", "localhost", "[::1]:8470", "127.8.9.1"])
 def test_the_local_account_is_known_by_its_token_file(tmp_path: Path, local: Asking, host: str) -> None:
-    assert who(replace(local, host=host), Tokens(tmp_path)) == LOCAL
+    assert who(replace(local, host=host), tokens_in(tmp_path)) == LOCAL
     assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
 
 
 def test_nobody_is_let_in_without_a_token(tmp_path: Path, local: Asking) -> None:
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     assert code_of(HERE, tokens) == "unauthorized"
     assert code_of(replace(HERE, authorization="Bearer "), tokens) == "unauthorized"
     assert code_of(replace(local, authorization=(local.authorization or "") + "x"), tokens) == "unauthorized"
@@ -53,17 +65,17 @@ def test_nobody_is_let_in_without_a_token(tmp_path: Path, local: Asking) -> None
 
 
 def test_the_token_file_counts_on_this_machine_only(tmp_path: Path, local: Asking) -> None:
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     token = tokens.create("alice")
     far = replace(local, from_here=False, host="navarch.example")
     assert code_of(far, tokens) == "unauthorized"
-    assert who(replace(far, authorization=f"Bearer {token}"), tokens) == of_token("alice")
+    assert who(replace(far, authorization=f"Bearer {token}"), tokens) == somebody("alice")
     assert who(local, tokens) == LOCAL
 
 
 def test_withdrawing_the_last_token_opens_nothing(tmp_path: Path, local: Asking) -> None:
     """Also not to the machine's neighbours of a control plane that listens on all addresses."""
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     token = tokens.create("alice")
     alice = replace(HERE, from_here=False, host="navarch.example", authorization=f"Bearer {token}")
     assert who(alice, tokens).name == "alice"
@@ -79,8 +91,8 @@ def test_withdrawing_the_last_token_opens_nothing(tmp_path: Path, local: Asking)
     "host", ["evil.example:8470", "10.0.0.7", "", "127.0.0.1.evil.example", "localhost.evil.example"]
 )
 def test_a_rebound_name_is_refused(tmp_path: Path, local: Asking, host: str) -> None:
-    assert code_of(replace(local, host=host), Tokens(tmp_path)) == "forbidden_host"
-    assert code_of(replace(local, host=host, path="/api/v1/health"), Tokens(tmp_path)) == "forbidden_host"
+    assert code_of(replace(local, host=host), tokens_in(tmp_path)) == "forbidden_host"
+    assert code_of(replace(local, host=host, path="/api/v1/health"), tokens_in(tmp_path)) == "forbidden_host"
 
 
 @pytest.mark.parametrize(
@@ -93,11 +105,11 @@ def test_a_rebound_name_is_refused(tmp_path: Path, local: Asking, host: str) -> 
 def test_pages_of_other_origins_are_refused(tmp_path: Path, local: Asking, origin: str) -> None:
     """Other ports of localhost are other origins; whatever is no origin is none of ours."""
     asking = replace(local, host="localhost:8470", origin=origin)
-    assert code_of(asking, Tokens(tmp_path)) == "forbidden_origin"
+    assert code_of(asking, tokens_in(tmp_path)) == "forbidden_origin"
 
 
 def test_a_page_of_ours_and_a_link_to_us_pass(tmp_path: Path, local: Asking) -> None:
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     for host, origin in (("localhost:8470", "http://localhost:8470"), ("[::1]:8470", "http://[::1]:8470")):
         own = replace(local, host=host, origin=origin, fetch_site="same-origin")
         assert who(own, tokens) == LOCAL
@@ -126,7 +138,7 @@ def test_json_and_yaml_are_bodies() -> None:
 
 
 def test_every_request_needs_a_token_but_those_that_say_nothing(tmp_path: Path) -> None:
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     token = tokens.create("alice")
     assert code_of(HERE, tokens) == "unauthorized"
     assert code_of(replace(HERE, authorization="Bearer wrong"), tokens) == "unauthorized"
@@ -140,25 +152,36 @@ def test_every_request_needs_a_token_but_those_that_say_nothing(tmp_path: Path) 
 
 
 def test_a_token_is_stored_as_its_hash_only_and_counts_at_once(tmp_path: Path) -> None:
-    serving = Tokens(tmp_path)
-    assert serving.principal("anything", from_here=True) is None
-    token = Tokens(tmp_path).create("bob")
-    assert serving.principal(token, from_here=False) == of_token("bob")
-    stored = (tmp_path / "tokens.json").read_text()
-    assert token not in stored and json.loads(stored)[0]["name"] == "bob"
-    assert (tmp_path / "tokens.json").stat().st_mode & 0o077 == 0
-    assert Tokens(tmp_path).remove("bob")
-    assert serving.principal(token, from_here=False) is None
+    tokens = tokens_in(tmp_path)
+    assert tokens.principal("anything", from_here=True) is None
+    token = tokens.create("bob")
+    assert tokens.principal(token, from_here=False) == somebody("bob")
+    for file in tmp_path.glob("navarch.db*"):
+        assert token.encode() not in file.read_bytes(), file
+    assert tokens_in(tmp_path).principal(token, from_here=False) == somebody("bob"), "also after a restart"
+    assert tokens.remove("bob") and not tokens.remove("bob")
+    assert tokens.principal(token, from_here=False) is None
 
 
-def test_a_file_of_tokens_that_makes_no_sense_lets_nobody_in(tmp_path: Path, local: Asking) -> None:
-    for content in ("{", '{"a": 1}', '[{"name": 1}]', "[1]"):
-        (tmp_path / "tokens.json").write_text(content)
-        assert code_of(local, Tokens(tmp_path)) == "internal"
+def test_a_token_made_again_under_its_name_is_the_same_persons(tmp_path: Path) -> None:
+    tokens = tokens_in(tmp_path)
+    first = tokens.create("bob")
+    tokens.remove("bob")
+    second = tokens.create("bob")
+    assert tokens.principal(first, from_here=True) is None
+    assert tokens.principal(second, from_here=True) == somebody("bob")
+
+
+@pytest.mark.parametrize("name", ["local", "controller"])
+def test_nobody_is_given_the_name_of_the_local_account_or_of_the_control_plane(tmp_path: Path, name: str) -> None:
+    tokens = tokens_in(tmp_path)
+    with pytest.raises(Problem, match="somebody else's name"):
+        tokens.create(name)
+    assert tokens.all() == []
 
 
 def test_names_of_tokens_are_unique(tmp_path: Path) -> None:
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     tokens.create("ci")
     with pytest.raises(Problem, match="There is a token named ci"):
         tokens.create("ci")
@@ -166,13 +189,13 @@ def test_names_of_tokens_are_unique(tmp_path: Path) -> None:
 
 def test_other_addresses_than_loopback_need_a_token_that_was_given_out(tmp_path: Path) -> None:
     ensure_local_token(tmp_path)
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     for host in ("127.0.0.1", "::1", "localhost"):
         check_bind(host, tokens)
     for host in ("0.0.0.0", "::", "10.1.2.3"):
         with pytest.raises(Problem, match="without a token"):
             check_bind(host, tokens)
-    check_bind("0.0.0.0", Tokens(tmp_path, given="secret"))
+    check_bind("0.0.0.0", tokens_in(tmp_path, given="secret"))
     tokens.create("alice")
     check_bind("0.0.0.0", tokens)
 
@@ -183,14 +206,14 @@ def test_loopback_in_all_its_spellings() -> None:
 
 
 def test_a_browser_is_known_by_its_cookie_until_the_token_is_withdrawn(tmp_path: Path) -> None:
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     sessions = Sessions(tmp_path, tokens)
     cookie = sessions.cookie(digest(tokens.create("carol")))
     page = replace(HERE, cookie=cookie, asked_by_page=True)
-    assert who(page, tokens) == of_token("carol")
-    assert judge(page, tokens, Sessions(tmp_path, tokens))[0] == of_token("carol"), "also after a restart"
+    assert who(page, tokens) == somebody("carol")
+    assert judge(page, tokens, Sessions(tmp_path, tokens))[0] == somebody("carol"), "also after a restart"
     assert code_of(replace(page, asked_by_page=False), tokens) == "forbidden_origin", "a form can't use it"
-    assert who(replace(page, method="GET", asked_by_page=False), tokens) == of_token("carol")
+    assert who(replace(page, method="GET", asked_by_page=False), tokens) == somebody("carol")
     assert code_of(replace(page, cookie=cookie[:-4] + "abcd"), tokens) == "unauthorized"
     assert code_of(replace(page, cookie="x" * 5000), tokens) == "unauthorized"
     tokens.remove("carol")
@@ -198,7 +221,7 @@ def test_a_browser_is_known_by_its_cookie_until_the_token_is_withdrawn(tmp_path:
 
 
 def test_the_local_account_cookie_counts_on_this_machine_only(tmp_path: Path, local: Asking) -> None:
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     tokens.create("somebody")
     cookie = Sessions(tmp_path, tokens).cookie(digest((tmp_path / "token").read_text().strip()))
     page = replace(HERE, cookie=cookie, asked_by_page=True)
@@ -207,7 +230,7 @@ def test_the_local_account_cookie_counts_on_this_machine_only(tmp_path: Path, lo
 
 
 def test_the_code_of_a_link_signs_in_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sessions = Sessions(tmp_path, Tokens(tmp_path))
+    sessions = Sessions(tmp_path, tokens_in(tmp_path))
     code = sessions.code("proof")
     assert sessions.redeem("another") is None
     assert sessions.redeem(code) == "proof"
@@ -219,7 +242,7 @@ def test_the_code_of_a_link_signs_in_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_dashboard_own_files_are_open_and_nothing_else(tmp_path: Path) -> None:
-    tokens = Tokens(tmp_path)
+    tokens = tokens_in(tmp_path)
     for path in ("/", "/jobs/abc", "/assets/index.js", "/icon.svg"):
         assert code_of(replace(HERE, method="GET", path=path, has_body=False), tokens) is None
     for path in ("/api/v1/jobs", "/api/v1/live", "/metrics"):

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from service.access.keys import KeyRing, authorized_keys
+from service.access.principals import LOCAL
 from service.client.ssh import Login, find_key, pin_host_key, user_key
 from service.contract.errors import Problem
 from service.contract.ssh_keys import PublicKey
+from service.store.tables import Event
+from tests.unit.simulation import World
 
 
 def make_key(path: Path, kind: str = "ed25519") -> str:
@@ -93,12 +96,16 @@ def test_what_is_no_plain_public_key_is_refused(line: str) -> None:
 
 
 def test_a_ring_holds_each_key_once_and_forgets_on_request(tmp_path: Path) -> None:
-    ring = KeyRing(tmp_path / "data")
+    world = World(tmp_path)
+    ring, ann = KeyRing(world.database), world.principal("ann")
     first, second = (PublicKey.parse(make_key(tmp_path / name)) for name in ("a", "b"))
-    assert ring.add(first) and not ring.add(first) and ring.add(second)
-    assert authorized_keys(tmp_path / "data") == f"{first.line}\n{second.line}\n"
-    assert ring.remove(first.fingerprint) and not ring.remove(first.fingerprint)
+    assert ring.add(first, ann) and not ring.add(first, ann) and ring.add(second, LOCAL)
+    assert ring.add(first, LOCAL), "two may have the same key"
+    assert authorized_keys(world.database) == f"{first.line}\n{second.line}\n"
+    assert ring.remove(first.fingerprint, ann) and not ring.remove(first.fingerprint, ann)
     assert ring.all() == [second]
+    told = [(event.actor_id, event.kind) for event in world.rows(Event)]
+    assert told == [("ann", "key.added"), ("local", "key.added"), ("local", "key.added"), ("ann", "key.removed")]
 
 
 def test_a_pinned_host_key_replaces_the_one_before(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_a_waiting_reader_learns_at_once_that_there_is_more(reader: LogReader) -
 def world(tmp_path: Path) -> World:
     world = World(tmp_path)
     with world.database.write() as session:
-        session.add(Job(id="j", name="demo", type="sft", document={}))
+        session.add(Job(owner_id="local", id="j", name="demo", type="sft", document={}))
         session.flush()
         session.add(Attempt(id=1, job_id="j", number=1))
         session.flush()

@@ -55,7 +55,17 @@ class Plane:
     def job(self, job_id: str, kind: str = "serve") -> Replica:
         """A job that runs in one container."""
         with self.runtime.database.write() as session:
-            session.add(Job(id=job_id, name=job_id, type=kind, document={"port": 8000}, attempts=1, state="running"))
+            session.add(
+                Job(
+                    owner_id="local",
+                    id=job_id,
+                    name=job_id,
+                    type=kind,
+                    document={"port": 8000},
+                    attempts=1,
+                    state="running",
+                )
+            )
             session.flush()
             attempt = Attempt(job_id=job_id, number=1)
             session.add(attempt)

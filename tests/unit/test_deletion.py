@@ -79,7 +79,7 @@ def refused(world: World, job: Job, **how: Any) -> Problem:
 def test_what_a_job_left_stays_under_its_name_when_the_job_is_deleted(world: World) -> None:
     job = left(world)
     before = digest(world, run_dir(world, job) / "model")
-    found = world.jobs.delete("sft", actor="me")
+    found = world.jobs.delete("sft", actor=world.principal("me"))
     assert (found.job.id, [row.name for row in found.kept], found.gone) == (job.id, ["sft-model"], [])
     assert world.rows(Job) == [] and not world.settings.job_dir(job.id).exists()
     (row,) = world.rows(Artifact)
@@ -87,7 +87,7 @@ def test_what_a_job_left_stays_under_its_name_when_the_job_is_deleted(world: Wor
     assert texts(Path(row.path)) == {"weights": "w" * 1000, "deep/er/config.json": "{}"}
     assert digest(world, row.path) == before
     assert Path(row.path).stat().st_mode & 0o777 == (Path(row.path) / "deep").stat().st_mode & 0o777 == 0o755
-    told = {event.kind: event.message for event in world.rows(Event) if event.actor == "me"}
+    told = {event.kind: event.message for event in world.rows(Event) if event.actor_id == "me"}
     assert row.path in told["artifact.kept"] and told["job.deleted"] == "sft was deleted"
     user = world.jobs.submit({"type": "serve", "image": "cpu", "model": "artifact:sft-model"})
     assert user.job.resolved["mounts"][0]["source"] == row.path

@@ -72,7 +72,7 @@ def test_an_end_of_the_control_plane_interrupts_it(folder: Path) -> None:
 
 def test_filled_in_once_the_job_has_ended(database: Database, folder: Path, tmp_path: Path) -> None:
     with database.write() as session:
-        session.add(Job(id="j", name="j", type="sft", document={}, state="running"))
+        session.add(Job(owner_id="local", id="j", name="j", type="sft", document={}, state="running"))
         session.add(Artifact(id="a", name="a", kind="model", path=str(folder), job_id="j"))
         session.add(Artifact(id="b", name="b", kind="model", path=str(folder)))
         session.add(Artifact(id="c", name="c", kind="dataset", path=str(tmp_path / "gone")))

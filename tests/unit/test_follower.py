@@ -140,7 +140,7 @@ def until(check: Callable[[], Any], seconds: float = 30.0) -> Any:
 def scene(tmp_path: Path) -> Iterator[Scene]:
     world = World(tmp_path)
     with world.database.write() as session:
-        session.add(Job(id="j", name="demo", type="sft", document={}))
+        session.add(Job(owner_id="local", id="j", name="demo", type="sft", document={}))
         session.flush()
         session.add(Attempt(id=1, job_id="j", number=1))
         session.flush()

@@ -1,5 +1,6 @@
 """Data folders of earlier versions are brought up to date, and what was under way in them goes on."""
 
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,21 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import SQLModel
 
 from jobs.launch import LABEL_ATTEMPT, LABEL_JOB, LABEL_REPLICA, ContainerPlan
+from service.access.keys import authorized_keys
+from service.access.principals import Kind, Principal, Role
+from service.access.private import forget_old_files
+from service.access.tokens import Tokens, digest
 from service.store.database import Database
-from service.store.tables import Attempt, GpuLease, Holder, ImageBuild, Job, PortLease, Replica
+from service.store.tables import Attempt, Event, GpuLease, Holder, Idempotency, ImageBuild, Job, PortLease, Replica
 from tests.unit.simulated_engine import Container
 from tests.unit.simulation import World
 
 OLD = Path(__file__).with_name("data_folder_0003.sql")
 """A deployment of two hosts in the middle of its work, as the version before holders had it."""
+
+
+TOKENS = [{"name": name, "sha256": digest(name), "created_at": 1.0} for name in ("lee", "local")]
+KEYS = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl lee@desk"]
 
 
 def schema(path: Path) -> dict[str, Any]:
@@ -61,6 +70,8 @@ def old_world(folder: Path) -> World:
     database = sqlite3.connect(data_dir / "navarch.db")
     database.executescript(OLD.read_text().replace("/DATA", str(data_dir)))
     database.close()
+    (data_dir / "tokens.json").write_text(json.dumps(TOKENS))
+    (data_dir / "authorized_keys").write_text("# mine\n" + "".join(f"{line}\n" for line in KEYS))
     world = World(folder)
     attempts = {attempt.id: attempt for attempt in world.rows(Attempt)}
     for replica in world.rows(Replica):
@@ -130,6 +141,28 @@ def test_a_data_folder_of_the_version_before_is_taken_over(tmp_path: Path) -> No
     assert all(runs == 1 for machine in world.machines.values() for runs in machine.runs.values())
 
 
+def test_what_belonged_to_a_name_belongs_to_a_principal(tmp_path: Path) -> None:
+    world = old_world(tmp_path)
+    owners = {job.name: job.owner_id for job in world.rows(Job)}
+    assert owners == {**dict.fromkeys(owners, "local"), "base": "lee"}
+    actors = {event.actor_id for event in world.rows(Event)}
+    assert actors == {"local", "lee", "controller"}
+    lee = Principal("lee", "lee", Role.ADMIN, Kind.TOKEN)
+    tokens = Tokens(world.database, world.settings.data_dir)
+    assert tokens.principal("lee", from_here=False) == lee
+    called_local = tokens.principal("local", from_here=False)
+    assert called_local is not None and (called_local.id, called_local.kind) == ("token-local", Kind.TOKEN)
+    assert authorized_keys(world.database) == KEYS[0] + "\n"
+    again = world.jobs.submit(
+        {"type": "command", "image": "cpu", "command": "true"}, actor=lee, idempotency_key="k2"
+    )  # the person of then goes on with their name
+    assert not again.replayed
+    (kept, _) = world.rows(Idempotency)
+    assert (kept.owner_id, kept.key) == ("lee", "k1")
+    forget_old_files(world.settings.data_dir)
+    assert not [name for name in ("tokens.json", "authorized_keys") if (world.settings.data_dir / name).exists()]
+
+
 def test_a_data_folder_can_be_given_back_to_the_version_before(tmp_path: Path) -> None:
     from alembic import command
     from alembic.config import Config
@@ -147,3 +180,7 @@ def test_a_data_folder_can_be_given_back_to_the_version_before(tmp_path: Path) -
     for table in ("gpu_lease", "port_lease"):
         query = f"SELECT * FROM {table} ORDER BY 1, 2"
         assert after.execute(query).fetchall() == before.execute(query).fetchall()
+    assert after.execute("SELECT name, owner FROM job WHERE owner <> 'local'").fetchall() == [("base", "lee")]
+    assert after.execute("SELECT key FROM idempotency").fetchall() == [("k1",)]
+    assert json.loads((world.settings.data_dir / "tokens.json").read_text()) == TOKENS
+    assert (world.settings.data_dir / "authorized_keys").read_text().splitlines() == KEYS

@@ -47,7 +47,11 @@ def test_an_image_that_is_being_built_or_pulled_is_told_apart(world: World) -> N
     pulled = world.plans.plan({**COMMAND, "image": "debian:trixie", "ssh": False, "resources": {"gpus": 2}})
     assert not pulled.problems and pulled.notes == ["Image debian:trixie is not on h1: it is pulled first."]
     with world.database.write() as session:
-        session.add(ImageBuild(id="b1", recipe="rocm", tag="mine/rocm:latest", state="running", message="step 3 of 9"))
+        session.add(
+            ImageBuild(
+                owner_id="local", id="b1", recipe="rocm", tag="mine/rocm:latest", state="running", message="step 3 of 9"
+            )
+        )
     (problem,) = world.plans.plan({**COMMAND, "image": "mine/rocm", "resources": {"gpus": 2}}).problems
     assert "still being built (build b1, step 3 of 9)" in problem.detail
 

@@ -28,6 +28,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder in which a control plane ran and ended."""
     folder = tmp_path_factory.mktemp("used")
     first = runtime(folder)
+    first.open()
     first.start()
     with first.database.write() as session:
         session.connection().exec_driver_sql("CREATE TABLE filler (t)")
@@ -98,7 +99,7 @@ def test_a_damaged_database_is_refused_with_what_to_do(used: Path, tmp_path: Pat
     damage(folder / "navarch.db")
     again = runtime(folder)
     with pytest.raises(Problem) as refused:
-        again.start()
+        again.open()
     again.database.close()
     assert refused.value.code == "database_unavailable" and said in refused.value.detail, refused.value.detail
     assert str(folder) in refused.value.detail and refused.value.hint
@@ -109,6 +110,7 @@ def test_a_sound_database_starts_again_and_an_old_folder_without_a_marker_gets_o
     shutil.copytree(used, folder)
     (folder / "deployment").unlink()
     again = runtime(folder)
+    again.open()
     again.start()
     assert (folder / "deployment").read_text().strip() == again.deployment
     again.stop()
@@ -116,6 +118,7 @@ def test_a_sound_database_starts_again_and_an_old_folder_without_a_marker_gets_o
 
 def test_health_is_bad_while_nothing_can_be_written_and_good_again_by_itself(tmp_path: Path) -> None:
     plane = runtime(tmp_path)
+    plane.open()
     plane.start()
     plane.heartbeat = Heartbeat(tmp_path / "elsewhere", plane._beat, every_s=0)
     http = local_client(create_app(plane), plane.settings)

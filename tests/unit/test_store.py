@@ -61,10 +61,10 @@ def test_an_active_name_is_taken_and_free_again_afterwards(world: World) -> None
     world.jobs.stop("demo")
     second = world.jobs.submit({**COMMAND, "name": "demo"}).job
     with world.database.read() as session:
-        assert find_job(session, "demo").id == second.id
-        assert find_job(session, first.id).id == first.id
+        assert find_job(session, "demo", "local").id == second.id
+        assert find_job(session, first.id, "local").id == first.id
         with pytest.raises(Problem):
-            find_job(session, "nothing")
+            find_job(session, "nothing", "local")
 
 
 def test_an_idempotency_key_makes_one_job(world: World) -> None:
@@ -73,7 +73,7 @@ def test_an_idempotency_key_makes_one_job(world: World) -> None:
     assert (first.replayed, again.replayed) == (False, True)
     assert again.job.id == first.job.id
     assert code(world, {**COMMAND, "command": "false"}, idempotency_key="k") == "idempotency_conflict"
-    both = world.jobs.submit_many([Submission(COMMAND, "", "z"), Submission(COMMAND, "", "z")])
+    both = world.jobs.submit_many([Submission(COMMAND, idempotency_key="z"), Submission(COMMAND, idempotency_key="z")])
     assert [getattr(result, "replayed", None) for result in both] == [False, True]
 
 
@@ -335,10 +335,10 @@ def _changes(world: World) -> int:
 def test_many_jobs_are_stopped_and_deleted_at_once_each_by_itself(world: World) -> None:
     queued = [world.jobs.submit({**COMMAND, "name": f"q{n}", "ports": ["7000:1"]}).job.id for n in range(120)]
     running = schedule(world.controller().context)
-    stopped = world.jobs.stop_many([*queued, "nothing"], actor="me")
+    stopped = world.jobs.stop_many([*queued, "nothing"], actor=world.principal("me"))
     assert [job.state for job in stopped if isinstance(job, Job)] == ["provisioning"] * 2 + ["stopped"] * 118
     assert isinstance(stopped[-1], Problem) and stopped[-1].code == "job_not_found"
-    assert sum(event.actor == "me" for event in world.rows(Event)) == 120 + 118
+    assert sum(event.actor_id == "me" for event in world.rows(Event)) == 120 + 118
     commits: list[set[str]] = []
     world.database.committed = commits.append
     deleted = world.jobs.delete_many([*queued, "q7"])

@@ -11,7 +11,7 @@ from service.api.bodies import BoundedRoute
 from service.api.pages import newest
 from service.api.parameters import Limit, PageCursor
 from service.api.problems import RESPONSES
-from service.api.state import actor_of, state_of
+from service.api.state import principal_of, state_of
 from service.artifacts.versions import find_artifact
 from service.contract import schemas
 from service.store import tables
@@ -34,7 +34,7 @@ def artifacts(request: Request, limit: Limit = 50, cursor: PageCursor = None) ->
 def add(request: Request, body: schemas.ArtifactRequest) -> Response:
     """Register a Hugging Face folder or a data set where it lies, or convert a GGUF file into a model folder."""
     artifacts = state_of(request).runtime.artifacts
-    actor = actor_of(request)
+    actor = principal_of(request)
     row = artifacts.add(body.path, name=body.name, kind=body.kind, new_version=body.new_version, actor=actor)
     made = views.artifact(row)
     headers = {"Location": f"/api/v1/artifacts/{made.name}@{made.version}"}
@@ -51,5 +51,5 @@ def get(request: Request, ref: ArtifactName) -> Response:
 @router.delete("/artifacts/{ref}", status_code=204, response_class=Response, summary="Forget an artifact")
 def delete(request: Request, ref: ArtifactName) -> Response:
     """Forget one version of an artifact; files that Navarch made are removed, those of others left alone."""
-    state_of(request).runtime.artifacts.delete(ref, actor=actor_of(request))
+    state_of(request).runtime.artifacts.delete(ref, actor=principal_of(request))
     return Response(status_code=204)

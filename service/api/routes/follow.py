@@ -13,10 +13,9 @@ from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
 from service.api.series import read_samples, read_series
 from service.api.sse import Follower, stream
-from service.api.state import ApiState, state_of
+from service.api.state import ApiState, job_of, state_of
 from service.contract import schemas
 from service.store import tables
-from service.store.rows import find_job
 
 router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 
@@ -34,9 +33,9 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _find(state: ApiState, ref: str) -> tables.Job:
-    with state.database.read() as session:
-        return find_job(session, ref)
+def _find(request: Request, ref: str) -> tables.Job:
+    with state_of(request).database.read() as session:
+        return job_of(request, session, ref)
 
 
 def _status(state: ApiState, job_id: str) -> schemas.JobStatus | None:
@@ -62,7 +61,7 @@ async def logs(
 ) -> Response:
     """Lines in the order in which they were stored. A cursor stays good after the job's end."""
     state = state_of(request)
-    job = await run_in_threadpool(_find, state, ref)
+    job = await run_in_threadpool(_find, request, ref)
     cursor = last_event_id or cursor
     if not follow:
         page = await run_in_threadpool(
@@ -107,7 +106,7 @@ def metrics(
 ) -> Response:
     """Series of values by step. Downsampling keeps the first, the last and every extreme."""
     state = state_of(request)
-    job = _find(state, ref)
+    job = _find(request, ref)
     series = read_series(state.settings.job_dir(job.id) / "metrics.jsonl", name, points)
     return Response(schemas.Metrics(job_id=job.id, series=series).model_dump_json(), media_type="application/json")
 
@@ -116,6 +115,6 @@ def metrics(
 def samples(request: Request, ref: JobRef, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> Response:
     """Answers to the spec's sample prompts, the latest first."""
     state = state_of(request)
-    job = _find(state, ref)
+    job = _find(request, ref)
     items = read_samples(state.settings.job_dir(job.id) / "samples.jsonl", limit)
     return Response(schemas.Samples(job_id=job.id, items=items).model_dump_json(), media_type="application/json")

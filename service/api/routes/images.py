@@ -21,7 +21,7 @@ from service.api.pages import newest
 from service.api.parameters import Limit, PageCursor
 from service.api.problems import RESPONSES, from_image_error
 from service.api.sse import Follower, stream
-from service.api.state import ApiState, actor_of, state_of
+from service.api.state import ApiState, principal_of, state_of
 from service.contract import schemas
 from service.contract.errors import Problem
 from service.store import tables
@@ -67,7 +67,7 @@ def build(request: Request, body: schemas.BuildRequest) -> Response:
         raise from_image_error(error) from error
     options = body.model_dump(exclude={"recipe", "tag"}, exclude_none=True, exclude_defaults=True)
     tag = body.tag or (recipe.default_tag if body.target == "training" else recipe.system_tag)
-    row = state.runtime.builds.submit(body.recipe, tag, options, actor_of(request))
+    row = state.runtime.builds.submit(body.recipe, tag, options, principal_of(request))
     return Response(_find_build(state, row.id).model_dump_json(), 202, media_type="application/json")
 
 
@@ -96,7 +96,7 @@ def _find_build(state: ApiState, build_id: str) -> schemas.Build:
 def cancel_build(request: Request, build_id: BuildId) -> Response:
     """End a build that waits or is under way (`build_finished` otherwise); its finished steps are kept for the next."""
     state = state_of(request)
-    state.runtime.builds.cancel(build_id, actor_of(request))
+    state.runtime.builds.cancel(build_id, principal_of(request))
     return Response(_find_build(state, build_id).model_dump_json(), 202, media_type="application/json")
 
 

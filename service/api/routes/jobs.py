@@ -13,11 +13,10 @@ from service.api import lists, views
 from service.api.bodies import BoundedRoute, spec_of
 from service.api.parameters import JobRef, Limit, PageCursor, States, Types
 from service.api.problems import RESPONSES
-from service.api.state import actor_of, state_of
+from service.api.state import job_of, principal_of, state_of
 from service.contract import schemas
 from service.contract.errors import Problem
 from service.intake.submission import Submission
-from service.store.rows import find_job
 
 Result = TypeVar("Result")
 router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
@@ -81,10 +80,10 @@ async def submit(
     document = await spec_of(request)
     if dry_run:
         try:
-            return _json(await run_in_threadpool(state.plans.plan, document))
+            return _json(await run_in_threadpool(state.plans.plan, document, principal_of(request)))
         except Problem as problem:
             raise problem.about_the_body() from None
-    submission = Submission(document, actor_of(request), idempotency_key)
+    submission = Submission(document, principal_of(request), idempotency_key)
     answer = await request.app.state.submits.submit(submission)
     if isinstance(answer, Exception):
         raise answer.about_the_body() if isinstance(answer, Problem) else answer
@@ -116,7 +115,7 @@ def list_jobs(
 @router.post("/jobs/stop", response_model=schemas.BulkAnswer, summary="Stop several jobs")
 def stop_jobs(request: Request, body: schemas.BulkRequest) -> Response:
     """Ask up to 1,000 jobs to stop. What can't be done with one is its `problem`, and no matter of the others."""
-    results = state_of(request).jobs.stop_many(body.jobs, actor=actor_of(request))
+    results = state_of(request).jobs.stop_many(body.jobs, actor=principal_of(request))
     return _bulk(request, body, results, lambda job: {"job": views.job_status(job)})
 
 
@@ -127,7 +126,7 @@ def delete_jobs(request: Request, body: schemas.DeleteRequest) -> Response:
     Artifacts that they left stay, each in a folder of its own, unless `artifacts` is `delete`.
     """
     keep = body.artifacts == "keep"
-    results = state_of(request).jobs.delete_many(body.jobs, actor=actor_of(request), keep_artifacts=keep)
+    results = state_of(request).jobs.delete_many(body.jobs, actor=principal_of(request), keep_artifacts=keep)
     return _bulk(request, body, results, lambda found: dict(views.deleted(found)))
 
 
@@ -150,16 +149,16 @@ def _bulk(
 @router.get("/jobs/{ref}", response_model=schemas.Job, summary="Look at a job")
 def get_job(request: Request, ref: JobRef) -> Response:
     with state_of(request).database.read() as session:
-        return _json(views.job(session, find_job(session, ref)))
+        return _json(views.job(session, job_of(request, session, ref)))
 
 
 @router.post("/jobs/{ref}/stop", response_model=schemas.Job, status_code=202, summary="Stop a job")
 def stop_job(request: Request, ref: JobRef) -> Response:
     """Ask a job to stop: its containers get SIGTERM and its grace period. Stopping twice, or late, is no mistake."""
     state = state_of(request)
-    row = state.jobs.stop(ref, actor=actor_of(request))
+    row = state.jobs.stop(ref, actor=principal_of(request))
     with state.database.read() as session:
-        return _json(views.job(session, find_job(session, row.id)), 202)
+        return _json(views.job(session, job_of(request, session, row.id)), 202)
 
 
 @router.delete("/jobs/{ref}", response_model=schemas.Deleted, summary="Delete a finished job")
@@ -174,14 +173,14 @@ def delete_job(
 
     Artifacts that it left stay, each in a folder of its own, unless `artifacts=delete`.
     """
-    found = state_of(request).jobs.delete(ref, actor=actor_of(request), keep_artifacts=artifacts == "keep")
+    found = state_of(request).jobs.delete(ref, actor=principal_of(request), keep_artifacts=artifacts == "keep")
     return _json(views.deleted(found))
 
 
 @router.get("/jobs/{ref}/events", response_model=schemas.Page[schemas.Event], summary="What happened to a job")
 def job_events(request: Request, ref: JobRef, limit: Limit = 50, cursor: PageCursor = None) -> Response:
     with state_of(request).database.read() as session:
-        row = find_job(session, ref)
+        row = job_of(request, session, ref)
         return _json(views.event_page(session, row.id, limit, cursor))
 
 

@@ -12,10 +12,9 @@ from fastapi.responses import StreamingResponse
 
 from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
-from service.api.state import ApiState, state_of
+from service.api.state import ApiState, job_of, state_of
 from service.collector.line_index import LineIndex
 from service.contract import pages
-from service.store.rows import find_job
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 _FILE = re.compile(r"(\d{1,9})-(\d{1,9})\.log")
@@ -24,10 +23,11 @@ AttemptNumber = Annotated[int | None, Query(ge=1, le=10**9, description="Of this
 Replica = Annotated[int | None, Query(ge=0, le=10**9, description="Of this replica only; default: all, by time.")]
 
 
-def _files(state: ApiState, ref: str, attempt: int | None, replica: int | None) -> list[tuple[int, int, Path]]:
+def _files(request: Request, ref: str, attempt: int | None, replica: int | None) -> list[tuple[int, int, Path]]:
     """(attempt, rank, file) of the chosen attempt, by rank."""
+    state = state_of(request)
     with state.database.read() as session:
-        job_id = find_job(session, ref).id
+        job_id = job_of(request, session, ref).id
     folder = state.settings.job_dir(job_id) / "logs"
     try:
         names = [(match, path) for path in folder.iterdir() if (match := _FILE.fullmatch(path.name))]
@@ -56,7 +56,7 @@ def lines(
 ) -> Response:
     """Lines of one attempt, those of several replicas in the order of time."""
     state = state_of(request)
-    files = _files(state, ref, attempt, replica)
+    files = _files(request, ref, attempt, replica)
     number = files[0][0] if files else 1
     index = _index(state, files)
     total = index.refresh()
@@ -82,7 +82,7 @@ def search(
 ) -> pages.Found:
     """The number of the nearest line that matches, in the whole log of the attempt."""
     state = state_of(request)
-    index = _index(state, _files(state, ref, attempt, replica))
+    index = _index(state, _files(request, ref, attempt, replica))
     index.refresh()
     return pages.Found(line=index.search(q, regex=regex, first=first, back=back))
 
@@ -97,8 +97,7 @@ def search(
 )
 def whole(request: Request, ref: JobRef, attempt: AttemptNumber = None, replica: Replica = None) -> StreamingResponse:
     """The stored lines of one attempt, replica after replica."""
-    state = state_of(request)
-    files = _files(state, ref, attempt, replica)
+    files = _files(request, ref, attempt, replica)
     name = f"{re.sub(r'[^A-Za-z0-9._-]', '_', ref)}-{files[0][0] if files else 1}.log"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Content-Type-Options": "nosniff"}
     return StreamingResponse(_blocks([path for _, _, path in files]), media_type="text/plain", headers=headers)

@@ -8,10 +8,9 @@ from service.api import lists, views
 from service.api.bodies import BoundedRoute
 from service.api.parameters import JobRef, States, Types
 from service.api.problems import RESPONSES
-from service.api.state import actor_of, state_of
+from service.api.state import job_of, principal_of, state_of
 from service.contract import pages, schemas
 from service.contract.errors import Problem
-from service.store.rows import find_job
 
 router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 
@@ -30,7 +29,7 @@ def retry(request: Request, ref: JobRef) -> Response:
     """A new job with the spec of this one. One with secrets must be submitted with them again (`invalid_spec`)."""
     state = state_of(request)
     with state.database.read() as session:
-        row = find_job(session, ref)
+        row = job_of(request, session, ref)
         document, secrets = dict(row.document), row.secrets is not None
     if secrets:
         raise Problem(
@@ -39,10 +38,10 @@ def retry(request: Request, ref: JobRef) -> Response:
             "Submit its YAML again, with the secrets.",
         )
     try:
-        answer = state.jobs.submit(document, actor=actor_of(request))
+        answer = state.jobs.submit(document, actor=principal_of(request))
     except Problem as problem:
         raise problem.about_the_body() from None
-    body = views.new_job(answer.job, answer.inputs)
+    body = views.new_job(answer.job, answer.inputs, principal_of(request))
     return Response(body.model_dump_json(), 201, media_type="application/json")
 
 
@@ -51,6 +50,6 @@ def plan(request: Request, ref: JobRef) -> schemas.Plan:
     """What would run if its spec were submitted now: image, command, environment and mounts of each container."""
     state = state_of(request)
     with state.database.read() as session:
-        document = dict(find_job(session, ref).document)
+        document = dict(job_of(request, session, ref).document)
     document.pop("after", None)
-    return state.plans.plan(document)
+    return state.plans.plan(document, principal_of(request))

@@ -13,18 +13,17 @@ from starlette.concurrency import run_in_threadpool
 from service.api import views
 from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
-from service.api.state import ApiState, state_of
+from service.api.state import job_of, state_of
 from service.contract.errors import Problem
-from service.store.rows import find_job
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 _TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 Route = Annotated[str, Path(pattern=r"^(v1/(chat/completions|completions|models)|score)$", max_length=60)]
 
 
-def _url(state: ApiState, ref: str) -> str:
-    with state.database.read() as session:
-        job = views.job(session, find_job(session, ref))
+def _url(request: Request, ref: str) -> str:
+    with state_of(request).database.read() as session:
+        job = views.job(session, job_of(request, session, ref))
     if job.url is None:
         said = f"Job {job.name} is {job.state} and serves no model" + ("." if job.finished else " yet.")
         raise Problem("job_not_serving", said, "Only jobs of type serve do, once their model is loaded.")
@@ -35,7 +34,7 @@ def _url(state: ApiState, ref: str) -> str:
 async def ask(request: Request, ref: JobRef, path: Route) -> StreamingResponse:
     """Passes the body on to the job's model server (`v1/chat/completions`, `v1/completions`, `score`) and streams its
     answer back."""
-    url = await run_in_threadpool(_url, state_of(request), ref)
+    url = await run_in_threadpool(_url, request, ref)
     body = await request.body()
     client = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False)
     try:

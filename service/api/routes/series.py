@@ -9,27 +9,27 @@ from sqlmodel import select
 
 from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
-from service.api.state import ApiState, state_of
+from service.api.state import ApiState, job_of, state_of
 from service.collector.curves import Axis, Curves
 from service.contract import pages
 from service.contract.errors import Problem
-from service.store.rows import find_job
 from service.store.tables import Attempt
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 Place = Annotated[float | None, Query(allow_inf_nan=False)]
 
 
-def _curves(state: ApiState, ref: str) -> tuple[str, Curves]:
+def _curves(request: Request, ref: str) -> tuple[str, Curves]:
+    state = state_of(request)
     with state.database.read() as session:
-        job_id = find_job(session, ref).id
+        job_id = job_of(request, session, ref).id
     return job_id, state.curves.of(state.settings.job_dir(job_id) / "metrics.jsonl")
 
 
 @router.get("/jobs/{ref}/series/names", response_model=pages.SeriesNames, summary="The metrics that a job reported")
 def names(request: Request, ref: JobRef) -> Response:
     """Every metric with its number of points and its smallest, largest and last value."""
-    _, curves = _curves(state_of(request), ref)
+    _, curves = _curves(request, ref)
     items = [
         pages.SeriesName(name=name, points=points, min=low, max=high, last=last)
         for name, points, low, high, last in curves.names()
@@ -52,7 +52,7 @@ def series(
     """Of every column of pixels the first, last, smallest and largest point: a line through them is the line through
     all. What a resumed attempt repeats replaces what was there."""
     state = state_of(request)
-    job_id, curves = _curves(state, ref)
+    job_id, curves = _curves(request, ref)
     cut = curves.cut(name, axis, width, low, high, after)
     if cut is None:
         raise Problem("not_found", f"The job reported no {name[:60]!r}.", "…/series/names lists what it did report.")

@@ -76,12 +76,12 @@ def tokens(request: Request) -> pages.Tokens:
 @router.post("/tokens", response_model=pages.Token, status_code=201, summary="Make a token")
 def add_token(request: Request, body: pages.TokenRequest) -> pages.Token:
     """The answer shows it, and nothing else ever does."""
-    token = state_of(request).tokens.create(body.name)
+    token = state_of(request).tokens.create(body.name, principal_of(request))
     return pages.Token(name=body.name, created_at=time.time(), token=token)
 
 
 @router.delete("/tokens/{name}", status_code=204, summary="Withdraw a token")
 def remove_token(request: Request, name: Annotated[str, Path(max_length=100)]) -> None:
     """Whatever uses it is refused from now on."""
-    if not state_of(request).tokens.remove(name):
+    if not state_of(request).tokens.remove(name, principal_of(request)):
         raise Problem("not_found", f"There is no token {name!r}.", "GET /tokens lists them.")

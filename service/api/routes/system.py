@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from service.api import views
 from service.api.bodies import BoundedRoute
 from service.api.problems import MEDIA_TYPE, RESPONSES
-from service.api.state import state_of
+from service.api.state import principal_of, state_of
 from service.contract import schemas
 from service.contract.errors import Problem
 from service.contract.ssh_keys import PublicKey
@@ -55,7 +55,7 @@ def keys(request: Request) -> Response:
 def add_key(request: Request, body: schemas.KeyRequest) -> Response:
     """Let containers that start from now on authorise this public key. Adding it again changes nothing (200)."""
     key = PublicKey.parse(body.public_key)
-    added = state_of(request).keys.add(key)
+    added = state_of(request).keys.add(key, principal_of(request))
     return Response(_key(key).model_dump_json(), 201 if added else 200, media_type="application/json")
 
 
@@ -64,7 +64,7 @@ def add_key(request: Request, body: schemas.KeyRequest) -> Response:
 )
 def remove_key(request: Request, fingerprint: Annotated[str, Path(max_length=200)]) -> Response:
     """New containers don't authorise it any more; running ones keep it."""
-    if not state_of(request).keys.remove(fingerprint):
+    if not state_of(request).keys.remove(fingerprint, principal_of(request)):
         raise Problem("not_found", f"No key has the fingerprint {fingerprint!r}.", "GET /keys lists them.")
     return Response(status_code=204)
 

@@ -136,7 +136,7 @@ def _launch(context: Context, work: Work, spec: JobSpec) -> Next:
     backend, job = context.backend(work), work.job
     folder = backend.run_folder(job.id)
     folder.make()
-    key = job_host_key(context.settings.data_dir, job.owner, job.name, context.settings.job_dir(job.id))
+    key = job_host_key(context.settings.data_dir, job.owner_id, job.name, context.settings.job_dir(job.id))
     try:
         reserved = backend.reserve(work.gang, spec)
         if isinstance(reserved, Waiting):
@@ -177,12 +177,13 @@ def _plans(
         job_name=job.name,
         attempt=attempt.number,
         run_dir=run_dir,
-        authorized_keys=authorized_keys(context.settings.data_dir),
+        authorized_keys=authorized_keys(context.database),
         host_key=key.private,
         host_key_public=key.public,
         secrets=context.secrets.open(job.secrets),
         extra_mounts=tuple(Mount.model_validate(mount) for mount in job.resolved.get("mounts", ())),
         training=job.resolved.get("training", {}),
+        namespace=job.namespace,
     )
     placement = Placement(tuple(_placed(spec, replica) for replica in work.replicas), attempt.master_port)
     return plan_containers(spec, placement, reserved.addresses, launch)

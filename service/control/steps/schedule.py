@@ -247,7 +247,7 @@ def _place(session: Session, context: Context, job: Job, placement: Placement, n
             job_id=job.id,
             node_rank=placed.node_rank,
             host_id=placed.host_id,
-            container_name=container_name(context.deployment, job.name, job.attempts, placed.node_rank),
+            container_name=container_name(context.deployment, job.name, job.attempts, placed.node_rank, job.namespace),
             gpus=list(placed.gpus),
             ports={},
         )
