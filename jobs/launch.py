@@ -21,6 +21,8 @@ LABEL_DEPLOYMENT = "navarch.deployment"
 LABEL_JOB = "navarch.job"
 LABEL_ATTEMPT = "navarch.attempt"
 LABEL_REPLICA = "navarch.replica"
+LABEL_WORKSPACE = "navarch.workspace"
+"""Instead of the three above, on the container of a workspace: its id."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class Launch:
     """Tells jobs of one name apart in the containers' names."""
     interface: str | None = None
     """The network interface that holds the hosts' cluster addresses."""
+
+
+def owner_of(labels: Mapping[str, str]) -> str:
+    """The id of the job or the workspace whose container has these labels; empty for one of neither."""
+    return labels.get(LABEL_JOB) or labels.get(LABEL_WORKSPACE) or ""
 
 
 def container_name(deployment: str, job_name: str, attempt: int, rank: int, namespace: str = "") -> str:

@@ -163,7 +163,7 @@ class Runtime:
             attempt, replicas = latest_attempt(session, job)
         if attempt is not None:
             image = str(job.document.get("image", ""))
-            self.backends[attempt.backend].hand_over(Gang.of(attempt, replicas), image, folder)
+            self.backends[attempt.backend].run_folder(Gang.of(attempt, replicas)).hand_over(image, folder)
 
     def _stopping(self, job_id: str) -> None:
         self.hub.notify(job_id)

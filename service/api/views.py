@@ -8,13 +8,13 @@ from functools import partial
 
 from sqlmodel import Session, col, select
 
+from jobs.awaited import describe_wait, wait_sentence
 from service.access.principals import Principal, names
 from service.api.cursors import Cursor
 from service.api.tolerant import mapping, number, progress, shown, whole
 from service.collector.reader import LogLine
 from service.contract import schemas
 from service.intake.deletion import Deleted
-from service.intake.inputs import describe_wait, wait_sentence
 from service.store import tables
 
 MAX_PAGE = 200

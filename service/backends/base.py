@@ -1,8 +1,21 @@
 """What runs gangs of containers: the one interface that control works with, whatever is behind it.
 
 Written for more than Docker: a batch system lets a gang wait in a queue of its own, chooses hosts and ports itself,
-forgets ids and gives them again. So a gang has a token of its own, hosts are known when a reservation stands, and
-`Phase.UNKNOWN` is an answer: it is neither success nor failure, and the job keeps all it has meanwhile.
+forgets ids and gives them again. So a gang has a name of its own (`Gang.holder`), hosts are known when a reservation
+stands, and `Phase.UNKNOWN` is an answer: it is neither success nor failure, and the gang keeps all it has meanwhile.
+
+**Who may launch.** Any holder of leases: an attempt at a job, a workspace. It makes its rows, a `Holder` and the leases
+in one transaction; then a `Gang` with the holder's id, the owner's id and a seat for each container; then it calls
+`reserve` until that is no `Waiting`, `plan_containers` (jobs/launch.py) with the addresses in it, `launch`, and looks
+with `observe`. `spec` is whatever the containers are to be: a workspace is a JobSpec of type `command`, too. Its plans
+carry the label `navarch.workspace` with its id instead of the three of an attempt: by the labels containers are
+recognised (`owner_of`), the listener is told whose they are, and they are left alone as long as the holder's row is
+there. When that is deleted (and its leases with it), whatever still runs of the gang is swept.
+
+**Another backend** (Slurm, Kubernetes): a class with the methods of `Backend`, and its name in service/runtime.py.
+**Another host** under the backend of plain Docker hosts is no new backend: it is a row of the table `host`; its engine
+is made from the row's url in docker/hosts.py (`DockerHosts`), and watched from the next `sweep` on. Whatever speaks the
+interface of engines.py will do as an engine. What lies on another machine than this one is behind `run_folder`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -33,28 +46,28 @@ class Seat:
     def key(self) -> str:
         return self.container_id or self.container
 
+    @classmethod
+    def of(cls, replica: Replica) -> Self:
+        return cls(replica.node_rank, replica.container_name, replica.host_id, replica.container_id)
+
 
 @dataclass(frozen=True)
 class Gang:
-    """One attempt at a job, as a backend sees it."""
+    """The containers of one holder, all or none: an attempt at a job, or a workspace."""
 
-    job_id: str
-    attempt: int
+    holder: str
+    """By which a backend recognises what it runs for this holder and no other: the id of its row, never given again."""
+    owner: str
+    """The id of the job or the workspace: whom the listener is told, and whose run folder the containers see."""
     seats: tuple[Seat, ...]
 
     @classmethod
     def of(cls, attempt: Attempt, replicas: Sequence[Replica]) -> Self:
-        seats = tuple(Seat(r.node_rank, r.container_name, r.host_id, r.container_id) for r in replicas)
-        return cls(attempt.job_id, attempt.number, seats)
+        return cls(attempt.holder, attempt.job_id, tuple(Seat.of(replica) for replica in replicas))
 
     def only(self, ranks: Collection[int]) -> "Gang":
         """The same gang, but only these ranks of it."""
-        return Gang(self.job_id, self.attempt, tuple(seat for seat in self.seats if seat.rank in ranks))
-
-    @property
-    def token(self) -> str:
-        """By which a backend recognises what it runs for this attempt and no other."""
-        return f"{self.job_id}.{self.attempt}"
+        return Gang(self.holder, self.owner, tuple(seat for seat in self.seats if seat.rank in ranks))
 
 
 class Phase(StrEnum):
@@ -120,7 +133,7 @@ class Launched:
 
 
 class RunFolder(Protocol):
-    """A job's run folder, where its containers see it; it may lie on another machine than the control plane."""
+    """The run folder that a gang's containers see; it may lie on another machine than the control plane."""
 
     @property
     def path(self) -> Path:
@@ -129,16 +142,27 @@ class RunFolder(Protocol):
 
     def make(self) -> None: ...
 
+    def hand_over(self, image: str, folder: Path) -> None:
+        """Makes all that containers wrote below it the property of this process's account, by means of an image.
+
+        `folder` is the run folder, or one to which it was moved.
+        """
+        ...
+
 
 class Listener(Protocol):
-    """Who is told what happened."""
+    """Who is told what happened. Any thread may call; the methods return at once."""
 
-    def wake(self, job_id: str) -> None:
-        """Something happened to this job."""
+    def wake(self, owner: str) -> None:
+        """Something happened to the containers of this job or workspace."""
+        ...
+
+    def look(self, host_id: str) -> None:
+        """A host answers again, or doesn't any more: whoever has containers there wants to know."""
         ...
 
     def room(self) -> None:
-        """There may be room for jobs that wait."""
+        """There may be room for those that wait."""
         ...
 
 
@@ -195,9 +219,7 @@ class Backend(Protocol):
         """Sends a signal to those that run."""
         ...
 
-    def logs(
-        self, replica: Replica, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
-    ) -> LogStream:
+    def logs(self, seat: Seat, since: int, *, wait: bool, ended: bool = False, tail: int | None = None) -> LogStream:
         """The log of one container, as `Engine.follow` gives it. Raises ContainerGone."""
         ...
 
@@ -205,16 +227,12 @@ class Backend(Protocol):
         """Removes the containers, running or not; the ranks whose container is gone now."""
         ...
 
-    def run_folder(self, job_id: str) -> RunFolder: ...
-
-    def hand_over(self, gang: Gang, image: str, folder: Path) -> None:
-        """Makes all that the gang's containers wrote into a run folder the property of this process's account."""
-        ...
+    def run_folder(self, gang: Gang) -> RunFolder: ...
 
     def sweep(self) -> None:
         """Looks for what was missed: new hosts, containers that nobody wants any more. The first time at once."""
         ...
 
     def strays(self) -> Iterator[tuple[str, list[str] | EngineError]]:
-        """For each place that is in use: what runs there although no attempt has it, or why it doesn't answer."""
+        """For each place that is in use: what runs there although nobody holds it, or why it doesn't answer."""
         ...

@@ -96,7 +96,8 @@ class EngineEvent:
 
     action: str
     container_id: str
-    job_id: str
+    owner: str
+    """The id of the job or the workspace whose container it is."""
     time: float
 
 

@@ -9,8 +9,8 @@ from jobs.placement import HostCapacity
 from jobs.spec import JobSpec
 from service.backends.engines import Engine, Engines, ImageFacts
 from service.backends.errors import EngineError
-from service.builds.fitness import LOOKED_FOR, Misfit, misfit
-from service.builds.references import find_image
+from service.backends.fitness import LOOKED_FOR, Misfit, misfit
+from service.backends.references import find_image
 from service.contract.errors import Problem
 
 _PATIENCE_S = 2.0

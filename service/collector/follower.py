@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from service.backends.base import Seat
 from service.backends.engines import LogStream
 from service.backends.errors import ContainerGone, EngineError
 from service.collector.events import PREFIX
@@ -42,7 +43,7 @@ class LogSource(Protocol):
     """Where logs come from: the backend that runs the containers."""
 
     def logs(
-        self, replica: Replica, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
+        self, seat: Seat, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
     ) -> LogStream: ...
 
 
@@ -127,7 +128,7 @@ class Follower:
         try:
             lifter = self._lifter(writer.end)
             try:
-                self._stream = self._source.logs(self._replica, writer.since, wait=wait, ended=ended)
+                self._stream = self._source.logs(Seat.of(self._replica), writer.since, wait=wait, ended=ended)
                 return self._read(self._stream, writer, lifter, wait=wait, ended=ended)
             except EngineError:
                 self._settle(lifter, writer, flush=True)
@@ -252,7 +253,7 @@ class Follower:
         writer = LogWriter(self.path, self._quota)
         try:
             lifter = self._lifter(writer.end)
-            stream = self._source.logs(self._replica, 0, wait=False, ended=True, tail=_TAIL_LINES)
+            stream = self._source.logs(Seat.of(self._replica), 0, wait=False, ended=True, tail=_TAIL_LINES)
             before = writer.newest
             newer = [line for batch in stream for line in batch if line[: line.find(b" ")] > before]
             if newer:

@@ -73,6 +73,19 @@ class Controller:
         """Something waits in the queue, or there may be room for it."""
         self.wake(_SCHEDULE)
 
+    def look(self, host_id: str) -> None:
+        """Wakes all jobs that have containers on a host."""
+        with self._context.database.read() as session:
+            query = (
+                select(Job.id)
+                .join(Replica, col(Replica.job_id) == col(Job.id))
+                .where(Replica.host_id == host_id, col(Job.state).in_([state.value for state in PLACED]))
+                .distinct()
+            )
+            ids = list(session.exec(query))
+        for job_id in ids:
+            self.wake(job_id)
+
     def wake(self, key: str, after_s: float = 0.0) -> None:
         """Has a job (or the queue, or the sweep) looked at; an earlier appointment stays."""
         moment = time.monotonic() + after_s

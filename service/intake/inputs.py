@@ -1,13 +1,13 @@
 """What a job may start from: artifacts that are there, and those that a job in the queue or under way will leave."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import case
 from sqlmodel import Session, col, select
 
+from jobs.awaited import describe_wait
 from jobs.mistakes import SpecError
 from jobs.outputs import leaves, maker_of
 from jobs.states import TERMINAL, Desired, JobState
@@ -17,11 +17,8 @@ from service.contract.errors import Problem
 from service.store.rows import find_job
 from service.store.tables import Artifact, Job
 
-NOT_BEFORE_ITS_INPUTS = 1e12
-"""`Job.not_before` of a job that waits for inputs: it is not in the queue until they are there."""
 _MODELS = frozenset({"model", "reference", "reward.model", "critic.model"})
 """Keys that take a model; `adapter`, `data` and `resume` take others."""
-_WORDS = {JobState.PROVISIONING: "starting", JobState.STOPPING: "ending"}
 
 
 @dataclass(frozen=True)
@@ -100,21 +97,6 @@ def find_predecessors(session: Session, names: Iterable[str], by: str) -> list[I
         awaited = describe_wait("", job.name, job.state, job.progress)
         waits.append(Input(key=f"after[{index}]", name="", maker_id=job.id, maker_name=job.name, awaited=awaited))
     return waits
-
-
-def describe_wait(artifact: str, maker: str, state: str, progress: Mapping[str, Any]) -> str:
-    """ "artifact sft-model of job sft (running, step 12 of 40)", or without an artifact "job sft (running)"."""
-    said = _WORDS.get(JobState(state), state)
-    step, total = progress.get("step"), progress.get("total_steps")
-    if state == JobState.RUNNING and step is not None:
-        said += f", step {step}" + (f" of {total}" if total else "")
-    return f"artifact {artifact} of job {maker} ({said})" if artifact else f"job {maker} ({said})"
-
-
-def wait_sentence(awaited: Iterable[str]) -> str | None:
-    """`why` of a job that waits for these; None when there are none."""
-    parts = list(dict.fromkeys(awaited))
-    return f"waits for {' and '.join(parts)}" if parts else None
 
 
 def _maker(session: Session, reference: str, by: str) -> Job | None:

@@ -12,8 +12,8 @@ from jobs.spec import JobSpec, redacted
 from service.access.principals import LOCAL, Principal
 from service.backends.engines import Engines, ImageFacts
 from service.backends.errors import EngineError, ImageMissing
-from service.builds.fitness import LOOKED_FOR, misfit, remarks
-from service.builds.references import find_image, how_to_get, same_image
+from service.backends.fitness import LOOKED_FOR, misfit, remarks
+from service.backends.references import find_image, how_to_get, same_image
 from service.contract import schemas
 from service.intake.admission import check_possible, demand_of, parse, resolve
 from service.intake.spec_paths import Resolved

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.awaited import wait_sentence
 from jobs.launch import RUN_TARGET
 from jobs.spec import JobSpec, Mount
 from service.access.mounts import MountRules
 from service.contract.errors import Problem
-from service.intake.inputs import FindInput, Input, wait_sentence
+from service.intake.inputs import FindInput, Input
 
 ARTIFACT_PREFIX = "artifact:"
 _NO_PATHS = frozenset({"run_dir", "resume", "prompts", "stop", "system", "template"})

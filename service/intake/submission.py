@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from jobs.awaited import NOT_BEFORE_ITS_INPUTS
 from jobs.placement import HostCapacity
 from jobs.spec import JobSpec, redacted
 from jobs.states import JobState
@@ -17,7 +18,6 @@ from service.access.secrets import SecretBox
 from service.builds.look import ImageLook
 from service.contract.errors import Problem
 from service.intake.admission import check_possible, demand_of, parse, resolve
-from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
 from service.intake.spec_paths import Resolved
 from service.settings import Settings
 from service.store.capacity import capacities

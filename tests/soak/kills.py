@@ -92,6 +92,9 @@ class Nobody:
     def wake(self, job_id: str) -> None:
         pass
 
+    def look(self, host_id: str) -> None:
+        pass
+
     def room(self) -> None:
         pass
 

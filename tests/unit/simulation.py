@@ -113,6 +113,9 @@ class SimulatedController:
     def wake(self, job_id: str) -> None:
         pass
 
+    def look(self, host_id: str) -> None:
+        pass
+
     def room(self) -> None:
         pass
 

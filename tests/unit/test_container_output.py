@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.api.app import create_app
+from service.backends.base import Seat
 from service.collector import events
 from service.collector.follower import Follower
 from service.collector.hub import Hub
@@ -32,7 +33,7 @@ class Container:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def logs(self, replica: Replica, since: int, **how: Any) -> Printed:
+    def logs(self, seat: Seat, since: int, **how: Any) -> Printed:
         return Printed([[LogRecord(stamp(number), line).line for number, line in enumerate(self.lines)]])
 
 

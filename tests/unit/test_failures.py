@@ -230,6 +230,9 @@ class Ear:
     def wake(self, job_id: str) -> None:
         self.woken.append(job_id)
 
+    def look(self, host_id: str) -> None:
+        pass
+
     def room(self) -> None:
         pass
 

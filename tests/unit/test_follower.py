@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
+from service.backends.base import Seat
 from service.backends.errors import ContainerGone, EngineError, Unreachable
 from service.collector.collector import Collector
 from service.collector.hub import Hub
@@ -82,7 +83,7 @@ class FlakyEngine:
     """Before each batch."""
     opened: list[Stream] = field(default_factory=list)
 
-    def logs(self, replica: Replica, since: int, *, wait: bool, ended: bool = False, tail: int | None = None) -> Stream:
+    def logs(self, seat: Seat, since: int, *, wait: bool, ended: bool = False, tail: int | None = None) -> Stream:
         if self.gone:
             raise ContainerGone("no such container")
         self.opened.append(Stream(self, since, wait, tail))

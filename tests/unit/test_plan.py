@@ -9,8 +9,8 @@ from jobs.launch import Address, ContainerPlan, Launch, plan_containers, pool_po
 from jobs.placement import Demand, HostCapacity, Placement, place
 from jobs.spec import JobSpec, parse_spec
 from service.backends.engines import ImageFacts
-from service.builds.fitness import started_in
-from service.builds.references import SYSTEM_LABEL
+from service.backends.fitness import started_in
+from service.backends.references import SYSTEM_LABEL
 
 
 def plans(document: dict[str, Any], hosts: int = 1, attempt: int = 1, **launch: Any) -> tuple[ContainerPlan, ...]:

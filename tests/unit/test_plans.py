@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.builds.references import how_to_get
+from service.backends.references import how_to_get
 from service.contract.errors import Problem
 from service.store.tables import Artifact, Host, ImageBuild, Job
 from tests.unit.simulation import World

@@ -9,7 +9,7 @@ from typing import TypeVar
 import structlog
 from sqlmodel import col, select
 
-from jobs.launch import GO_FILE, LABEL_DEPLOYMENT, LABEL_JOB, Address, ContainerPlan
+from jobs.launch import GO_FILE, LABEL_DEPLOYMENT, Address, ContainerPlan
 from jobs.spec import JobSpec
 from service.backends.base import Gang, InLane, Launched, Listener, Phase, Reserved, Seat, Sight, Waiting
 from service.backends.docker.history import HostHistory, Hosts, interruption, may_be_interrupted
@@ -26,11 +26,11 @@ from service.backends.errors import (
     ImageUnsuitable,
     NameTaken,
 )
-from service.builds.fitness import LOOKED_FOR, is_root, misfit, started_in
-from service.builds.references import find_image, how_to_get
+from service.backends.fitness import LOOKED_FOR, is_root, misfit, started_in
+from service.backends.references import find_image, how_to_get
 from service.settings import Settings
 from service.store.database import Database
-from service.store.tables import Host, Job, Replica
+from service.store.tables import Host
 
 log = structlog.get_logger("docker")
 SWEEP_LANE = "sweep"
@@ -74,7 +74,7 @@ class DockerBackend:
         for host_id in _hosts_of(gang):
             found = find_image(self._engines.engine(host_id), spec.image)
             if found is None:
-                said.append(self._pull(host_id, spec.image, gang.job_id))
+                said.append(self._pull(host_id, spec.image, gang.owner))
             else:
                 images[host_id] = found
         if said:
@@ -86,7 +86,7 @@ class DockerBackend:
         )
 
     def withdraw(self, gang: Gang) -> None:
-        self._pulls.leave(gang.job_id)
+        self._pulls.leave(gang.owner)
 
     def launch(
         self,
@@ -114,11 +114,8 @@ class DockerBackend:
         seats = [seat for seat in gang.seats if seat.rank in ranks]
         _side_by_side(seats, lambda seat: self._engines.engine(_host(seat)).signal(seat.key, name))
 
-    def logs(
-        self, replica: Replica, since: int, *, wait: bool, ended: bool = False, tail: int | None = None
-    ) -> LogStream:
-        name = replica.container_id or replica.container_name
-        return self._engines.engine(replica.host).follow(name, since, wait=wait, ended=ended, tail=tail)
+    def logs(self, seat: Seat, since: int, *, wait: bool, ended: bool = False, tail: int | None = None) -> LogStream:
+        return self._engines.engine(_host(seat)).follow(seat.key, since, wait=wait, ended=ended, tail=tail)
 
     def remove(self, gang: Gang) -> list[int]:
         def away(seat: Seat) -> int | None:
@@ -131,15 +128,9 @@ class DockerBackend:
 
         return [rank for rank in _side_by_side(gang.seats, away) if rank is not None]
 
-    def run_folder(self, job_id: str) -> LocalRunFolder:
-        return LocalRunFolder(self._settings.job_dir(job_id))
-
-    def hand_over(self, gang: Gang, image: str, folder: Path) -> None:
+    def run_folder(self, gang: Gang) -> LocalRunFolder:
         engine = self._engines.engine(_host(gang.seats[0]))
-        found = find_image(engine, image)
-        if found is None:
-            raise ImageMissing(f"its image {image} is not there any more")
-        engine.hand_over(folder, found.id, self._deployment)
+        return LocalRunFolder(self._settings.job_dir(gang.owner), engine, self._deployment)
 
     def sweep(self) -> None:
         self.watches.look_for_hosts()
@@ -161,9 +152,9 @@ class DockerBackend:
             except EngineError as error:
                 yield host.name, error
 
-    def _pull(self, host_id: str, reference: str, job_id: str) -> str:
+    def _pull(self, host_id: str, reference: str, owner: str) -> str:
         try:
-            return f"pulls {reference}: {self._pulls.want(host_id, reference, job_id)}"
+            return f"pulls {reference}: {self._pulls.want(host_id, reference, owner)}"
         except ImageMissing as error:
             words = f"image {reference} is not on the host and can't be pulled ({error}). {how_to_get(reference)}"
             raise ImageMissing(words) from error
@@ -189,7 +180,7 @@ class DockerBackend:
         if wrong is not None:
             raise ImageUnsuitable(f"{wrong.message} {wrong.hint}")
         if not is_root(image):
-            self.run_folder(gang.job_id).open_to_all()
+            self.run_folder(gang).open_to_all()
         plan = started_in(plan, image, programs)
         if cancelled():
             raise Cancelled
@@ -205,14 +196,11 @@ class DockerBackend:
         return created.id
 
     def _make_room(self, engine: Engine, taken: NameTaken) -> None:
-        """Removes a container of an ended job of ours that has the name still."""
+        """Removes a container of ours that has the name still, though nobody holds it any more."""
         found = engine.inspect(taken.container_id)
         if found is None:
             return
-        ours = found.labels.get(LABEL_DEPLOYMENT) == self._deployment
-        with self._database.read() as session:
-            job = session.get(Job, found.labels.get(LABEL_JOB, ""))
-        if not ours or (job is not None and job.finished_at is None):
+        if found.labels.get(LABEL_DEPLOYMENT) != self._deployment or self._leftovers.is_held(found):
             raise EngineError(f"{taken}: remove that container, or rename the job") from taken
         engine.remove(taken.container_id)
 

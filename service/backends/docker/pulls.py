@@ -1,4 +1,4 @@
-"""Images on their way to hosts: each pulled once, however many jobs wait for it, and only as long as one does."""
+"""Images on their way to hosts: each pulled once, however many wait for it, and only as long as one does."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ _TELL_EVERY_S = 2.0
 class _Pull:
     host_id: str
     reference: str
-    jobs: set[str] = field(default_factory=set)
+    owners: set[str] = field(default_factory=set)
     says: str = "waits for its turn"
     stream: Stream[str] | None = None
     error: EngineError | None = None
@@ -34,18 +34,18 @@ class Pulls:
         self._lock = threading.Lock()
         self._pulls: dict[tuple[str, str], _Pull] = {}
 
-    def want(self, host_id: str, reference: str, job_id: str) -> str:
-        """How far the image is on its way to the host; the job is woken when that changes.
+    def want(self, host_id: str, reference: str, owner: str) -> str:
+        """How far the image is on its way to the host; its owner is woken when that changes.
 
-        Raises the error with which its pull ended, to each job that waited for it; who asks again begins anew.
+        Raises the error with which its pull ended, to each owner that waited for it; who asks again begins anew.
         """
         key = host_id, reference
         with self._lock:
             pull = self._pulls.get(key)
             if pull is not None and pull.error is not None:
-                waited = job_id in pull.jobs
-                pull.jobs.discard(job_id)
-                if not pull.jobs or not waited:
+                waited = owner in pull.owners
+                pull.owners.discard(owner)
+                if not pull.owners or not waited:
                     del self._pulls[key]
                 if waited:
                     raise pull.error
@@ -53,19 +53,19 @@ class Pulls:
             is_new = pull is None
             if pull is None:
                 pull = self._pulls[key] = _Pull(host_id, reference)
-            pull.jobs.add(job_id)
+            pull.owners.add(owner)
             says = pull.says
         if is_new:
             self._in_lane(LANE, host_id, lambda: self._run(pull))
         return says
 
-    def leave(self, job_id: str) -> None:
-        """The job waits no more; a pull that nobody waits for ends at once."""
+    def leave(self, owner: str) -> None:
+        """The owner waits no more; a pull that nobody waits for ends at once."""
         unwanted: list[Stream[str]] = []
         with self._lock:
             for key, pull in list(self._pulls.items()):
-                pull.jobs.discard(job_id)
-                if not pull.jobs:
+                pull.owners.discard(owner)
+                if not pull.owners:
                     del self._pulls[key]
                     if pull.stream is not None:
                         unwanted.append(pull.stream)
@@ -74,9 +74,9 @@ class Pulls:
 
     def close(self) -> None:
         with self._lock:
-            jobs = {job for pull in self._pulls.values() for job in pull.jobs}
-        for job_id in jobs:
-            self.leave(job_id)
+            owners = {owner for pull in self._pulls.values() for owner in pull.owners}
+        for owner in owners:
+            self.leave(owner)
 
     def _run(self, pull: _Pull) -> None:
         error: EngineError | None = None
@@ -89,13 +89,13 @@ class Pulls:
             log.exception("pull failed", image=pull.reference, host=pull.host_id)
             error = EngineError(f"{type(caught).__name__}: {caught}")
         with self._lock:
-            jobs = list(pull.jobs)
-            if error is not None and jobs:
+            owners = list(pull.owners)
+            if error is not None and owners:
                 pull.error = error
             elif self._pulls.get((pull.host_id, pull.reference)) is pull:
                 del self._pulls[pull.host_id, pull.reference]
-        for job_id in jobs:
-            self._wake(job_id)
+        for owner in owners:
+            self._wake(owner)
 
     def _follow(self, pull: _Pull) -> None:
         stream = self._engines.engine(pull.host_id).pull(pull.reference)
@@ -111,10 +111,10 @@ class Pulls:
             told = time.monotonic()
             with self._lock:
                 pull.says = line
-                jobs = list(pull.jobs)
-            for job_id in jobs:
-                self._wake(job_id)
+                owners = list(pull.owners)
+            for owner in owners:
+                self._wake(owner)
 
     def _wanted(self, pull: _Pull) -> bool:
         with self._lock:
-            return bool(pull.jobs)
+            return bool(pull.owners)

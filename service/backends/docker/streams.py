@@ -9,7 +9,7 @@ from docker.auth import get_config_header, resolve_repository_name
 from docker.types import CancellableStream
 from docker.utils import parse_repository_tag
 
-from jobs.launch import LABEL_JOB
+from jobs.launch import owner_of
 from service.backends.docker.refusals import engine_errors, is_full, is_passing
 from service.backends.engines import EngineEvent, ImageFacts
 from service.backends.errors import EngineError, ImageMissing, NoSpace
@@ -66,7 +66,7 @@ class Events:
                 yield EngineEvent(
                     action=str(event.get("Action", "")),
                     container_id=str(actor.get("ID", "")),
-                    job_id=str(actor.get("Attributes", {}).get(LABEL_JOB, "")),
+                    owner=owner_of(actor.get("Attributes", {})),
                     time=event.get("timeNano", 0) / 1e9,
                 )
 

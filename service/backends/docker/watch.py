@@ -4,16 +4,15 @@ import threading
 import time
 
 import structlog
-from sqlmodel import col, select
+from sqlmodel import select
 
-from jobs.states import PLACED
 from service.backends.base import Listener
 from service.backends.docker.history import Hosts
 from service.backends.docker.leftovers import Leftovers
 from service.backends.engines import EngineEvent, Engines, Stream
 from service.backends.errors import EngineError
 from service.store.database import Database
-from service.store.tables import Host, Job, Replica
+from service.store.tables import Host
 
 log = structlog.get_logger("watch")
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -60,37 +59,25 @@ class Watches:
                 watch.stop()
 
     def look(self, host_id: str, lost_at: float | None) -> None:
-        """What a fresh connection is for: the engine's facts, what is left over, the GPUs, the jobs."""
+        """What a fresh connection is for: the engine's facts, what is left over, the GPUs, who has containers there."""
         engine = self._engines.engine(host_id)
         self._hosts.note_facts(host_id, engine.facts(), back_at=time.time() if lost_at is not None else None)
         self._leftovers.sweep(host_id)
         self._hosts.note_gpus(host_id, engine, self._deployment)
         self._hosts.note_reachable(host_id, True)
-        self.wake_jobs_on(host_id)
+        self._listener.look(host_id)
         self._listener.room()
 
     def events(self, host_id: str) -> Stream[EngineEvent]:
         return self._engines.engine(host_id).events(self._deployment)
 
     def heard(self, event: EngineEvent) -> None:
-        if event.action in _WAKING and event.job_id:
-            self._listener.wake(event.job_id)
+        if event.action in _WAKING and event.owner:
+            self._listener.wake(event.owner)
 
     def lost(self, host_id: str, says: str) -> None:
         self._hosts.note_reachable(host_id, False, says)
-        self.wake_jobs_on(host_id)
-
-    def wake_jobs_on(self, host_id: str) -> None:
-        with self._database.read() as session:
-            query = (
-                select(Job.id)
-                .join(Replica, col(Replica.job_id) == col(Job.id))
-                .where(Replica.host_id == host_id, col(Job.state).in_([state.value for state in PLACED]))
-                .distinct()
-            )
-            ids = list(session.exec(query))
-        for job_id in ids:
-            self._listener.wake(job_id)
+        self._listener.look(host_id)
 
 
 class Watch:

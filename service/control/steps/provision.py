@@ -134,7 +134,7 @@ def _make(context: Context, work: Work, spec: JobSpec, states: Sequence[ReplicaS
 
 def _launch(context: Context, work: Work, spec: JobSpec) -> Next:
     backend, job = context.backend(work), work.job
-    folder = backend.run_folder(job.id)
+    folder = backend.run_folder(work.gang)
     folder.make()
     key = job_host_key(context.settings.data_dir, job.owner_id, job.name, context.settings.job_dir(job.id))
     try:

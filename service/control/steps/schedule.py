@@ -12,6 +12,7 @@ from sqlalchemy import select as select_columns
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
+from jobs.awaited import NOT_BEFORE_ITS_INPUTS
 from jobs.launch import container_name, port_map
 from jobs.mistakes import SpecError
 from jobs.placement import Demand, Placement, Waits
@@ -19,7 +20,6 @@ from jobs.queue import Queue, Waiting
 from jobs.states import Desired, JobState, Reason
 from service.control.context import Context
 from service.control.steps.wait import admit
-from service.intake.inputs import NOT_BEFORE_ITS_INPUTS
 from service.store.capacity import capacities
 from service.store.events import transition
 from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from sqlalchemy.orm import aliased
 from sqlmodel import Session, col, select
 
+from jobs.awaited import describe_wait, wait_sentence
 from jobs.spec import Mount
 from jobs.states import TERMINAL, Desired, JobState, Reason
 from service.control.context import Context
-from service.intake.inputs import describe_wait, wait_sentence
 from service.store.events import record_job, transition
 from service.store.tables import Artifact, Job, JobInput
 

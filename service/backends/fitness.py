@@ -8,7 +8,7 @@ import images
 from jobs.launch import CONTAINER_DIR, TRAINING_BIN, ContainerPlan
 from jobs.spec import JobSpec
 from service.backends.engines import ImageFacts
-from service.builds.references import SYSTEM_LABEL
+from service.backends.references import SYSTEM_LABEL
 
 TARGET_LABEL = "navarch.target"
 LAYER_START = ("/usr/bin/tini", "--", "/usr/local/bin/navarch-entrypoint")
