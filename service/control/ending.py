@@ -8,7 +8,6 @@ from service.control.outcome import Outcome
 from service.store.events import record_job, transition
 
 _UNREACHABLE_POLL_S = 2.0
-_GRACE_S = 120.0
 
 
 def make_common(context: Context, work: Work, move: Wait | Unanswered | Stop) -> Next:
@@ -31,7 +30,7 @@ def begin_stopping(context: Context, work: Work, outcome: Outcome, says: str | N
         row = again(session, work.placed)
         row.state = JobState.STOPPING.value
         row.reason, row.message, row.final = outcome.reason.value, outcome.message, outcome.final
-        row.stop_deadline = now + _grace(context, work)
+        row.stop_deadline = now + context.spec_to_end(work).grace
         job.failures = 0
         transition(session, job, JobState.STOPPING, says or outcome.message, reason=outcome.reason, now=now)
     work.attempt = row
@@ -52,13 +51,6 @@ def mark_unreachable(context: Context, work: Work, error: str) -> Next:
         grace = format_duration(context.settings.unreachable_grace_s)
         return begin_stopping(context, work, Outcome(Reason.HOST_LOST, f"its host did not answer for {grace}: {error}"))
     return Next(_UNREACHABLE_POLL_S)
-
-
-def _grace(context: Context, work: Work) -> float:
-    try:
-        return context.spec(work.job).grace
-    except Exception:  # a job whose spec can't be read any more must be able to end, too
-        return _GRACE_S
 
 
 def _answers(context: Context, work: Work) -> None:

@@ -28,7 +28,7 @@ from service.backends.errors import (
 )
 from service.control.step import BUDGET
 from service.store.database import Database
-from service.store.tables import Host, Job, Replica
+from service.store.tables import Holder, Host, Job, Replica
 from tests.unit.simulated_engine import SimulatedEngine
 from tests.unit.simulation import SimulatedController, World
 
@@ -157,23 +157,55 @@ def test_a_queued_row_that_makes_no_sense_fails_alone(world: World) -> None:
     assert (world.job(bad).state, world.job(bad).reason) == ("failed", "internal_error")
 
 
-def test_a_running_job_is_not_ended_because_its_spec_cannot_be_read(world: World) -> None:
-    job_id = world.jobs.submit(COMMAND).job.id
+REFUSED = {"type": "command", "from": "the future"}
+
+
+def placed_with_a_spec_that_is_refused(world: World, state: str, **spec: Any) -> tuple[SimulatedController, str]:
+    """A job in a state, in the hands of a control plane that refuses what it has stored of it."""
+    job_id = world.jobs.submit({**COMMAND, "resources": {"gpus": 1}, **spec}).job.id
     controller = world.controller()
     controller.schedule()
-    while world.job(job_id).state != "running":
+    while world.job(job_id).state != state:
         controller.step(job_id)
-    broken(world, job_id, document={"type": "command", "from": "the future"})
-    controller = world.controller()
+    broken(world, job_id, document=REFUSED)
+    return world.controller(), job_id
+
+
+def test_a_job_that_runs_goes_on_and_can_be_stopped_though_its_stored_spec_is_refused(world: World) -> None:
+    controller, job_id = placed_with_a_spec_that_is_refused(world, "running")
     for _ in range(20):
         controller.step(job_id)
     assert world.job(job_id).state == "running" and world.containers()[0].running
-    assert "tries again in 60 s" in (world.job(job_id).message or "")
     world.jobs.stop(job_id)
     for _ in range(4):
         controller.step(job_id)
         world.now += 200
-    assert (world.job(job_id).state, world.containers()) == ("stopped", [])
+    assert (world.job(job_id).state, world.containers(), world.rows(Holder)) == ("stopped", [], [])
+
+
+@pytest.mark.parametrize(("code", "ended"), [(0, ("succeeded", "completed")), (3, ("failed", "user_error"))])
+def test_a_job_whose_stored_spec_is_refused_ends_as_its_container_does(
+    world: World, code: int, ended: tuple[str, str]
+) -> None:
+    controller, job_id = placed_with_a_spec_that_is_refused(world, "running", retries=1)
+    for machine in world.machines.values():
+        for container in machine.containers.values():
+            machine.end(container, code)
+    for _ in range(3):
+        controller.step(job_id)
+    job = world.job(job_id)
+    assert (job.state, job.reason, job.failures) == (*ended, 0)
+    assert (world.containers(), world.rows(Holder)) == ([], [])
+
+
+def test_a_job_that_is_being_started_fails_at_once_when_its_stored_spec_is_refused(world: World) -> None:
+    controller, job_id = placed_with_a_spec_that_is_refused(world, "provisioning")
+    for _ in range(3):
+        controller.step(job_id)
+    job = world.job(job_id)
+    assert (job.state, job.reason) == ("failed", "bad_config")
+    assert "its stored spec is refused" in (job.message or "")
+    assert (world.containers(), world.rows(Holder)) == ([], [])
 
 
 def test_an_attempt_whose_log_cannot_be_had_ends_without_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

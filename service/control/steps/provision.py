@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlmodel import col, select
 
 from jobs.launch import ContainerPlan, Launch, plan_containers
+from jobs.mistakes import SpecError
 from jobs.placement import Placed, Placement
 from jobs.spec import SSH_PORT, JobSpec, Mount
 from jobs.states import Desired, JobState, Reason, ReplicaState
@@ -36,7 +37,11 @@ def provision(context: Context, work: Work) -> Next:
     if work.job.desired == Desired.STOP:  # first of all, as it must work whatever else doesn't
         outcome = Outcome(Reason.STOPPED_BY_USER, "stopped on request while starting")
         return make_common(context, work, moves.Stop(outcome))
-    spec = context.spec(work.job)
+    try:
+        spec = context.spec(work.job)
+    except SpecError as error:  # of an older or newer Navarch, since it was placed
+        refused_spec = Outcome(Reason.BAD_CONFIG, f"its stored spec is refused: {error}", final=True)
+        return make_common(context, work, moves.Stop(refused_spec))
     states, unknown = _look(context, work, spec)
     return _make(context, work, spec, states, decide(work, spec, states, unknown, context.settings, context.clock()))
 

@@ -24,7 +24,7 @@ def run(context: Context, work: Work) -> Next:
     for sight in sights:
         if sight.phase is Phase.RUNNING:
             context.collector.follow(work.replicas[sight.rank], work.placed.number)
-    return make_common(context, work, decide(work, context.spec(work.job), sights, context.clock()))
+    return make_common(context, work, decide(work, context.spec_to_end(work), sights, context.clock()))
 
 
 def decide(work: Work, spec: JobSpec, sights: Sequence[Sight], now: float) -> Move:

@@ -132,7 +132,7 @@ def outcome(context: Context, work: Work, ends: Sequence[Sight], logs: Mapping[i
     decided = Outcome(Reason(attempt.reason), attempt.message or "", attempt.final)
     if decided.reason not in _FROM_EXIT or decided.final:
         return decided
-    spec = context.spec(work.job)
+    spec = context.spec_to_end(work)
     removed = [end for end in ends if end.phase in (Phase.GONE, Phase.ABSENT)]
     if removed and decided.reason is Reason.KILLED:  # removing a running container kills it first
         return classify(removed[0], LogEnd(), spec)
@@ -154,7 +154,7 @@ def _store(context: Context, work: Work, ends: Sequence[Sight], logs: Mapping[in
         work.replicas = [again(session, replica) for replica in work.replicas]
         for end in ends:
             _harvest(work.replicas[end.rank], end, logs[end.rank], now)
-        decision = _decide(context, job, how)
+        decision = _decide(context, work, job, how)
         attempt.reason, attempt.message = how.reason.value, how.message
         attempt.state, attempt.finished_at = how.reason.facts.outcome.value, now
         session.exec(delete(Holder).where(col(Holder.id) == attempt.holder))  # and its leases with it
@@ -169,12 +169,12 @@ def _store(context: Context, work: Work, ends: Sequence[Sight], logs: Mapping[in
     context.freed()
 
 
-def _decide(context: Context, job: Job, how: Outcome) -> AfterAttempt:
+def _decide(context: Context, work: Work, job: Job, how: Outcome) -> AfterAttempt:
     if job.desired == Desired.STOP and how.reason.facts.retried:
         return AfterAttempt(JobState.STOPPED, 0.0, user_retry=False)
     if how.final:
         return AfterAttempt(how.reason.facts.outcome, 0.0, user_retry=False)
-    retries = context.spec(job).retries if how.reason.facts.retried else 0
+    retries = context.spec_to_end(work).retries if how.reason.facts.retried else 0
     return after_attempt(how.reason, retries, job.user_retries, job.system_retries)
 
 
