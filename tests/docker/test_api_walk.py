@@ -314,11 +314,18 @@ def test_a_killed_control_plane_loses_nothing_and_followers_go_on(tmp_path: Path
         assert client.job(job.id).state == "succeeded" and len(client.job(job.id).attempts) == 1
 
 
-def test_health_and_metrics_of_the_control_plane(door: FrontDoor, http: httpx.Client) -> None:
+def test_health_and_metrics_of_the_control_plane(door: FrontDoor, http: httpx.Client, system_image: str) -> None:
+    with door.client() as client:
+        job = client.submit(command(system_image, "echo one line"))
+        until(lambda: client.job(job.id).state == "succeeded", "its end")
     health = http.get("/health").json()
     assert health["ok"] and {check["name"] for check in health["checks"]} >= {"database", "controller", "engine"}
     text = httpx.get(door.url + "/metrics", headers=door.headers).text
-    assert 'navarch_jobs{state="succeeded"}' in text and "navarch_requests_total" in text
+    assert 'navarch_jobs{state="queued"}' in text and "navarch_requests_total" in text
+    assert 'navarch_steps_total{end="done",state="running"}' in text
+    assert 'navarch_lane_seconds_count{lane="start"}' in text and 'navarch_lane_waiting{lane="watch"}' in text
+    for name in ("scheduling_pass_seconds_count", "controller_failures_total", "log_lag_seconds", "log_lines_total"):
+        assert f"navarch_{name}" in text, name
     assert http.get("/hosts").json()["items"][0]["name"] == "local"
     paths = httpx.get(door.url + "/openapi.json").json()["paths"]
     assert "/api/v1/jobs" in paths and "/api/v1/jobs/{ref}/logs" in paths

@@ -220,6 +220,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=90.0, help="no more kills after that long")
     parser.add_argument("--append", type=Path, help="append the result to this Markdown file")
     asked = parser.parse_args()
     client = docker.from_env(timeout=600)
@@ -227,6 +228,9 @@ def main() -> int:
     begun = time.monotonic()
     with TemporaryDirectory(prefix="navarch-soak-") as folder, soaking(Path(folder), image, asked.seed) as soak:
         for number in range(1, asked.kills + 1):
+            if time.monotonic() - begun > 60 * asked.minutes:
+                print(f"{asked.minutes:.0f} minutes are over", flush=True)
+                break
             soak.kill_once()
             if number % 10 == 0:
                 print(f"{number} kills, {len(soak.kinds)} jobs, {time.monotonic() - begun:.0f} s", flush=True)
