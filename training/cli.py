@@ -31,6 +31,7 @@ stages
   ppo     reinforcement learning from a reward model or function
 
 tools
+  init         a first run.yaml:          navarch-train init sft --model DIR --data FILE
   serve        OpenAI-compatible server:  navarch-train serve --model DIR [key=value …]
   quantize     int8 or int4 weights:      navarch-train quantize MODEL OUT --bits 4
   data         check | stats | dedup:     navarch-train data check FILE
@@ -45,6 +46,7 @@ Overrides win over the file:  train.lr=1e-5 strategy=ddp lora.rank=8 data=rows.j
 """
 STAGES = ("pt", "sft", "rm", "dpo", "ppo")
 TOOLS = {
+    "init": "training.proposal.command",
     "quantize": "training.serving.quantize",
     "data": "training.data.cli",
     "import-gguf": "training.models.gguf",

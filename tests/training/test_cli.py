@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -134,6 +135,13 @@ def test_every_foreign_name_leads_to_a_key_that_some_stage_has() -> None:
         assert ours.startswith("nothing") or ours.split(":")[0].split(" ")[0] in paths, theirs
 
 
+def test_the_page_for_people_from_other_tools_has_every_name() -> None:
+    rows = [line.split(" | ") for line in (ROOT / "docs/other-tools.md").read_text().splitlines() if " | " in line]
+    page = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    for theirs, ours in FOREIGN.items():
+        assert page[theirs].replace("`", "").removesuffix(" |") == ours
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -203,6 +211,18 @@ def test_check_of_ppo_and_serve(made: tuple[Path, Path], tmp_path: Path, capsys:
     assert cli.main(["serve", "--check", f"model={made[0]}", f"adapter={tmp_path}"]) == 66
 
 
+def test_ppo_on_a_family_that_the_engine_lacks_is_refused_before_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, rows = make_model(tmp_path / "model", "phi3"), make_rows(tmp_path / "rows.jsonl", "ppo", 8)
+    (tmp_path / "r.py").write_text("def f(prompts, completions, rows):\n    return [0.0] * len(rows)\n")
+    words = [f"model={model}", f"data={rows}", f"reward.function={tmp_path}/r.py:f", f"run_dir={tmp_path}/run"]
+    said = "generation knows bloom, gpt2, llama, mistral, opt, qwen2; this model is 'phi3'"
+    assert cli.main(["ppo", "--check", *words]) == 64 and said in capsys.readouterr().err
+    (model / "model.safetensors").write_bytes(b"no weights at all")
+    assert cli.main(["ppo", "strategy=naive", *words]) == 64 and said in capsys.readouterr().err
+
+
 def spoil(model: Path, tmp_path: Path, name: str, content: bytes | None) -> Path:
     copy = tmp_path / "model"
     shutil.copytree(model, copy)
@@ -238,7 +258,7 @@ def test_a_missing_model_missing_data_bad_row_and_foreign_tokenizer_have_their_c
 ) -> None:
     model, rows = made
     assert cli.main(["sft", *settings("sft", tmp_path / "nothing", rows, tmp_path / "a")]) == 66
-    assert "is not a folder" in capsys.readouterr().err
+    assert "There is no model folder" in capsys.readouterr().err
     assert cli.main(["sft", *settings("sft", model, tmp_path / "nothing.jsonl", tmp_path / "b")]) == 66
     assert "nothing.jsonl" in capsys.readouterr().err
     bad = tmp_path / "bad.jsonl"

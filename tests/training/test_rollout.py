@@ -17,6 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from tests.training.tiny import tiny_config
 from training.config.generation import GenerationConfig
 from training.config.stages import LoraConfig
 from training.models.load import from_config
@@ -298,7 +299,7 @@ def test_what_cannot_be_generated_is_refused_with_a_sentence() -> None:
     with pytest.raises(ValueError, match="128 positions"):
         RolloutEngine(model, max_length=129).generate([[3]], GenerationConfig())
     with pytest.raises(ValueError, match="generation knows"):
-        RolloutEngine(torch.nn.Linear(2, 2)).generate([[3]], GenerationConfig())
+        RolloutEngine(from_config(tiny_config("phi3"))).generate([[3]], GenerationConfig())
 
 
 def test_in_bf16_too_logprobs_are_those_of_the_trainers_forward() -> None:

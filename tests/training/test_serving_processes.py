@@ -23,6 +23,9 @@ import pytest
 
 from tests.training.test_serving import make_folder, say
 
+pytestmark = pytest.mark.timeout(900)
+"""Servers start in processes of their own, which takes minutes on a busy machine."""
+
 
 class Command:
     """`navarch-train serve` in a process of its own, with its output."""
@@ -45,7 +48,7 @@ class Command:
         self.client = openai.OpenAI(base_url=f"{self.base}/v1", api_key="x", max_retries=0, timeout=60)
 
     def wait_until_ready(self) -> dict[str, Any]:
-        wait_for(lambda: self.process.poll() is not None or any('"ready"' in line for line in self.lines), 90)
+        wait_for(lambda: self.process.poll() is not None or any('"ready"' in line for line in self.lines), 240)
         assert self.process.poll() is None, self.lines
         found: dict[str, Any] = json.loads(self.line('"ready"').removeprefix("@navarch "))
         return found

@@ -72,6 +72,9 @@ ELSEWHERE = {
 }
 """Checkpoints of two ranks that one rank goes on with, under the same strategy or another."""
 
+pytestmark = pytest.mark.timeout(1800)
+"""The first test waits for the launches of all."""
+
 
 def launch(plan: list[dict[str, Any]], ranks: int, folder: Path) -> dict[str, dict[str, Any]]:
     """What each case of the plan wrote, by id."""
@@ -85,7 +88,7 @@ def launch(plan: list[dict[str, Any]], ranks: int, folder: Path) -> dict[str, di
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=800,
         check=False,
     )
     lines = out.read_text().splitlines() if out.exists() else []

@@ -20,10 +20,11 @@ from training.loop.run import Run
 from training.loop.schedule import learning_rate_schedule
 from training.models.agreement import DOCUMENTS, check_hidden, check_loss
 from training.models.attention import PACKED
-from training.models.blocks import find_blocks, trunk_of
+from training.models.blocks import trunk_of
 from training.models.compile import speed_up_blocks
 from training.models.export import load_reward_model
 from training.models.families import context_of, engine_context, engine_refusal
+from training.models.footprint import activation_bytes
 from training.models.heads import RewardModel
 from training.models.load import check_vocabulary, load_config
 from training.models.lora import convert_to_lora
@@ -110,17 +111,6 @@ def micro_tokens(run: Run, model: Any) -> int:
     tokens = int(over_ranks(run.strategy, torch.tensor([fitting])).min())
     run.note(f"{free / 2**30:.0f} GiB of GPU memory are free: train.micro_batch_tokens is {tokens}")
     return tokens
-
-
-def activation_bytes(model: Any, *, compiled: bool) -> int:
-    """About what a token's activations take until the backward pass, from above: outputs of all products in the blocks,
-    the norms' inputs and results, and the gated product; as much again where blocks aren't compiled."""
-    blocks, _ = find_blocks(model)
-    width = model.config.hidden_size
-    outputs = [weight.numel() // max(width, 1) for weight in blocks.parameters() if weight.ndim == 2]
-    elements = sum(outputs) + len(blocks) * 6 * width
-    size: int = next(blocks.parameters()).element_size()
-    return elements * size * (1 if compiled else 2)
 
 
 COMPILED_VARIANTS = 256

@@ -59,10 +59,7 @@ def free_memory(device: torch.device) -> int:
 
 def _container_limit(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """What this process's control group has left (cgroup v2, then v1); very much where there is no limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in CONTROL_GROUPS:
         try:
             return max(int((folder / limit).read_text()) - int((folder / used).read_text()), 0)
         except (OSError, ValueError):  # absent, or "max"
