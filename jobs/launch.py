@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -23,6 +23,23 @@ LABEL_ATTEMPT = "navarch.attempt"
 LABEL_REPLICA = "navarch.replica"
 LABEL_WORKSPACE = "navarch.workspace"
 """Instead of the three above, on the container of a workspace: its id."""
+
+
+class Asked(Protocol):
+    """What a job and a workspace have in common, as far as an image has to fit it."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def image(self) -> str: ...
+    @property
+    def ssh(self) -> bool: ...
+    @property
+    def trains(self) -> bool: ...
+    @property
+    def command(self) -> list[str] | None: ...
+    @property
+    def secrets(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,13 @@ class ContainerPlan:
     """What starts the command; known once the image is, whose own ENTRYPOINT it replaces."""
     init: bool = False
     """Docker's init as the first process, for images that don't bring one."""
+    hostname: str = ""
+    """Empty: from the container's name."""
+    volumes: Mapping[str, str] = field(default_factory=dict)
+    """Place in the container → the name of a volume that outlives it."""
+    pins: str = ""
+    """A folder of the control plane's own. What is mounted of the host gets a name there, by which the engine finds it
+    whenever the container is started. Empty: the container is started once."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +242,16 @@ def shared_memory(spec: JobSpec) -> int | None:
     Data loaders and NCCL need more than Docker's 64 MB. It is a limit: only what is written there takes memory, and
     that counts as the container's.
     """
-    if spec.ipc == "host":
-        return None
     resources = spec.resources
-    default = DEFAULT_SHM * max(1, resources.gpus)
-    return resources.shm or (default if resources.memory is None else min(default, resources.memory))
+    return shared_memory_of(spec.ipc, resources.shm, resources.gpus, resources.memory)
+
+
+def shared_memory_of(ipc: str | None, shm: int | None, gpus: int, memory: int | None) -> int | None:
+    """The same for what a container asks for and gets."""
+    if ipc == "host":
+        return None
+    default = DEFAULT_SHM * max(1, gpus)
+    return shm or (default if memory is None else min(default, memory))
 
 
 def _files(spec: JobSpec, launch: Launch, peers: Mapping[str, str]) -> dict[str, bytes]:

@@ -1,6 +1,6 @@
 """What a user writes to ask for a job: the models behind a job's YAML document."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -155,6 +155,11 @@ class JobSpec(Section):
     training: dict[str, Any] = Field(default_factory=dict)
 
     @property
+    def trains(self) -> bool:
+        """Whether navarch-train runs it."""
+        return self.type.trains
+
+    @property
     def world_size(self) -> int:
         return self.resources.nodes * self.resources.processes_per_node
 
@@ -207,7 +212,8 @@ def parse_spec(document: Mapping[str, Any], *, stored: bool = False) -> JobSpec:
     if given is None:
         raise SpecError([Mistake("type", f"`type` is missing; it is one of {kinds}")])
     if given not in list(JobType):
-        raise SpecError([Mistake("type", f"`type` must be one of {kinds}, not {shown(given)}")])
+        advice = "; `navarch workspace create FILE` makes one" if given == "workspace" else ""
+        raise SpecError([Mistake("type", f"`type` must be one of {kinds}, not {shown(given)}{advice}")])
     kind = JobType(given)
     of_training = training_keys(kind.value) if kind.trains else frozenset[str]()
     known = {**_SECTION_KEYS, "": COMMON_KEYS | of_training}
@@ -243,24 +249,32 @@ def parse_spec(document: Mapping[str, Any], *, stored: bool = False) -> JobSpec:
 
 
 def _contradictions(spec: JobSpec) -> list[Mistake]:
-    mistakes = []
-    inside = [p.container for p in spec.ports]
-    for port in sorted({p for p in inside if inside.count(p) > 1}):
-        mistakes.append(Mistake("ports", f"`ports` publishes container port {port} twice"))
-    outside = spec.fixed_ports
-    for port in sorted({p for p in outside if outside.count(p) > 1}):
-        mistakes.append(Mistake("ports", f"`ports` asks for host port {port} twice"))
-    targets = [m.target for m in spec.mounts]
-    for target in sorted({t for t in targets if targets.count(t) > 1}):
-        mistakes.append(Mistake("mounts", f"`mounts` mounts something at {target} twice"))
-    for name in sorted(set(spec.env) & set(spec.secrets)):
-        mistakes.append(Mistake("secrets", f"`{name}` is both in `env` and in `secrets`; keep one"))
+    mistakes = contradictions(spec.ports, spec.mounts, spec.env, spec.secrets)
     if spec.resources.nodes > 1 and any(p.host != p.container for p in spec.ports):
         mistakes.append(
             Mistake("ports", "with several nodes containers share their host's network: write ports as one number")
         )
     if spec.resources.nodes > 1 and not spec.ssh:
         mistakes.append(Mistake("ssh", "`ssh: false` works on one node only: a gang waits for its containers by SSH"))
+    return mistakes
+
+
+def contradictions(
+    ports: Sequence[PortRequest], mounts: Sequence[Mount], env: Mapping[str, str], secrets: Mapping[str, str]
+) -> list[Mistake]:
+    """What can't be meant together, whatever the container is for."""
+    mistakes = []
+    inside = [p.container for p in ports]
+    for port in sorted({p for p in inside if inside.count(p) > 1}):
+        mistakes.append(Mistake("ports", f"`ports` publishes container port {port} twice"))
+    outside = [p.host for p in ports if p.host is not None]
+    for port in sorted({p for p in outside if outside.count(p) > 1}):
+        mistakes.append(Mistake("ports", f"`ports` asks for host port {port} twice"))
+    targets = [m.target for m in mounts]
+    for target in sorted({t for t in targets if targets.count(t) > 1}):
+        mistakes.append(Mistake("mounts", f"`mounts` mounts something at {target} twice"))
+    for name in sorted(set(env) & set(secrets)):
+        mistakes.append(Mistake("secrets", f"`{name}` is both in `env` and in `secrets`; keep one"))
     return mistakes
 
 

@@ -12,7 +12,7 @@ MAX_ARGUMENT = 131_071
 """Bytes of one argument or of one NAME=value: Linux takes no longer one."""
 MAX_PATH = 4095
 MAX_NAME_IN_PATH = 255
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9_-]{0,38}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_OVER = frozenset({"/", "/run", "/run/navarch", "/workspace/run"})
@@ -53,7 +53,7 @@ class Mount(BaseModel):
 
 def parse_name(value: object) -> object:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError(f"must be 1 to 40 of a-z, 0-9 and - (not first or last), not {shown(value)}")
+        raise ValueError(f"must be 1 to 40 of a-z, 0-9, - and _ (no mark first or last), not {shown(value)}")
     return value
 
 

@@ -80,7 +80,7 @@ def summary(client: Client, name: str, setup: float, total: float) -> None:
     for artifact in job.artifacts:
         table.add_row(artifact.kind, f"{_short(artifact.location)}\nin a spec: model: artifact:{artifact.name}")
     table.add_row("time", f"{setup:.0f} s of set-up, {total:.0f} s in all")
-    table.add_row("look inside", "navarch submit jobs/examples/workspace.yaml && navarch ssh workspace")
+    table.add_row("look inside", "navarch workspace create lab --image cpu && navarch workspace ssh lab")
     table.add_row("dashboard", client.sign_in_link())
     table.add_row("API", f"{URL}/docs")
     table.add_row("stop all", "make down")

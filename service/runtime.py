@@ -31,6 +31,7 @@ from service.control.invariants import examine
 from service.control.loop import Controller
 from service.intake.commands import Jobs
 from service.intake.plans import Plans
+from service.intake.workspaces import Workspaces
 from service.settings import Settings
 from service.store.database import Database
 from service.store.soundness import Heartbeat, check, mark
@@ -40,7 +41,10 @@ _REMOVAL_PATIENCE_S = 10.0
 """Docker removes an ended container in a fraction of a second, on a busy machine in a few."""
 
 
-_TOPICS = {"job": "jobs", "host": "hosts", "event": "events", "image_build": "builds", "artifact": "artifacts"}
+_TOPICS = {
+    **{"job": "jobs", "host": "hosts", "event": "events", "image_build": "builds", "artifact": "artifacts"},
+    "workspace": "workspaces",
+}
 """What followers of lists are told when rows of these tables change."""
 
 
@@ -69,6 +73,7 @@ class Runtime:
             images=look,
             hand_over=self._hand_over,
         )
+        self.workspaces = Workspaces(self.database, settings, time.time, self._woken, look)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
         self.artifacts = Artifacts(self.database, settings)
         self.digests = Digests(self.database, MountRules.of(settings))

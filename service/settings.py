@@ -71,6 +71,10 @@ class Settings(BaseSettings):
         """Where the database is."""
         return f"sqlite:///{self.data_dir / 'navarch.db'}"
 
+    def workspace_dir(self, workspace_id: str) -> Path:
+        """What the control plane keeps for a workspace on this machine."""
+        return self.data_dir / "workspaces" / workspace_id
+
     def job_dir(self, job_id: str) -> Path:
         """Everything that a job leaves on this machine: `run/`, `logs/`, `metrics.jsonl`, `samples.jsonl`."""
         return self.data_dir / "jobs" / job_id

@@ -21,11 +21,22 @@ def job_host_key(data_dir: Path, owner_id: str, job_name: str, job_dir: Path) ->
 
     A job that was submitted when keys belonged to jobs keeps the one in its folder.
     """
-    whose = hashlib.sha256(owner_id.encode()).hexdigest()[:12]
-    file = data_dir / "host_keys" / f"{job_name}-{whose}" / _NAME
     earlier = job_dir / "ssh" / _NAME
-    if earlier.exists():
-        file = earlier
-    elif not file.exists():
-        make_pair(file, f"navarch-{job_name}")
+    return _read(earlier) if earlier.exists() else host_key(data_dir, owner_id, job_name)
+
+
+def host_key(data_dir: Path, owner_id: str, name: str) -> HostKey:
+    """The host key of this owner's jobs or workspace of this name; made at the first call."""
+    file = data_dir / "host_keys" / f"{name}-{owner_mark(owner_id)}" / _NAME
+    if not file.exists():
+        make_pair(file, f"navarch-{name}")
+    return _read(file)
+
+
+def owner_mark(owner_id: str) -> str:
+    """A short text that stands for an owner in the names of what is kept for them."""
+    return hashlib.sha256(owner_id.encode()).hexdigest()[:12]
+
+
+def _read(file: Path) -> HostKey:
     return HostKey(file.read_text(), file.with_suffix(".pub").read_text().strip())

@@ -28,6 +28,7 @@ from service.api.routes import (
     series,
     session,
     system,
+    workspaces,
 )
 from service.api.security import OPEN_PATHS, Gate
 from service.api.sse import Shutdown
@@ -38,7 +39,22 @@ from service.intake.submission import Submission, Submitted
 from service.runtime import Runtime
 
 PREFIX = "/api/v1"
-ROUTERS = (many, jobs, follow, lines, series, proxy, images, lineage, artifacts, system, overview, session, live)
+ROUTERS = (
+    many,
+    jobs,
+    follow,
+    lines,
+    series,
+    proxy,
+    workspaces,
+    images,
+    lineage,
+    artifacts,
+    system,
+    overview,
+    session,
+    live,
+)
 """In this order: `/jobs/counts` must be known before `/jobs/{ref}`."""
 DESCRIPTION = """Launches LLM post-training into GPU containers.
 
@@ -121,6 +137,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     components["ProblemDocument"] = problems.schema()
     spec, definitions = jobs.spec_schema()
     components["JobSpec"] = spec
+    components["WorkspaceSpec"] = workspaces.spec_schema()
     components.update(definitions)
     for model in (schemas.LogPage, schemas.Plan):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")

@@ -10,7 +10,7 @@ from sqlmodel import Session, col, select
 from service.api.cursors import Cursor
 from service.store import tables
 
-Row = TypeVar("Row", tables.Job, tables.ImageBuild, tables.Artifact)
+Row = TypeVar("Row", tables.Job, tables.ImageBuild, tables.Artifact, tables.Workspace)
 
 
 def newest(

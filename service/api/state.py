@@ -17,6 +17,7 @@ from service.collector.line_index import LineIndexes
 from service.collector.reader import LogReader
 from service.intake.commands import Jobs
 from service.intake.plans import Plans
+from service.intake.workspaces import Workspaces
 from service.runtime import Runtime
 from service.settings import Settings
 from service.store.database import Database
@@ -48,6 +49,10 @@ class ApiState:
     @property
     def jobs(self) -> Jobs:
         return self.runtime.jobs
+
+    @property
+    def workspaces(self) -> Workspaces:
+        return self.runtime.workspaces
 
     @property
     def plans(self) -> Plans:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -275,9 +276,13 @@ def _artifact_ref(row: tables.Artifact) -> schemas.ArtifactRef:
     )
 
 
-def event_page(session: Session, job_id: str | None, limit: int, cursor: str | None) -> schemas.Page[schemas.Event]:
+def event_page(
+    session: Session, job_id: str | None, limit: int, cursor: str | None, subject: str | None = None
+) -> schemas.Page[schemas.Event]:
     """Events, newest first."""
     query = select(tables.Event)
+    if subject is not None:
+        query = query.where(tables.Event.subject == subject)
     if job_id is not None:
         query = query.where(tables.Event.job_id == job_id)
     if cursor is not None:
@@ -308,11 +313,11 @@ def event(row: tables.Event, people: Mapping[str, str]) -> schemas.Event:
 
 
 def hosts(session: Session) -> list[schemas.Host]:
-    """All hosts, each GPU with the job that holds it."""
-    held = select(tables.GpuLease.gpu, tables.Holder.name).join(
+    """All hosts, each GPU with the job or workspace that holds it."""
+    held = select(tables.GpuLease.gpu, tables.Holder).join(
         tables.Holder, col(tables.Holder.id) == col(tables.GpuLease.holder_id)
     )
-    holders = dict(session.exec(held.where(tables.Holder.kind == "job")).all())
+    holders = dict(session.exec(held).all())
     rows = session.exec(select(tables.Host).order_by(col(tables.Host.name)))
     return [shown(partial(host, row, holders), partial(_bare_host, row), f"host/{row.id}") for row in rows]
 
@@ -322,7 +327,7 @@ def _bare_host(row: tables.Host, said: str) -> schemas.Host:
     return schemas.Host(**known, reachable=bool(row.reachable), message=said)
 
 
-def host(row: tables.Host, holders: dict[str, str]) -> schemas.Host:
+def host(row: tables.Host, holders: dict[str, tables.Holder]) -> schemas.Host:
     facts = mapping(row.facts)
     return schemas.Host(
         id=row.id,
@@ -334,9 +339,14 @@ def host(row: tables.Host, holders: dict[str, str]) -> schemas.Host:
         engine_version=facts.get("engine_version"),
         cpus=facts.get("cpus"),
         memory_bytes=facts.get("memory_bytes"),
-        gpus=[schemas.Gpu(**gpu, job=holders.get(gpu["uuid"])) for gpu in facts.get("gpus") or []],
+        gpus=[_gpu(gpu, holders.get(gpu["uuid"])) for gpu in facts.get("gpus") or []],
         seen_at=row.seen_at,
     )
+
+
+def _gpu(facts: dict[str, Any], holder: tables.Holder | None) -> schemas.Gpu:
+    name = holder.name if holder is not None else None
+    return schemas.Gpu(**facts, holder=name, job=name if holder is not None and holder.kind == "job" else None)
 
 
 def build(row: tables.ImageBuild, ahead: int) -> schemas.Build:

@@ -7,8 +7,8 @@ stands, and `Phase.UNKNOWN` is an answer: it is neither success nor failure, and
 **Who may launch.** Any holder of leases: an attempt at a job, a workspace. It makes its rows, a `Holder` and the leases
 in one transaction; then a `Gang` with the holder's id, the owner's id and a seat for each container; then it calls
 `reserve` until that is no `Waiting`, `plan_containers` (jobs/launch.py) with the addresses in it, `launch`, and looks
-with `observe`. `spec` is whatever the containers are to be: a workspace is a JobSpec of type `command`, too. Its plans
-carry the label `navarch.workspace` with its id instead of the three of an attempt: by the labels containers are
+with `observe`. `spec` is whatever the containers are to be, as far as an image has to fit it (`Asked`). A workspace's
+plans carry the label `navarch.workspace` with its id instead of the three of an attempt: by the labels containers are
 recognised (`owner_of`), the listener is told whose they are, and they are left alone as long as the holder's row is
 there. When that is deleted (and its leases with it), whatever still runs of the gang is swept.
 
@@ -24,8 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, Self
 
-from jobs.launch import Address, ContainerPlan
-from jobs.spec import JobSpec
+from jobs.launch import Address, Asked, ContainerPlan
 from jobs.states import Reason
 from service.backends.engines import ImageFacts, LogStream
 from service.backends.errors import EngineError
@@ -185,7 +184,7 @@ class Backend(Protocol):
         """Ends that; the gangs run on."""
         ...
 
-    def reserve(self, gang: Gang, spec: JobSpec) -> Reserved | Waiting:
+    def reserve(self, gang: Gang, spec: Asked) -> Reserved | Waiting:
         """Sees to it that the gang can be launched: its place in a queue, its images. Asked again until it stands."""
         ...
 
@@ -196,7 +195,7 @@ class Backend(Protocol):
     def launch(
         self,
         gang: Gang,
-        spec: JobSpec,
+        spec: Asked,
         plans: Sequence[ContainerPlan],
         reserved: Reserved,
         cancelled: Callable[[], bool],
@@ -205,6 +204,10 @@ class Backend(Protocol):
 
         Raises Cancelled between two of its deeds when `cancelled` says so.
         """
+        ...
+
+    def resume(self, gang: Gang, plans: Sequence[ContainerPlan]) -> None:
+        """Starts again what has run and was kept: a workspace's container. Its mounts are looked up as for a launch."""
         ...
 
     def observe(self, gang: Gang) -> list[Sight]:
@@ -225,6 +228,10 @@ class Backend(Protocol):
 
     def remove(self, gang: Gang) -> list[int]:
         """Removes the containers, running or not; the ranks whose container is gone now."""
+        ...
+
+    def forget_volumes(self, gang: Gang, names: Sequence[str]) -> None:
+        """Removes volumes that outlived the gang's containers; nothing happens where there are none."""
         ...
 
     def run_folder(self, gang: Gang) -> RunFolder: ...

@@ -147,6 +147,17 @@ class Engine(Protocol):
         """Starts a container that never ran. Engines start one that has ended again: see `Created.started`."""
         ...
 
+    def resume(self, container_id: str, plan: ContainerPlan) -> None:
+        """Starts a container that has run and was kept: what its mounts name is looked up anew, its files are put in.
+
+        Raises ContainerGone. One that runs is left alone.
+        """
+        ...
+
+    def remove_volume(self, name: str) -> None:
+        """Removes a named volume; nothing happens when there is none."""
+        ...
+
     def put(self, container_id: str, files: Mapping[str, bytes]) -> None:
         """Writes files into /run/navarch of a container."""
         ...

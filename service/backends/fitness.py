@@ -1,12 +1,11 @@
-"""Whether an image can run a job, in a sentence that names the key; and how its containers are started."""
+"""Whether an image can run a job or a workspace, in a sentence that names the key; and how containers are started."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import images
-from jobs.launch import CONTAINER_DIR, TRAINING_BIN, ContainerPlan
-from jobs.spec import JobSpec
+from jobs.launch import CONTAINER_DIR, TRAINING_BIN, Asked, ContainerPlan
 from service.backends.engines import ImageFacts
 from service.backends.references import SYSTEM_LABEL
 
@@ -33,7 +32,7 @@ class Misfit:
     hint: str
 
 
-def misfit(spec: JobSpec, image: ImageFacts, programs: Programs) -> Misfit | None:
+def misfit(spec: Asked, image: ImageFacts, programs: Programs) -> Misfit | None:
     """What keeps the job from running in this image; None: nothing that is known."""
     name = f"Image {spec.image}"
     ours = SYSTEM_LABEL in image.labels
@@ -52,14 +51,14 @@ def misfit(spec: JobSpec, image: ImageFacts, programs: Programs) -> Misfit | Non
             f"{name} runs as its USER {image.user}, who may not read the job's `secrets`.",
             "End its Dockerfile with `USER root`, or leave `secrets` out.",
         )
-    if spec.type.trains and ours and image.labels.get(TARGET_LABEL) == "system":
+    if spec.trains and ours and image.labels.get(TARGET_LABEL) == "system":
         return _no_training(spec)
     return None if ours else _lacks(spec, name, programs())
 
 
-def _lacks(spec: JobSpec, name: str, programs: frozenset[str]) -> Misfit | None:
+def _lacks(spec: Asked, name: str, programs: frozenset[str]) -> Misfit | None:
     """What a plain image lacks."""
-    if spec.type.trains and TRAIN not in programs:
+    if spec.trains and TRAIN not in programs:
         return _no_training(spec)
     bash = any(program.endswith("/bash") for program in programs)
     if spec.command is not None and spec.command[:2] == ["bash", "-c"] and not bash:
@@ -75,14 +74,14 @@ def _lacks(spec: JobSpec, name: str, programs: frozenset[str]) -> Misfit | None:
     return None
 
 
-def _no_training(spec: JobSpec) -> Misfit:
+def _no_training(spec: Asked) -> Misfit:
     return Misfit(
         f"Image {spec.image} has no training environment, and a job of type {spec.type} needs one.",
         f"Build one on it: `navarch image build RECIPE --base {spec.image}`.",
     )
 
 
-def remarks(spec: JobSpec, image: ImageFacts) -> list[str]:
+def remarks(spec: Asked, image: ImageFacts) -> list[str]:
     """What a person may not expect of this image, a sentence each."""
     name = f"Image {spec.image}"
     said = []

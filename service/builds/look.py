@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from jobs.launch import Asked
 from jobs.placement import HostCapacity
-from jobs.spec import JobSpec
 from service.backends.engines import Engine, Engines, ImageFacts
 from service.backends.errors import EngineError
 from service.backends.fitness import LOOKED_FOR, Misfit, misfit
@@ -29,7 +29,7 @@ class ImageLook:
         self._seen: dict[tuple[str, str], tuple[float, ImageFacts | None]] = {}
         self._silent: dict[str, float] = {}
 
-    def check(self, spec: JobSpec, hosts: Sequence[HostCapacity]) -> None:
+    def check(self, spec: Asked, hosts: Sequence[HostCapacity]) -> None:
         """Raises Problem `image_unsuitable` when the image is there and can't run the job."""
         for host in hosts:
             if host.unusable or self._silent.get(host.id, 0.0) > time.monotonic():
@@ -48,7 +48,7 @@ class ImageLook:
                 if answer:
                     return
 
-    def _look(self, host_id: str, spec: JobSpec, found: list[Misfit | bool]) -> None:
+    def _look(self, host_id: str, spec: Asked, found: list[Misfit | bool]) -> None:
         """Appends what is wrong with the image of a host, or whether the host has it; nothing without an answer."""
         try:
             engine = self._engines.engine(host_id)

@@ -13,6 +13,7 @@ import typer
 from service.cli import output
 from service.cli.context import JobName, Json, complete_active_jobs, complete_jobs, connect
 from service.cli.listing import Column, listing, table
+from service.cli.ssh import plain_command
 from service.cli.waiting import busy
 from service.contract.errors import Problem
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from service.client import Client
-    from service.contract.schemas import BulkItem, Job, JobStatus, Replica, SshAccess
+    from service.contract.schemas import BulkItem, Job, JobStatus, Replica
 
 ACTIVE = ["queued", "provisioning", "running", "stopping"]
 
@@ -165,7 +166,7 @@ def _show(job: Job) -> None:
     for warning in job.warnings:
         output.fact("warning", f"[yellow]{output.escape(warning)}[/]")
     if job.ssh is not None:
-        output.fact("ssh", f"{_ssh_line(job.ssh)}   [dim]or: navarch ssh {output.escape(job.name)}[/]")
+        output.fact("ssh", f"{plain_command(job.ssh)}   [dim]or: navarch ssh {output.escape(job.name)}[/]")
     if job.url is not None:
         output.fact("url", output.escape(job.url))
     elif job.type == "serve" and job.state == "running":
@@ -198,18 +199,6 @@ REPLICA_COLUMNS: list[Column[Replica]] = [
 def _exited(replica: Replica) -> str:
     code = "" if replica.exit_code is None else str(replica.exit_code)
     return code + (" [red]OOM[/]" if replica.oom_killed else "")
-
-
-def _ssh_line(access: SshAccess) -> str:
-    """The plain command; it names the key when it is one that ssh doesn't find by itself."""
-    from pathlib import Path
-
-    from service.client.ssh import find_key
-    from service.locations import config_dir
-
-    key = find_key(config_dir())
-    identity = f" -i {key.private}" if key is not None and key.private.parent != Path.home() / ".ssh" else ""
-    return output.escape(f"ssh{identity} -p {access.port} {access.user}@{access.host}")
 
 
 def stop(

@@ -21,6 +21,8 @@ FAILED, USAGE, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 STATE_STYLES = {
     "queued": "yellow",
     "provisioning": "cyan",
+    "starting": "cyan",
+    "removing": "magenta",
     "running": "green",
     "stopping": "magenta",
     "succeeded": "bold green",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,29 +52,67 @@ def ssh(
     if config:
         output.plain(login.config())
         return
-    extra = [
-        word
-        for flag, values in (("-L", forward), ("-R", reverse), ("-D", dynamic))
-        for v in values or ()
-        for word in (flag, v)
-    ]
-    extra += ["-N"] if only_forward else []
-    if show:
-        output.plain(shlex.join(login.command(_remote(found, command) if command else [], extra=extra)))
-        return
-    if shutil.which("ssh") is None:
-        raise Problem("not_found", "There is no `ssh` on this machine.", "Install the OpenSSH client (openssh-client).")
-    terminal = True if sys.stdin.isatty() and sys.stdout.isatty() and not only_forward else None
-    code = _run(login.command([] if only_forward else _remote(found, command or []), tty=terminal, extra=extra))
+    extra = forwards(forward, reverse, dynamic, only_forward=only_forward)
+    workdir = str(found.spec.get("workdir") or WORKDIR)
+    code = run(login, workdir, command or [], extra, only_forward=only_forward, show=show)
     if code == SSH_FAILED and _refused(login):
         with connect() as client:
-            raise _foreign_key(client, found, login)
+            raise _foreign_key(client, found.name, login, "submit the job again", f"navarch ssh {found.name}")
     raise typer.Exit(code)
 
 
-def _remote(job: Job, command: list[str]) -> list[str]:
+def enter(
+    name: str,
+    access: SshAccess,
+    workdir: str,
+    command: list[str],
+    extra: list[str],
+    *,
+    only_forward: bool = False,
+    show: bool = False,
+) -> None:
+    """A login to a workspace that is ready; ends with ssh's exit code. Raises Problem when it does not know our key."""
+    login = login_to(name, access)
+    code = run(login, workdir, command, extra, only_forward=only_forward, show=show)
+    if code == SSH_FAILED and _refused(login):
+        with connect() as client:
+            again = f"restart it (`navarch workspace restart {name}`)"
+            raise _foreign_key(client, name, login, again, f"navarch workspace ssh {name}")
+    raise typer.Exit(code)
+
+
+def forwards(
+    local: list[str] | None, remote: list[str] | None, dynamic: list[str] | None, *, only_forward: bool
+) -> list[str]:
+    """The options of ssh that forward ports."""
+    given = (("-L", local), ("-R", remote), ("-D", dynamic))
+    return [*(w for flag, values in given for v in values or () for w in (flag, v)), *(["-N"] if only_forward else [])]
+
+
+def run(login: Login, workdir: str, command: list[str], extra: list[str], *, only_forward: bool, show: bool) -> int:
+    """Runs ssh, or only shows how; its exit code."""
+    if show:
+        output.plain(shlex.join(login.command(_remote(workdir, command) if command else [], extra=extra)))
+        return 0
+    if shutil.which("ssh") is None:
+        raise Problem("not_found", "There is no `ssh` on this machine.", "Install the OpenSSH client (openssh-client).")
+    terminal = True if sys.stdin.isatty() and sys.stdout.isatty() and not only_forward else None
+    return _run(login.command([] if only_forward else _remote(workdir, command), tty=terminal, extra=extra))
+
+
+def plain_command(access: SshAccess) -> str:
+    """The plain command, as markup; it names the key when it is one that ssh doesn't find by itself."""
+    from service.client.ssh import find_key
+    from service.locations import config_dir
+
+    key = find_key(config_dir())
+    identity = f" -i {key.private}" if key is not None and key.private.parent != Path.home() / ".ssh" else ""
+    return output.escape(f"ssh{identity} -p {access.port} {access.user}@{access.host}")
+
+
+def _remote(workdir: str, command: list[str]) -> list[str]:
     """What the container's shell is given: sshd hands one line to it, whatever words ssh got."""
-    there = f"cd {shlex.quote(str(job.spec.get('workdir') or WORKDIR))}"
+    there = f"cd {shlex.quote(workdir)}"
     if not command:
         return [f'{there}; exec "${{SHELL:-/bin/sh}}" -l']
     return [f"{there} || exit; {command[0] if len(command) == 1 else 'exec ' + shlex.join(command)}"]
@@ -97,30 +136,35 @@ def _refused(login: Login) -> bool:
     return tried.returncode == SSH_FAILED and "Permission denied" in tried.stderr
 
 
-def _foreign_key(client: Client, job: Job, login: Login) -> Problem:
+def _foreign_key(client: Client, name: str, login: Login, again: str, command: str) -> Problem:
     authorise(client)
     return Problem(
         "no_ssh",
-        f"The container of {job.name} does not accept your key {login.key}.",
-        "A container accepts the keys that were known when it started. Yours is known from now on: submit the job "
-        f"again, or enter this one by a key that it accepts: NAVARCH_SSH_KEY=FILE navarch ssh {job.name}",
+        f"The container of {name} does not accept your key {login.key}.",
+        f"A container accepts the keys that were known when it started. Yours is known from now on: {again}, or enter "
+        f"this one by a key that it accepts: NAVARCH_SSH_KEY=FILE {command}",
     )
 
 
 def prepare(client: Client, ref: str, wait_s: float) -> tuple[Job, Login]:
     """Everything that a login needs: the container ready, our key, its host key pinned. Raises Problem."""
+    job, access = _wait_ready(client, ref, wait_s)
+    return job, login_to(job.name, access)
+
+
+def login_to(name: str, access: SshAccess) -> Login:
+    """How to log in: with our key, the host key pinned under the name of the job or workspace."""
     from service.client.ssh import Login, pin_host_key, user_key
     from service.locations import config_dir
 
-    job, access = _wait_ready(client, ref, wait_s)
     folder = config_dir()
-    alias = f"navarch-{job.name}"
+    alias = f"navarch-{name}"
     known_hosts = None
     if access.host_key is not None:
         known_hosts = folder / "known_hosts"
         pin_host_key(known_hosts, alias, access.host_key)
     key = user_key(folder)
-    return job, Login(access.host, access.port, access.user, alias, key.private, known_hosts)
+    return Login(access.host, access.port, access.user, alias, key.private, known_hosts)
 
 
 def _wait_ready(client: Client, ref: str, wait_s: float) -> tuple[Job, SshAccess]:

@@ -40,6 +40,7 @@ from service.contract.schemas import (
     Samples,
     Version,
 )
+from service.contract.workspaces import Fate, Workspace
 from service.locations import server_url
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -194,6 +195,46 @@ class Client:
     def events(self, ref: str | None = None, *, limit: int | None = None) -> Iterator[Event]:
         """What happened, newest first: to one job, or everywhere."""
         return self._pages(Event, f"jobs/{_segment(ref)}/events" if ref else "events", {}, limit)
+
+    # workspaces
+
+    def create_workspace(self, spec: Mapping[str, Any]) -> Workspace:
+        """Make a workspace and start it."""
+        return self._send(Workspace, "POST", "workspaces", json_body=dict(spec))
+
+    def workspaces(self, *, limit: int | None = None) -> Iterator[Workspace]:
+        """Workspaces, the newest first."""
+        return self._pages(Workspace, "workspaces", {}, limit)
+
+    def workspace(self, ref: str) -> Workspace:
+        """One workspace, by name or id."""
+        return self._get(Workspace, f"workspaces/{_segment(ref)}")
+
+    def start_workspace(self, ref: str, *, image: str | None = None, switch: bool = False) -> Workspace:
+        """Start it; `switch` makes its container anew, of another image if one is given."""
+        body = {"image": image, "switch": switch}
+        return self._send(Workspace, "POST", f"workspaces/{_segment(ref)}/start", json_body=body, repeatable=True)
+
+    def restart_workspace(self, ref: str, *, image: str | None = None, switch: bool = False) -> Workspace:
+        """Stop and start it."""
+        body = {"image": image, "switch": switch}
+        return self._send(Workspace, "POST", f"workspaces/{_segment(ref)}/restart", json_body=body)
+
+    def stop_workspace(self, ref: str) -> Workspace:
+        """Stop it; its container, address and home stay."""
+        return self._send(Workspace, "POST", f"workspaces/{_segment(ref)}/stop", repeatable=True)
+
+    def extend_workspace(self, ref: str, seconds: float) -> Workspace:
+        """Let it run longer than its `max`."""
+        return self._send(Workspace, "POST", f"workspaces/{_segment(ref)}/extend", json_body={"by": seconds})
+
+    def delete_workspace(self, ref: str, *, home: Fate = "keep") -> Workspace:
+        """Remove it with its container; its home only where that is asked for."""
+        return self._send(Workspace, "DELETE", f"workspaces/{_segment(ref)}", params={"home": home}, repeatable=True)
+
+    def workspace_events(self, ref: str, *, limit: int | None = None) -> Iterator[Event]:
+        """What happened to it, newest first."""
+        return self._pages(Event, f"workspaces/{_segment(ref)}/events", {}, limit)
 
     # images
 

@@ -31,7 +31,7 @@ KINDS: dict[str, Kind] = {
     "invalid_spec": Kind(422, "The spec is not valid"),
     "invalid_override": Kind(422, "An override is not valid"),
     "invalid_key": Kind(422, "Not an SSH public key"),
-    "name_taken": Kind(409, "A job with this name is still active"),
+    "name_taken": Kind(409, "The name is taken"),
     "path_missing": Kind(422, "A path does not exist"),
     "mount_not_allowed": Kind(422, "The path lies outside the allowed mount roots"),
     "not_enough_gpus": Kind(422, "No host has that many GPUs"),
@@ -48,6 +48,11 @@ KINDS: dict[str, Kind] = {
     "idempotency_conflict": Kind(409, "Idempotency-Key used before with another request"),
     "job_not_serving": Kind(409, "The job serves no model"),
     "no_ssh": Kind(409, "The job can't be reached over SSH"),
+    # workspaces
+    "workspace_not_found": Kind(404, "No such workspace"),
+    "workspace_going": Kind(409, "The workspace is being removed"),
+    "no_room": Kind(409, "There is no room for it now"),
+    "no_limit": Kind(409, "The workspace has no limit"),
     # the rest of the resources
     "image_not_found": Kind(404, "No such image"),
     "image_in_use": Kind(409, "The image is in use"),

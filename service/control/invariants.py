@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from sqlmodel import Session, col, select
 
 from jobs.states import PLACED, TERMINAL, JobState
+from jobs.workspace_states import AT_REST
 from service.backends.base import Backend
 from service.backends.errors import EngineError
 from service.contract.schemas import Check
 from service.store.database import Database
-from service.store.tables import Attempt, GpuLease, Holder, Job, PortLease
+from service.store.tables import Attempt, GpuLease, Holder, Job, PortLease, Workspace
 
 
 def examine(database: Database, backends: Iterable[Backend]) -> list[Check]:
@@ -17,6 +18,7 @@ def examine(database: Database, backends: Iterable[Backend]) -> list[Check]:
     with database.read() as session:
         checks = [
             _check("leases", _leases_of_ended_attempts(session), "every lease belongs to an attempt under way"),
+            _check("workspaces", _wrong_workspaces(session), "workspaces have their ports, and GPUs only at work"),
             _check("attempts", _wrong_attempts(session), "placed jobs have one attempt under way, others none"),
         ]
     for backend in backends:
@@ -25,7 +27,7 @@ def examine(database: Database, backends: Iterable[Backend]) -> list[Check]:
             if isinstance(strays, EngineError):
                 checks.append(Check(name=name, ok=False, detail=str(strays)))
             else:
-                checks.append(_check(name, strays, "every running container belongs to an attempt"))
+                checks.append(_check(name, strays, "every running container belongs to an attempt or a workspace"))
     return checks
 
 
@@ -44,6 +46,22 @@ def _leases_of_ended_attempts(session: Session) -> list[str]:
         *(f"GPU {lease.gpu} is leased to {lease.holder_id}, which has ended" for lease in gpus),
         *(f"port {lease.port} is leased to {lease.holder_id}, which has ended" for lease in ports),
     ]
+
+
+def _wrong_workspaces(session: Session) -> list[str]:
+    wrong = []
+    rows = {row.holder: row for row in session.exec(select(Workspace))}
+    for holder in session.exec(select(Holder).where(Holder.kind == "workspace")):
+        if holder.id not in rows:
+            wrong.append(f"workspace {holder.name} is gone, but is still a holder")
+    for row in rows.values():
+        ports = {lease.port for lease in session.exec(select(PortLease).where(PortLease.holder_id == row.holder))}
+        gpus = {lease.gpu for lease in session.exec(select(GpuLease).where(GpuLease.holder_id == row.holder))}
+        if ports != set(row.ports.values()):
+            wrong.append(f"workspace {row.name} has the ports {sorted(row.ports.values())}, but leases {sorted(ports)}")
+        if gpus != (set() if row.state in AT_REST else set(row.gpus)):
+            wrong.append(f"workspace {row.name} is {row.state} and leases the GPUs {sorted(gpus)}")
+    return wrong
 
 
 def _wrong_attempts(session: Session) -> list[str]:

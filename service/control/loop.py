@@ -10,16 +10,25 @@ import structlog
 from sqlmodel import col, select
 
 from jobs.states import PLACED, JobState
+from jobs.workspace_states import AT_WORK, WorkspaceState
 from service.control.context import Context
 from service.control.lanes import Lanes
 from service.control.step import step
 from service.control.steps.schedule import next_retry, schedule
-from service.store.tables import Attempt, Job, Replica
+from service.control.workspaces import step_workspace
+from service.store.ids import WORKSPACE
+from service.store.tables import Attempt, Job, Replica, Workspace
 
 log = structlog.get_logger("controller")
 _SCHEDULE, _SWEEP = "schedule", "sweep"
 _LANES = {JobState.PROVISIONING: "start", JobState.RUNNING: "watch", JobState.STOPPING: "stop"}
 _TIDY = "tidy"
+_WORKSPACE_LANES = {
+    WorkspaceState.STARTING: "start",
+    WorkspaceState.RUNNING: "watch",
+    WorkspaceState.STOPPING: "stop",
+    WorkspaceState.REMOVING: "stop",
+}
 _PASS_GAP_S = 0.05
 """Submissions that pour in share scheduling passes."""
 _BUSY_SHARE = 10
@@ -74,7 +83,7 @@ class Controller:
         self.wake(_SCHEDULE)
 
     def look(self, host_id: str) -> None:
-        """Wakes all jobs that have containers on a host."""
+        """Wakes all jobs and workspaces that have containers on a host."""
         with self._context.database.read() as session:
             query = (
                 select(Job.id)
@@ -83,8 +92,9 @@ class Controller:
                 .distinct()
             )
             ids = list(session.exec(query))
-        for job_id in ids:
-            self.wake(job_id)
+            ids += session.exec(select(Workspace.id).where(Workspace.host_id == host_id))
+        for owner in ids:
+            self.wake(owner)
 
     def wake(self, key: str, after_s: float = 0.0) -> None:
         """Has a job (or the queue, or the sweep) looked at; an earlier appointment stays."""
@@ -138,7 +148,7 @@ class Controller:
             return keys
 
     def _places(self, job_ids: list[str]) -> dict[str, tuple[str, str]]:
-        """For each job the kind of work that is next, and the hosts that it is done on."""
+        """For each job or workspace the kind of work that is next, and the hosts that it is done on."""
         if not job_ids:
             return {}
         with self._context.database.read() as session:
@@ -152,9 +162,14 @@ class Controller:
             )
             for job_id, host_id in session.exec(query):
                 hosts[job_id].add(host_id or "")
+            ids = [key for key in job_ids if key.startswith(WORKSPACE)]
+            workspaces = list(session.exec(select(Workspace).where(col(Workspace.id).in_(ids)))) if ids else []
         return {
-            job_id: (_LANES.get(JobState(state), _TIDY), "+".join(sorted(hosts[job_id])))
-            for job_id, state in states.items()
+            **{row.id: (_WORKSPACE_LANES.get(WorkspaceState(row.state), _TIDY), row.host_id) for row in workspaces},
+            **{
+                job_id: (_LANES.get(JobState(state), _TIDY), "+".join(sorted(hosts[job_id])))
+                for job_id, state in states.items()
+            },
         }
 
     def _work(self, key: str) -> None:
@@ -183,7 +198,7 @@ class Controller:
         if key == _SWEEP:
             self._sweep()
             return self._context.settings.sweep_s
-        return step(self._context, key).after_s
+        return (step_workspace if key.startswith(WORKSPACE) else step)(self._context, key).after_s
 
     def _schedule(self) -> float | None:
         begun = time.monotonic()
@@ -208,8 +223,10 @@ class Controller:
                     .distinct()
                 )
             )
-        for job_id in {*placed, *unreaped}:
-            self.wake(job_id)
+            at_work = select(Workspace).where(col(Workspace.state).in_([state.value for state in AT_WORK]))
+            workspaces = [row.id for row in session.exec(at_work)]
+        for key in {*placed, *unreaped, *workspaces}:
+            self.wake(key)
         self.wake(_SCHEDULE)
         for backend in self._context.backends.values():
             backend.sweep()

@@ -2,6 +2,7 @@
 
 from jobs.spec import JobSpec
 from jobs.states import Reason
+from jobs.workspace import WorkspaceSpec
 from service.backends.errors import (
     GpuUnavailable,
     ImageMissing,
@@ -14,8 +15,8 @@ from service.backends.errors import (
 from service.control.outcome import Outcome
 
 
-def refused(error: Refused, spec: JobSpec) -> Outcome:
-    """How the attempt ends that asked for it."""
+def refused(error: Refused, spec: JobSpec | WorkspaceSpec) -> Outcome:
+    """How the attempt, or the start of a workspace, ends that asked for it."""
     match error:
         case PortTaken():
             named = error.port in spec.fixed_ports

@@ -23,7 +23,7 @@ from service.settings import Settings
 from service.store.capacity import capacities
 from service.store.database import Database
 from service.store.ids import new_id
-from service.store.tables import Event, Idempotency, Job, JobInput
+from service.store.tables import Event, Idempotency, Job, JobInput, Workspace
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class _Known:
         wanted = {item.name for item in items}
         active = select(Job.owner_id, Job.name).where(col(Job.name).in_(wanted), col(Job.finished_at).is_(None))
         names = set(session.exec(active)) if wanted else set()
+        workspaces = select(Workspace.owner_id, Workspace.name).where(col(Workspace.name).in_(wanted))
+        names |= set(session.exec(workspaces)) if wanted else set()
         keys: dict[tuple[str, str], tuple[str, Job | None]] = {}
         asked = {item.submission.idempotency_key for item in items} - {None}
         if asked:
@@ -154,7 +156,7 @@ class Submissions:
             if item.named:
                 return Problem(
                     "name_taken",
-                    f"A job named {name!r} is still active.",
+                    f"A job or workspace named {name!r} is still there.",
                     f"Stop it (`navarch stop {name}`), choose another name, or leave `name` out to get one.",
                 )
             name = f"{item.spec.type}-{new_id()[-8:]}"

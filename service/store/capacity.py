@@ -5,12 +5,14 @@ from collections import defaultdict
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from jobs.placement import Demand, Holding, HostCapacity
-from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica
+from jobs.placement import NEVER, Demand, Holding, HostCapacity, Room
+from jobs.units import parse_size
+from jobs.workspace_states import AT_WORK
+from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica, Workspace
 
 
 def capacities(session: Session) -> list[HostCapacity]:
-    """All hosts that aren't removed, with their leases; four queries, whatever there is."""
+    """All hosts that aren't removed, with their leases; five queries, whatever there is."""
     gpus: dict[str, set[str]] = defaultdict(set)
     for lease in session.exec(select(GpuLease)):
         gpus[lease.host_id].add(lease.gpu)
@@ -31,6 +33,17 @@ def capacities(session: Session) -> list[HostCapacity]:
     for row in session.connection().execute(running):
         demand = Demand(gpus=row.gpus, cpus=row.cpus, memory=row.memory, lasts=row.lasts)
         holdings[row.host_id].append(Holding(demand.room, demand.ends(row.created_at)))
+    at_work = select(Workspace).where(col(Workspace.state).in_([state.value for state in AT_WORK]))
+    for workspace in session.exec(at_work):
+        resources = workspace.document.get("resources") or {}
+        memory = resources.get("memory")
+        room = Room(
+            gpus=len(workspace.gpus),
+            cpus=float(resources.get("cpus") or 0.0),
+            memory=parse_size(memory) if memory else 0,
+            containers=1,
+        )
+        holdings[workspace.host_id].append(Holding(room, workspace.runs_until or NEVER))
     hosts = session.exec(select(Host).where(Host.lifecycle != "removed").order_by(col(Host.name)))
     return [
         HostCapacity(

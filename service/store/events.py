@@ -9,7 +9,8 @@ from typing import Any
 from sqlmodel import Session
 
 from jobs.states import TERMINAL, JobState, Reason, check_move
-from service.store.tables import CONTROLLER, Event, Job
+from jobs.workspace_states import WorkspaceState, check_workspace_move
+from service.store.tables import CONTROLLER, Event, Job, Workspace
 
 
 def record(session: Session, kind: str, subject: str, message: str, *, actor: str = CONTROLLER, **data: Any) -> None:
@@ -67,5 +68,40 @@ def transition(
             new=to.value,
             reason=job.reason,
             message=message,
+        )
+    )
+
+
+def record_workspace(
+    session: Session, workspace: Workspace, kind: str, message: str, *, actor: str = CONTROLLER, **data: Any
+) -> None:
+    """Writes an event about a workspace."""
+    record(session, kind, workspace.holder, message, actor=actor, workspace=workspace.name, **data)
+
+
+def move_workspace(
+    session: Session,
+    workspace: Workspace,
+    to: WorkspaceState,
+    message: str,
+    *,
+    reason: Reason | None = None,
+    actor: str = CONTROLLER,
+) -> None:
+    """Moves a workspace to another state with its reason, a sentence and an event. Raises IllegalTransition."""
+    old = WorkspaceState(workspace.state)
+    check_workspace_move(old, to)
+    workspace.state, workspace.message = to.value, message
+    workspace.reason = reason.value if reason is not None else None
+    session.add(
+        Event(
+            actor_id=actor,
+            kind="workspace.state",
+            subject=workspace.holder,
+            old=old.value,
+            new=to.value,
+            reason=workspace.reason,
+            message=f"{workspace.name}: {message}",
+            data={"workspace": workspace.name},
         )
     )

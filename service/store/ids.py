@@ -3,6 +3,8 @@
 import secrets
 import time
 
+WORKSPACE = "ws-"
+"""How the id of a workspace begins: those who are told of jobs and workspaces by id tell them apart by that."""
 _IDS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 

@@ -243,6 +243,64 @@ class Holder(SQLModel, table=True):
     """The job's or the workspace's, as others are told who wait for what it has."""
 
 
+class Workspace(SQLModel, table=True):
+    """A long-lived container for a person. Its name, host, ports and home are its own until it is removed."""
+
+    __tablename__ = "workspace"
+    __table_args__ = (UniqueConstraint("owner_id", "name"),)
+    id: str = Field(primary_key=True)
+    name: str
+    document: dict[str, Any] = Field(sa_column=Column(JSON, nullable=False))
+    """The spec as it stands now, values of secrets hidden."""
+    secrets: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """The secrets' values, encrypted."""
+    owner_id: str = Field(foreign_key="principal.id")
+    state: str = Field(default="starting", index=True)
+    wanted: str = "run"
+    reason: str | None = None
+    message: str | None = None
+    host_id: str = Field(foreign_key="host.id")
+    ports: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """Container port → host port."""
+    gpus: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    """Those that its container is made for; they are leased while it runs."""
+    made: int = 1
+    """How often a container was made for it, the present one counted."""
+    container_id: str | None = None
+    remake: bool = False
+    """The next start makes its container anew."""
+    remove_home: bool = False
+    """Its home goes with it."""
+    host_key: str | None = None
+    """The public SSH host key."""
+    created_at: float = Field(default_factory=time.time)
+    started_at: float | None = None
+    """When it was last asked to start: since then it holds its GPUs."""
+    ready_at: float | None = None
+    """When it was last ready; None while it isn't."""
+    runs_until: float | None = None
+    """When it is stopped, whatever it does."""
+    stop_deadline: float | None = None
+    """When what still runs is killed."""
+    not_before: float = 0.0
+    """The next try to start waits until then."""
+    tries: int = 0
+    """Starts one after the other after which it wasn't ready."""
+    failures: int = 0
+    """Steps of the controller that failed one after the other."""
+    unreachable_since: float | None = None
+
+    @property
+    def holder(self) -> str:
+        """The id under which it holds leases, and by which the controller knows it."""
+        return f"workspace/{self.id}"
+
+    @property
+    def namespace(self) -> str:
+        """What tells workspaces of one name apart on hosts, as with jobs."""
+        return "" if self.owner_id == LOCAL else self.owner_id
+
+
 class GpuLease(SQLModel, table=True):
     """This GPU belongs to this holder. The primary key is what makes two holders impossible."""
 

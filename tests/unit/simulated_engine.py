@@ -17,6 +17,7 @@ from queue import Queue
 from sqlmodel import Session
 
 from jobs.launch import LABEL_ATTEMPT, LABEL_JOB, LABEL_REPLICA, ContainerPlan
+from jobs.workspace_launch import LABEL_MADE, LABEL_WORKSPACE
 from service.backends.engines import (
     ContainerFacts,
     Created,
@@ -144,13 +145,14 @@ class Machine:
     foreign_ports: set[int] = field(default_factory=set)
     images: set[str] = field(default_factory=lambda: {*OURS, "debian"})
     containers: dict[str, Container] = field(default_factory=dict)
+    volumes: set[str] = field(default_factory=set)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def end(self, container: Container, code: int, *, oom: bool = False) -> None:
         if container.running:
             container.running, container.exit_code, container.oom_killed = False, code, oom
             container.finished_at = self.clock()
-            event = EngineEvent("die", container.id, container.plan.labels[LABEL_JOB], self.clock())
+            event = EngineEvent("die", container.id, container.plan.labels.get(LABEL_JOB, ""), self.clock())
             for listener in self.listeners:
                 listener.queue.put(event)
 
@@ -202,6 +204,12 @@ class SimulatedEvents:
     def close(self) -> None:
         self._machine.listeners.remove(self)
         self.queue.put(None)
+
+
+def _run(labels: Mapping[str, str]) -> tuple[str, str, str]:
+    if LABEL_WORKSPACE in labels:
+        return labels[LABEL_WORKSPACE], labels[LABEL_MADE], ""
+    return labels[LABEL_JOB], labels[LABEL_ATTEMPT], labels[LABEL_REPLICA]
 
 
 class SimulatedEngine:
@@ -267,6 +275,7 @@ class SimulatedEngine:
             if found is None:
                 found = Container(f"c{next(machine.numbers)}", plan, machine.clock())
                 machine.containers[found.id] = found
+                machine.volumes.update(plan.volumes.values())
             elif dict(found.plan.labels) != dict(plan.labels):
                 raise NameTaken("name taken", found.id)
         started = found.started_at is not None
@@ -290,11 +299,18 @@ class SimulatedEngine:
             taken = machine.foreign_ports & set(container.plan.ports.values())
             if taken:
                 raise PortTaken("port is already allocated", min(taken))
-            labels = container.plan.labels
-            machine.runs[labels[LABEL_JOB], labels[LABEL_ATTEMPT], labels[LABEL_REPLICA]] += 1
+            machine.runs[_run(container.plan.labels)] += 1
             container.running, container.started_at = True, machine.clock()
             container.finished_at = container.exit_code = None
             container.log.append(LogRecord(f"2026-01-01T00:00:{len(container.log):02d}.000000000Z", "started"))
+
+    def resume(self, container_id: str, plan: ContainerPlan) -> None:
+        self.put(container_id, plan.files)
+        self.start(container_id)
+
+    def remove_volume(self, name: str) -> None:
+        with self._effect() as machine:
+            machine.volumes.discard(name)
 
     def put(self, container_id: str, files: Mapping[str, bytes]) -> None:
         with self._effect() as machine:

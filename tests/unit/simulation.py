@@ -21,8 +21,10 @@ from service.collector.hub import Hub
 from service.control.context import Context, LogEnd
 from service.control.step import step
 from service.control.steps.schedule import schedule
+from service.control.workspaces import step_workspace
 from service.intake.commands import Jobs
 from service.intake.plans import Plans
+from service.intake.workspaces import Workspaces
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Attempt, Event, Host, Job, Replica
@@ -94,6 +96,9 @@ class SimulatedController:
     def step(self, job_id: str) -> None:
         step(self.context, job_id)
 
+    def step_workspace(self, key: str) -> float | None:
+        return step_workspace(self.context, key).after_s
+
     def schedule(self) -> None:
         schedule(self.context)
 
@@ -143,6 +148,7 @@ class World:
     database: Database = field(init=False)
     jobs: Jobs = field(init=False)
     plans: Plans = field(init=False)
+    workspaces: Workspaces = field(init=False)
 
     @property
     def shared(self) -> Path:
@@ -163,6 +169,7 @@ class World:
         for host in self.rows(Host):
             self.machines[host.id] = Machine(self.clock, tuple(gpu["uuid"] for gpu in host.facts["gpus"]))
         self.jobs = Jobs(self.database, self.settings)
+        self.workspaces = Workspaces(self.database, self.settings, self.clock)
         self.plans = Plans(self.database, self.settings, self)
 
     def principal(self, name: str) -> Principal:

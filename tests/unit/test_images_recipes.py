@@ -23,6 +23,7 @@ def test_the_builtin_recipes_and_their_bases() -> None:
         "colossalai-0.3.0": "hpcaitech/colossalai:0.3.0",
         "colossalai-0.5.0": "pytorch/pytorch:2.5.1-cuda12.4-cudnn9-devel",
         "cpu": "debian:bookworm-slim",
+        "workspace": "debian:bookworm-slim",
     }
 
 

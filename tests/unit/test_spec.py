@@ -96,7 +96,10 @@ def test_a_model_server_gets_its_own_port_published() -> None:
         ({"env": {"A B": "x"}}, "`env` has the name 'A B'; a variable's name holds letters, digits and _ only"),
         ({"env": {"A": "1"}, "secrets": {"A": "2"}}, "`A` is both in `env` and in `secrets`; keep one"),
         ({"max_duration": "soon"}, "`max_duration` must be a duration such as 90s, 30m or 2h, not 'soon'"),
-        ({"name": "Not OK"}, "`name` must be 1 to 40 of a-z, 0-9 and - (not first or last), not the text 'Not OK'"),
+        (
+            {"name": "Not OK"},
+            "`name` must be 1 to 40 of a-z, 0-9, - and _ (no mark first or last), not the text 'Not OK'",
+        ),
         ({"command": ["echo", 1]}, "`command` must be a list of texts; put quotes around 1"),
         ({"command": None}, "`command` is missing; a job of type command says what to run"),
         ({"image": None}, "`image` must be text, not empty"),

@@ -9,8 +9,7 @@ from typing import TypeVar
 import structlog
 from sqlmodel import col, select
 
-from jobs.launch import GO_FILE, LABEL_DEPLOYMENT, Address, ContainerPlan
-from jobs.spec import JobSpec
+from jobs.launch import GO_FILE, LABEL_DEPLOYMENT, Address, Asked, ContainerPlan
 from service.backends.base import Gang, InLane, Launched, Listener, Phase, Reserved, Seat, Sight, Waiting
 from service.backends.docker.history import HostHistory, Hosts, interruption, may_be_interrupted
 from service.backends.docker.leftovers import Leftovers
@@ -67,7 +66,7 @@ class DockerBackend:
         self.watches.stop()
         self._pulls.close()
 
-    def reserve(self, gang: Gang, spec: JobSpec) -> Reserved | Waiting:
+    def reserve(self, gang: Gang, spec: Asked) -> Reserved | Waiting:
         """Docker hosts have no queue of their own: what may be waited for is the image."""
         said: list[str] = []
         images: dict[str, ImageFacts] = {}
@@ -91,7 +90,7 @@ class DockerBackend:
     def launch(
         self,
         gang: Gang,
-        spec: JobSpec,
+        spec: Asked,
         plans: Sequence[ContainerPlan],
         reserved: Reserved,
         cancelled: Callable[[], bool],
@@ -101,6 +100,9 @@ class DockerBackend:
             return Launched(seat.rank, self._begin(gang, seat, spec, plan, image, cancelled))
 
         return _side_by_side(gang.seats, begin)
+
+    def resume(self, gang: Gang, plans: Sequence[ContainerPlan]) -> None:
+        _side_by_side(gang.seats, lambda seat: self._engines.engine(_host(seat)).resume(seat.key, plans[seat.rank]))
 
     def observe(self, gang: Gang) -> list[Sight]:
         hosts = self._rows(gang)
@@ -127,6 +129,11 @@ class DockerBackend:
             return seat.rank
 
         return [rank for rank in _side_by_side(gang.seats, away) if rank is not None]
+
+    def forget_volumes(self, gang: Gang, names: Sequence[str]) -> None:
+        for host_id in _hosts_of(gang):
+            for name in names:
+                self._engines.engine(host_id).remove_volume(name)
 
     def run_folder(self, gang: Gang) -> LocalRunFolder:
         engine = self._engines.engine(_host(gang.seats[0]))
@@ -168,7 +175,7 @@ class DockerBackend:
         self,
         gang: Gang,
         seat: Seat,
-        spec: JobSpec,
+        spec: Asked,
         plan: ContainerPlan,
         image: ImageFacts,
         cancelled: Callable[[], bool],

@@ -183,6 +183,22 @@ class DockerHost:
             self.api.start(container_id)
         self._let_go(container_id)
 
+    def resume(self, container_id: str, plan: ContainerPlan) -> None:
+        with engine_errors(f"Container {plan.name} could not be started again"):
+            prepared = self._mounting.prepare(self.api, plan)
+            try:
+                self.put(container_id, plan.files)
+                self.api.start(container_id)
+            finally:
+                prepared.close()
+
+    def remove_volume(self, name: str) -> None:
+        with engine_errors(f"Volume {name} could not be removed"):
+            try:
+                self.api.remove_volume(name)
+            except docker.errors.NotFound:
+                return
+
     def _let_go(self, container_id: str) -> None:
         prepared = self._prepared.pop(container_id, None)
         if prepared is not None:
@@ -284,7 +300,7 @@ def create_arguments(
 ) -> dict[str, Any]:
     """The SDK's arguments for a container; `mounts` as the engine takes them."""
     host: dict[str, Any] = {
-        "mounts": list(mounts),
+        "mounts": [*mounts, *(_named(name, target, plan.labels) for target, name in plan.volumes.items())],
         "network_mode": "host" if plan.host_network else "bridge",
         "extra_hosts": dict(plan.extra_hosts) or None,
         "shm_size": plan.shm_size,
@@ -309,10 +325,16 @@ def create_arguments(
         "environment": dict(plan.environment),
         "labels": dict(plan.labels),
         "working_dir": plan.workdir,
-        "hostname": None if plan.host_network else plan.name.split("-", 2)[-1][:63],
+        "hostname": None if plan.host_network else (plan.hostname or plan.name.split("-", 2)[-1])[:63],
         "ports": [] if plan.host_network else list(plan.ports),
         "host_config": api.create_host_config(**{k: v for k, v in host.items() if v not in (None, [], {})}),
     }
+
+
+def _named(name: str, target: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """A volume that outlives the container; what the image has in that place is its first content."""
+    options = {"Labels": {LABEL_DEPLOYMENT: labels[LABEL_DEPLOYMENT]}}
+    return {"Type": "volume", "Source": name, "Target": target, "VolumeOptions": options}
 
 
 def container_facts(found: Mapping[str, Any]) -> ContainerFacts:

@@ -14,6 +14,10 @@ container, Docker Desktop, a rootless engine) doesn't see them, or worse, sees a
 the first mount asks the daemon for a file with an unguessable name in a folder that only this process holds open. If it
 can't show it, the mount root itself (which no job can swap) is mounted out of the way, and folders become links, too.
 
+A container that is started again (a workspace's) needs its mounts again, and the engine has stored how it makes them.
+There a link in the data folder stands between: before each start it is made to lead to the descriptor that was opened
+for that start.
+
 What nobody can swap is mounted by its name: a whole mount root, and the job's own run folder.
 """
 
@@ -96,14 +100,14 @@ class Mounting:
             return
         pins = self._pins(api, plan)
         if pins and checked.opened.is_dir:
-            prepared.mounts.append(_volume(_name(checked.opened), mount.target, mount.read_only))
+            prepared.mounts.append(_volume(_name(checked.opened, plan, prepared), mount.target, mount.read_only))
             return
         hidden = f"{_HIDDEN}/{len(prepared.mounts)}"
         folder = checked.opened.path.parent if pins else checked.anchor
         above = self._open(str(folder), prepared)
         made = _bind(folder, hidden, mount.read_only)
         if pins and folder != checked.anchor:
-            made = _volume(_name(above.opened), hidden, mount.read_only)
+            made = _volume(_name(above.opened, plan, prepared), hidden, mount.read_only)
         prepared.mounts.append(made)
         prepared.links[mount.target] = f"{hidden}/{checked.below(folder)}"
 
@@ -141,7 +145,7 @@ def _sees_us(api: Any, plan: ContainerPlan) -> bool:
     with TemporaryDirectory(prefix="navarch-") as folder:
         Path(folder, name).touch()
         with open_below(Path(folder), ".") as opened:
-            host = {"Mounts": [_volume(_name(opened), target, read_only=True)]}
+            host = {"Mounts": [_volume(_held(opened), target, read_only=True)]}
             labels = {LABEL_DEPLOYMENT: plan.labels[LABEL_DEPLOYMENT]}  # whoever dies here leaves what a sweep finds
             container = api.create_container(
                 plan.image, ["true"], entrypoint=["true"], host_config=host, labels=labels
@@ -153,7 +157,20 @@ def _sees_us(api: Any, plan: ContainerPlan) -> bool:
                 api.remove_container(container, v=True, force=True)
 
 
-def _name(opened: Opened) -> str:
+def _name(opened: Opened, plan: ContainerPlan, prepared: Prepared) -> str:
+    """Under which the daemon finds it: for a container that is started again and again, by a link that stays."""
+    if not plan.pins:
+        return _held(opened)
+    pin = Path(plan.pins, str(len(prepared.mounts)))
+    pin.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    beside = pin.with_suffix(".tmp")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(_held(opened))
+    beside.replace(pin)
+    return str(pin)
+
+
+def _held(opened: Opened) -> str:
     """Under which the daemon finds what this process holds open."""
     return f"/proc/{os.getpid()}/fd/{opened.fd}"
 
