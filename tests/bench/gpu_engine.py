@@ -6,7 +6,16 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from tests.bench.gpu_kernels import Checks
 from training.config.generation import GenerationConfig
@@ -24,6 +33,14 @@ def tiny_models() -> dict[str, Any]:
         "qwen2": Qwen2Config(
             **common, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=1, max_position_embeddings=512,
+        ),
+        "qwen3": Qwen3Config(
+            **common, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
+        ),
+        "phi3": Phi3Config(
+            **common, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=512, pad_token_id=0,
         ),
         "gpt2": GPT2Config(**common, n_embd=64, n_layer=2, n_head=4, n_positions=512),
         "opt": OPTConfig(

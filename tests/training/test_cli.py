@@ -214,10 +214,10 @@ def test_check_of_ppo_and_serve(made: tuple[Path, Path], tmp_path: Path, capsys:
 def test_ppo_on_a_family_that_the_engine_lacks_is_refused_before_weights_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, rows = make_model(tmp_path / "model", "phi3"), make_rows(tmp_path / "rows.jsonl", "ppo", 8)
+    model, rows = make_model(tmp_path / "model", "olmo"), make_rows(tmp_path / "rows.jsonl", "ppo", 8)
     (tmp_path / "r.py").write_text("def f(prompts, completions, rows):\n    return [0.0] * len(rows)\n")
     words = [f"model={model}", f"data={rows}", f"reward.function={tmp_path}/r.py:f", f"run_dir={tmp_path}/run"]
-    said = "generation knows bloom, gpt2, llama, mistral, opt, qwen2; this model is 'phi3'"
+    said = "generation knows bloom, gpt2, llama, mistral, opt, phi3, qwen2, qwen3; this model is 'olmo'"
     assert cli.main(["ppo", "--check", *words]) == 64 and said in capsys.readouterr().err
     (model / "model.safetensors").write_bytes(b"no weights at all")
     assert cli.main(["ppo", "strategy=naive", *words]) == 64 and said in capsys.readouterr().err

@@ -115,4 +115,5 @@ def test_facts_are_read_from_the_config_through_the_row() -> None:
     assert logits_of(tiny_config("mpt")).scale == 1.0  # its config has a logit_scale, which its forward never reads
     assert "longrope" in str(engine_refusal(tiny_config("llama", rope_scaling={
         "rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [1.0] * 4})))  # fmt: skip
-    assert "'phi3'" in str(engine_refusal(tiny_config("phi3"))) and engine_refusal(tiny_config("qwen2")) is None
+    assert "'olmo'" in str(engine_refusal(tiny_config("olmo"))) and engine_refusal(tiny_config("qwen2")) is None
+    assert "rotates 0.75 of each head" in str(engine_refusal(tiny_config("phi3", partial_rotary_factor=0.75)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config, PretrainedConfig
 
 from training.config.generation import GenerationConfig
 from training.rollout import RolloutEngine
@@ -35,6 +35,10 @@ CONFIGS: dict[str, PretrainedConfig] = {
         num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, attention_bias=True,
     ),
     "gpt2": GPT2Config(vocab_size=97, n_embd=64, n_layer=2, n_head=4, n_positions=128),
+    "phi3": Phi3Config(
+        vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    ),
 }  # fmt: skip
 
 
@@ -98,7 +102,8 @@ def test_layers_with_one_input_become_one_product(bits: int) -> None:
 def test_a_quantized_model_saves_loads_and_generates_alike(name: str, bits: int, tmp_path: Path) -> None:
     model = quantize_model(make_model(name), bits, group=32)
     assert isinstance(model.lm_head, QuantizedLinear) and model.lm_head.bits == 8
-    assert sum(isinstance(module, QuantizedLinear) for module in model.modules()) == (15 if name == "llama" else 9)
+    layers = {"llama": 15, "gpt2": 9, "phi3": 9}[name]
+    assert sum(isinstance(module, QuantizedLinear) for module in model.modules()) == layers
     save_quantized(model, tmp_path / "out", bits, 32)
     assert is_quantized(tmp_path / "out")
     again = load_quantized(tmp_path / "out", torch.float32)

@@ -13,8 +13,10 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from tests.training.tiny import tiny_config
@@ -49,6 +51,17 @@ CONFIGS: dict[str, PretrainedConfig] = {
         **SHAPE, intermediate_size=48, num_key_value_heads=1, max_position_embeddings=128, sliding_window=None
     ),
     "qwen2": Qwen2Config(**SHAPE, intermediate_size=48, num_key_value_heads=2, max_position_embeddings=128),
+    "qwen3": Qwen3Config(
+        **SHAPE, intermediate_size=48, num_key_value_heads=2, max_position_embeddings=128, head_dim=16
+    ),
+    "phi3": Phi3Config(
+        **SHAPE,
+        intermediate_size=48,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        eos_token_id=None,
+    ),
     "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128),
     "gpt2-scaled": GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, scale_attn_by_inverse_layer_idx=True
@@ -299,7 +312,7 @@ def test_what_cannot_be_generated_is_refused_with_a_sentence() -> None:
     with pytest.raises(ValueError, match="128 positions"):
         RolloutEngine(model, max_length=129).generate([[3]], GenerationConfig())
     with pytest.raises(ValueError, match="generation knows"):
-        RolloutEngine(from_config(tiny_config("phi3"))).generate([[3]], GenerationConfig())
+        RolloutEngine(from_config(tiny_config("olmo"))).generate([[3]], GenerationConfig())
 
 
 def test_in_bf16_too_logprobs_are_those_of_the_trainers_forward() -> None:

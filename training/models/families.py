@@ -55,11 +55,11 @@ FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
-    "qwen3": _PACKED,
+    "qwen3": _LLAMA,
     "olmo": _PACKED,
     "olmo2": _PACKED,
     "phi": _PACKED,
-    "phi3": _PACKED,
+    "phi3": _LLAMA,
     "glm": _PACKED,
     "helium": _PACKED,
     "starcoder2": _PACKED,
@@ -178,6 +178,9 @@ def engine_refusal(config: Any) -> str | None:
     kind, _ = rope_of(config)
     if rotary_limit(config) is not None:
         return f"its rotary positions ({kind}) change with the length of the text, which generation does not support"
+    share = _value(config, family_of(config).rope_share, 1.0)
+    if share != 1.0:
+        return f"it rotates {share:g} of each head, and generation rotates whole ones"
     return None
 
 

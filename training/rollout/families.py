@@ -72,21 +72,24 @@ def head_logits(hidden: Tensor, weight: Weight | None, module: nn.Module) -> Ten
 
 
 class LlamaBlock:
-    """LLaMA, Mistral and Qwen2 layers. State: (residual stream, output not yet added to it or None)."""
+    """Layers as LLaMA's. State: (residual stream, output not yet added to it or None)."""
 
     def __init__(self, layer: nn.Module, family: LlamaFamily) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.family = family
         self.scale = float(attention.scaling)
-        self.qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.qkv, self.gate_up, self.activation = self.joined(attention, mlp)
         self.out = Projection([attention.o_proj])
-        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj])
         self.down = Projection([mlp.down_proj])
         self.ahead = tuple(part.weight.data for part in (self.out, self.gate_up, self.down) if part.weight is not None)
-        self.activation = mlp.act_fn
         self.silu = family.config.hidden_act == "silu"
         self.norm1 = (layer.input_layernorm.weight, float(layer.input_layernorm.variance_epsilon))
         self.norm2 = (layer.post_attention_layernorm.weight, float(layer.post_attention_layernorm.variance_epsilon))
+
+    def joined(self, attention: nn.Module, mlp: nn.Module) -> tuple[Projection, Projection, nn.Module]:
+        """(query, key and value; gate and up; what the gate goes through)"""
+        qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj])
+        return qkv, Projection([mlp.gate_proj, mlp.up_proj]), mlp.act_fn
 
     def takes_one_row(self, state: State) -> bool:
         residual, pending = state
@@ -131,6 +134,33 @@ class LlamaBlock:
         return residual, self.down(hidden)[0]
 
 
+class Qwen3Block(LlamaBlock):
+    """Queries and keys are normalised, head by head, before they are rotated."""
+
+    def __init__(self, layer: nn.Module, family: LlamaFamily) -> None:
+        super().__init__(layer, family)
+        norms = layer.self_attn.q_norm, layer.self_attn.k_norm
+        self.head_norms = [(norm.weight, float(norm.variance_epsilon)) for norm in norms]
+
+    def inputs(self, state: State) -> tuple[State, Tensor, Tensor, Tensor]:
+        state, q, k, v = super().inputs(state)
+        q, k = (self._of_heads(x, norm) for x, norm in zip((q, k), self.head_norms, strict=True))
+        return state, q, k, v
+
+    def _of_heads(self, x: Tensor, norm: tuple[Tensor, float]) -> Tensor:
+        return self._norm((x.reshape(-1, x.shape[-1]), None), norm)[1].view(x.shape)
+
+
+class Phi3Block(LlamaBlock):
+    """Query, key and value are one layer, gate and up another."""
+
+    def joined(self, attention: nn.Module, mlp: nn.Module) -> tuple[Projection, Projection, nn.Module]:
+        family = self.family
+        sizes = [heads * family.head_size for heads in (family.heads, family.kv_heads, family.kv_heads)]
+        half = int(mlp.gate_up_proj.out_features) // 2
+        return Projection([attention.qkv_proj], sizes), Projection([mlp.gate_up_proj], [half, half]), mlp.activation_fn
+
+
 def tune_one_row(family: LlamaFamily) -> None:
     """Choose the tiles of the one-row products by timing them here, each over all layers as decoding does."""
     blocks = [block for block in family.blocks if isinstance(block, LlamaBlock)]
@@ -150,9 +180,10 @@ def tune_one_row(family: LlamaFamily) -> None:
 
 
 class LlamaFamily:
-    """llama, mistral, qwen2: rotary positions, RMSNorm, gated MLP, grouped queries."""
+    """llama, mistral, qwen2, qwen3, phi3: rotary positions, RMSNorm, gated MLP, grouped queries."""
 
     slopes: Tensor | None = None
+    block: type[LlamaBlock] = LlamaBlock
 
     def __init__(self, model: nn.Module) -> None:
         self.config = config = model.config
@@ -162,7 +193,7 @@ class LlamaFamily:
         self.head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.vocabulary, self.context = config.vocab_size, engine_context(config) or ENDLESS
         self.dtype = self.trunk.embed_tokens.weight.dtype
-        self.blocks: list[Block] = [LlamaBlock(layer, self) for layer in self.trunk.layers]
+        self.blocks: list[Block] = [self.block(layer, self) for layer in self.trunk.layers]
         self.norm = (self.trunk.norm.weight, float(self.trunk.norm.variance_epsilon))
         self.head_weight = weight_of([self.lm_head])
 
@@ -185,6 +216,14 @@ class LlamaFamily:
         # transformers rounds these to the model's type; so do we, to stay close to what a trainer computes
         cos, sin = (angles.cos() * rope.attention_scaling), (angles.sin() * rope.attention_scaling)
         return cos.to(self.dtype).float().contiguous(), sin.to(self.dtype).float().contiguous()
+
+
+class Qwen3Family(LlamaFamily):
+    block = Qwen3Block
+
+
+class Phi3Family(LlamaFamily):
+    block = Phi3Block
 
 
 class GPT2Block:
@@ -343,6 +382,8 @@ READERS: dict[str, type] = {
     "llama": LlamaFamily,
     "mistral": LlamaFamily,
     "qwen2": LlamaFamily,
+    "qwen3": Qwen3Family,
+    "phi3": Phi3Family,
     "gpt2": GPT2Family,
     "opt": OPTFamily,
     "bloom": BloomFamily,

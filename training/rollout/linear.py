@@ -174,17 +174,21 @@ def weight_of(modules: Sequence[nn.Module]) -> Weight | None:
 
 
 class Projection:
-    """One or more linear layers with the same input, applied together where their weights allow it."""
+    """One or more linear layers with the same input, applied together where their weights allow it.
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    sizes: of the parts of a layer that is several in one, as Phi-3 has them.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], sizes: Sequence[int] | None = None) -> None:
         self.modules = list(modules)
         self.weight = weight_of(self.modules)
-        self.sizes = [int(getattr(module, "out_features", 0)) for module in self.modules]
+        self.sizes = list(sizes or [int(getattr(module, "out_features", 0)) for module in self.modules])
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.weight is not None:
             return product(x, self.weight).split(self.sizes, dim=-1)
-        return tuple(module(x) for module in self.modules)
+        found = tuple(module(x) for module in self.modules)
+        return found[0].split(self.sizes, dim=-1) if len(found) < len(self.sizes) else found
 
 
 def join_storage(tensors: Sequence[Tensor]) -> None:
