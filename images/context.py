@@ -89,7 +89,12 @@ def _wheels(folder: Path | None) -> Iterator[Path]:
         raise ImageError(
             "bad_wheelhouse", f"The wheelhouse {folder} is not a folder.", "Fill one with `pip download -d DIR …`."
         )
-    yield from sorted(path for path in folder.iterdir() if path.name.endswith((".whl", ".tar.gz")))
+    yield from sorted(path for path in folder.iterdir() if is_wheel(path.name))
+
+
+def is_wheel(name: str) -> bool:
+    """Whether pip would take a file of this name from a folder."""
+    return name.endswith((".whl", ".tar.gz"))
 
 
 def _tar(contents: dict[str, bytes]) -> bytes:

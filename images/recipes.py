@@ -106,9 +106,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     builtin = builtin_recipes()
     if str(name_or_path) in builtin:
         return builtin[str(name_or_path)]
-    path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"}:
-        return load_recipe_file(path)
+    if is_file_name(name_or_path):
+        return load_recipe_file(Path(name_or_path))
     near = difflib.get_close_matches(str(name_or_path), builtin, n=1)
     raise ImageError(
         "unknown_recipe",
@@ -117,14 +116,28 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     )
 
 
+def is_file_name(name_or_path: str | Path) -> bool:
+    """Whether a recipe is named by a YAML file, not by its name."""
+    return Path(name_or_path).suffix in {".yaml", ".yml"}
+
+
 def load_recipe_file(path: Path) -> Recipe:
     """The recipe in a YAML file; its name defaults to the file's."""
     try:
         if not path.is_file():
             raise ImageError("unknown_recipe", f"There is no recipe file {path}.")
-        with path.open(encoding="utf-8") as opened:
-            content = read_yaml(opened.read(MAX_BYTES + 1))
-    except (OSError, ValueError) as error:
+        with path.open("rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ImageError("bad_recipe", f"The recipe file {path} can't be read: {error}") from error
+    return recipe_of(content, path)
+
+
+def recipe_of(written: bytes, path: Path) -> Recipe:
+    """The recipe that was read from a file."""
+    try:
+        content = read_yaml(written.decode("utf-8"))
+    except ValueError as error:
         raise ImageError("bad_recipe", f"The recipe file {path} can't be read: {error}") from error
     if not isinstance(content, dict):
         raise ImageError(

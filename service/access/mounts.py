@@ -23,6 +23,7 @@ from pathlib import Path
 
 from service.access.mount_table import Spot, below, spot_of
 from service.access.paths import Opened, Outside, open_below
+from service.access.principals import Kind, Principal
 from service.contract.errors import Problem
 from service.settings import Settings
 
@@ -93,12 +94,19 @@ class MountRules:
         anchor = self._own_anchor(source)
         return self.open(path, what) if anchor is None else _open(source, anchor, source.relative_to(anchor), what)
 
-    def open_anywhere(self, path: str | Path, what: str) -> Checked:
-        """A file that is read for who may read it anyway, held open; in a mount root, where jobs write, as `open`."""
+    def open_given(self, path: str | Path, what: str, by: Principal) -> Checked:
+        """A path of this machine that somebody wants to have read, held open.
+
+        The local account may name any: it reads what the control plane reads. Everybody else's must be a user's path,
+        as must be what lies in a mount root, where jobs write.
+        """
         source = _absolute(path, what)
-        for root in self._roots:
-            if root in source.parents or Path(os.path.realpath(root)) in source.parents:
-                return self.open(path, what)
+        if by.kind is not Kind.LOCAL or any(
+            folder == source or folder in source.parents
+            for root in self._roots
+            for folder in (root, Path(os.path.realpath(root)))
+        ):
+            return self.open(path, what)
         top = Path("/")
         return _open(source, top, source.relative_to(top), what)
 

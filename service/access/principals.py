@@ -54,6 +54,11 @@ def names(session: Session) -> Mapping[str, str]:
     return dict(session.exec(select(tables.Principal.id, tables.Principal.name)).all())
 
 
+def find(session: Session, principal_id: str) -> Principal:
+    """Whoever has this id; a row that names one has its principal."""
+    return Principal.of(session.exec(select(tables.Principal).where(tables.Principal.id == principal_id)).one())
+
+
 def enter(session: Session, name: str, kind: Kind, role: Role = Role.ADMIN) -> Principal:
     """The principal of this name and kind, made now if there is none; None of another kind ever has the same name.
 

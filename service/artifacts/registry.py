@@ -48,7 +48,7 @@ class Artifacts:
         if not Path(path).is_absolute():
             raise Problem("invalid_request", f"{path!r} is not an absolute path.", "Give the whole path.")
         is_gguf = Path(path).suffix == ".gguf"
-        found = self._rules.open_anywhere(path, "The file") if is_gguf else self._rules.open(path, "The artifact")
+        found = self._rules.open_given(path, "The file", actor) if is_gguf else self._rules.open(path, "The artifact")
         with found.opened:
             source = found.opened.path
             name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem if is_gguf else source.name).strip("-.")

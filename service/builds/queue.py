@@ -17,7 +17,10 @@ from images.cancellation import Cancellation
 from images.catalog import remove_leftovers
 from images.engine import engine_for
 from images.errors import ImageError
+from service.access import principals
+from service.access.mounts import MountRules
 from service.access.principals import LOCAL, Principal
+from service.builds import inputs
 from service.builds.turns import Turns
 from service.collector.hub import Hub
 from service.contract.errors import Problem
@@ -53,6 +56,7 @@ class Builds:
 
     def __init__(self, database: Database, settings: Settings, hub: Hub) -> None:
         self._database, self._settings, self._hub = database, settings, hub
+        self._rules = MountRules.of(settings)
         self._lock = threading.Lock()
         self._running: dict[str, _Running] = {}
         self._turns = Turns()
@@ -61,10 +65,17 @@ class Builds:
         self._thread = threading.Thread(target=self._run, name="builds", daemon=True)
 
     def submit(
-        self, recipe: str, tag: str, options: dict[str, Any] | None = None, actor: Principal = LOCAL
+        self, recipe: str, tag: str = "", options: dict[str, Any] | None = None, actor: Principal = LOCAL
     ) -> ImageBuild:
-        """Asks for a build; it starts when those of its recipe before it have ended."""
-        row = ImageBuild(id=new_id(), recipe=recipe, tag=tag, options=options or {}, owner_id=actor.id)
+        """Asks for a build, by default under the recipe's own tag; it starts when those of its recipe have ended.
+
+        Raises Problem, and ImageError for a recipe that is none.
+        """
+        options = options or {}
+        found = inputs.check(recipe, options, actor, self._rules)
+        if not tag:
+            tag = found.system_tag if options.get("target") == "system" else found.default_tag
+        row = ImageBuild(id=new_id(), recipe=recipe, tag=tag, options=options, owner_id=actor.id)
         with self._database.write() as session:
             before = _before(session, row)
             row.message = _waits(len(before))
@@ -163,6 +174,8 @@ class Builds:
             built = self._build(running)
         except ImageError as error:
             failure = f"{error.message} {error.hint}".strip()
+        except Problem as problem:
+            failure = f"{problem.detail} {problem.hint or ''}".strip()
         except Exception as error:
             log.exception("build failed", build=running.row.id)
             failure = f"Navarch failed at this build ({type(error).__name__}: {error})"
@@ -179,9 +192,15 @@ class Builds:
         row, built = running.row, None
         if row.starts > 1:
             self._write(row.id, "Starts again: the control plane was restarted during this build.")
-        with engine_for(self._settings.engine_url, running.cancellation) as client:
-            options = replace(_options(row), cancellation=running.cancellation, turn=lambda: self._turn(running))
-            events = build(client, row.recipe, options, training=row.options.get("target") != "system")
+        with self._database.read() as session:
+            owner = principals.find(session, row.owner_id)
+        beside = self.log_path(row.id).parent
+        with (
+            inputs.opened(row.recipe, row.options, owner, self._rules, beside) as given,
+            engine_for(self._settings.engine_url, running.cancellation) as client,
+        ):
+            options = replace(_options(row, given), cancellation=running.cancellation, turn=lambda: self._turn(running))
+            events = build(client, given.recipe, options, training=row.options.get("target") != "system")
             try:
                 for event in events:
                     self._tell(running, event)
@@ -281,12 +300,12 @@ def _end(session: Session, row: ImageBuild, built: Built | None, failure: str | 
     record(session, kind, f"image/{row.tag}", row.message or "the build ended without an image")
 
 
-def _options(row: ImageBuild) -> BuildOptions:
+def _options(row: ImageBuild, files: inputs.Inputs) -> BuildOptions:
     given = row.options
     options = BuildOptions(
         tag=row.tag,
         base=given.get("base"),
-        wheelhouse=Path(given["wheelhouse"]) if given.get("wheelhouse") else None,
+        wheelhouse=files.wheelhouse,
         torch_index_url=given.get("torch_index_url"),
         rebuild=bool(given.get("no_cache")),
     )
@@ -295,6 +314,6 @@ def _options(row: ImageBuild) -> BuildOptions:
         "extra_index_urls": tuple(given.get("extra_index_urls", ())),
         "trusted_hosts": tuple(given.get("trusted_hosts", ())),
         "apt_mirror": given.get("apt_mirror"),
-        "ca_bundle": Path(given["ca_bundle"]) if given.get("ca_bundle") else None,
+        "ca_bundle": files.ca_bundle,
     }
     return with_network(options, **network)

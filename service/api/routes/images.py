@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from images.catalog import ImageInfo, list_images, remove, resolve
 from images.errors import ImageError
-from images.recipes import builtin_recipes, load_recipe
+from images.recipes import builtin_recipes
 from service.api import views
 from service.api.bodies import BoundedRoute
 from service.api.build_log import read_build_log
@@ -61,13 +61,11 @@ def _engine(state: ApiState) -> Iterator[Any]:
 def build(request: Request, body: schemas.BuildRequest) -> Response:
     """Start a build from a recipe (a built-in name, or the path of a YAML file on the control plane's machine)."""
     state = state_of(request)
+    options = body.model_dump(exclude={"recipe", "tag"}, exclude_none=True, exclude_defaults=True)
     try:
-        recipe = load_recipe(body.recipe)
+        row = state.runtime.builds.submit(body.recipe, body.tag or "", options, principal_of(request))
     except ImageError as error:
         raise from_image_error(error) from error
-    options = body.model_dump(exclude={"recipe", "tag"}, exclude_none=True, exclude_defaults=True)
-    tag = body.tag or (recipe.default_tag if body.target == "training" else recipe.system_tag)
-    row = state.runtime.builds.submit(body.recipe, tag, options, principal_of(request))
     return Response(_find_build(state, row.id).model_dump_json(), 202, media_type="application/json")
 
 
