@@ -20,7 +20,19 @@ i=1; while [ $i -le {steps} ]; do
   echo "step $i of {steps}"; i=$((i+1)); sleep {pause}
 done
 """
-PAGES = ["/", "/jobs", "/compare", "/submit", "/images", "/artifacts", "/playground", "/hosts", "/people", "/events"]
+PAGES = [
+    "/",
+    "/jobs",
+    "/compare",
+    "/submit",
+    "/workspaces",
+    "/images",
+    "/artifacts",
+    "/playground",
+    "/hosts",
+    "/people",
+]
+PAGES += ["/events"]
 
 
 def finished(client: Client, job_id: str) -> None:
@@ -54,6 +66,38 @@ def test_what_is_wrong_with_a_form_stands_at_its_field(tab: Tab) -> None:
     page.get_by_label("gpus", exact=True).fill("many")
     expect(page.get_by_role("alert").filter(has_text="gpus")).to_be_visible()
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
+
+
+def test_a_workspace_from_the_form_by_ssh_to_its_end(tab: Tab, door: FrontDoor, system_image: str) -> None:
+    page = tab.go("/workspaces")
+    page.get_by_label("Name").fill("from_the_form")
+    page.get_by_label("Image").fill(system_image)
+    page.get_by_label("Ports").fill("auto:7000")
+    page.get_by_role("button", name="Create a workspace").click()
+    expect(page.locator("h1")).to_have_text("from_the_form")
+    expect(page.locator(".badge").first).to_have_text("running")
+    expect(page.locator(".facts").get_by_role("link")).to_have_count(1)
+    shown = page.get_by_label("SSH", exact=True).inner_text().splitlines()[0]
+    assert shown == "navarch workspace ssh from_the_form"
+    said = door.navarch(*shown.split()[1:], "--", "cat /etc/debian_version")
+    assert said.returncode == 0 and said.stdout.strip(), said.stderr
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    expect(page.locator(".badge").first).to_have_text("stopped")
+    page.get_by_role("button", name="Start", exact=True).click()
+    expect(page.locator(".badge").first).to_have_text("running")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("No workspaces yet")).to_be_visible()
+
+
+def test_what_is_wrong_with_a_workspace_stands_at_its_field(tab: Tab) -> None:
+    page = tab.go("/workspaces")
+    page.get_by_label("Name").fill("wrong")
+    page.get_by_label("GPU", exact=True).fill("many")
+    page.get_by_role("button", name="Create a workspace").click()
+    expect(page.get_by_role("alert").filter(has_text="gpus")).not_to_have_count(0)
+    expect(page.get_by_label("Name")).to_have_value("wrong")
 
 
 def test_charts_and_log_grow_while_one_looks(tab: Tab, client: Client, system_image: str) -> None:

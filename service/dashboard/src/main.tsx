@@ -17,6 +17,7 @@ import { People } from "./pages/people";
 import { Playground } from "./pages/playground";
 import { SignIn } from "./pages/sign-in";
 import { Submit } from "./pages/submit";
+import { WorkspacePage, Workspaces } from "./pages/workspaces";
 import { Shell } from "./ui/shell";
 import { useTitle } from "./ui/title";
 
@@ -41,6 +42,8 @@ function App() {
           <Route path="/jobs/:ref" component={JobPage} />
           <Route path="/compare" component={Compare} />
           <Route path="/submit" component={Submit} />
+          <Route path="/workspaces" component={Workspaces} />
+          <Route path="/workspaces/:ref" component={WorkspacePage} />
           <Route path="/images" component={Images} />
           <Route path="/images/builds/:id" component={BuildPage} />
           <Route path="/artifacts" component={Artifacts} />

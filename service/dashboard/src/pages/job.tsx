@@ -8,8 +8,9 @@ import { moment, number } from "../lib/format";
 import { eventSentence, reason, why } from "../lib/sentences";
 import { toYaml } from "../lib/spec";
 import { LogView } from "../log/view";
-import { Ago, attempt, Badge, Code, Copy, Empty, Failure, Loading, Meter, Span, sure } from "../ui/parts";
+import { Ago, attempt, Badge, Code, Empty, Failure, Loading, Meter, Span, sure } from "../ui/parts";
 import { useQuery } from "../ui/query";
+import { SshCard } from "../ui/ssh";
 import { useTitle } from "../ui/title";
 
 const TABS = ["summary", "charts", "log", "samples", "spec", "containers"] as const;
@@ -134,7 +135,7 @@ function Summary({ job }: { job: Job }) {
             </p>
           ) : null}
         </section>
-        {job.ssh ? <Ssh job={job} /> : null}
+        {job.ssh ? <SshCard name={job.name} ssh={job.ssh} command={`navarch ssh ${job.name}`} folder="/workspace" /> : null}
         {job.artifacts?.length ? (
           <section class="card">
             <h2>{t("job.artifacts")}</h2>
@@ -214,46 +215,6 @@ function Timeline({ events }: { events: readonly Event[] }) {
         </li>
       ))}
     </ol>
-  );
-}
-
-export function sshCommand(ssh: NonNullable<Job["ssh"]>): string {
-  return `ssh -p ${ssh.port} ${ssh.user}@${ssh.host}`;
-}
-
-function Ssh({ job }: { job: Job }) {
-  const ssh = job.ssh!;
-  const config = `Host ${job.name}\n  HostName ${ssh.host}\n  Port ${ssh.port}\n  User ${ssh.user}\n`;
-  return (
-    <section class="card">
-      <div class="card-head">
-        <h2>SSH</h2>
-        <Copy text={sshCommand(ssh)} label={t("job.copySsh")} />
-        <a class="button small" href={`vscode://vscode-remote/ssh-remote+${job.name}/workspace`}>
-          VS Code
-        </a>
-      </div>
-      <Code text={`navarch ssh ${job.name}\n${sshCommand(ssh)}`} label="SSH" />
-      <details>
-        <summary>{t("job.ideSettings")}</summary>
-        <dl class="facts">
-          <dt>PyCharm</dt>
-          <dd>{t("job.pycharm", { host: ssh.host, port: ssh.port, user: ssh.user ?? "root" })}</dd>
-          <dt>~/.ssh/config</dt>
-          <dd>
-            <Code text={config} label="~/.ssh/config" />
-          </dd>
-          {ssh.host_key ? (
-            <>
-              <dt>{t("job.hostKey")}</dt>
-              <dd>
-                <Code text={`[${ssh.host}]:${ssh.port} ${ssh.host_key}`} wrapped label={t("job.hostKey")} />
-              </dd>
-            </>
-          ) : null}
-        </dl>
-      </details>
-    </section>
   );
 }
 

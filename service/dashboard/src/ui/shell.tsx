@@ -21,6 +21,7 @@ export const PLACES: readonly Place[] = [
   { path: "/jobs", name: "jobs", label: "nav.jobs", letter: "j" },
   { path: "/compare", name: "compare", label: "nav.compare", letter: "c" },
   { path: "/submit", name: "submit", label: "nav.submit", letter: "n" },
+  { path: "/workspaces", name: "workspaces", label: "nav.workspaces", letter: "w" },
   { path: "/images", name: "images", label: "nav.images", letter: "i" },
   { path: "/artifacts", name: "artifacts", label: "nav.artifacts", letter: "a" },
   { path: "/playground", name: "playground", label: "nav.playground", letter: "p" },
