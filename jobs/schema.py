@@ -26,7 +26,7 @@ _HELP = {
     "env": "Environment variables.",
     "secrets": "Environment variables that are stored encrypted and never shown.",
     "mounts": "Host folders, one a line: /data/llm:/workspace/LLM, with :ro for reading only.",
-    "ports": "One a line: 7000 (any free port of the host), or 8095:22 (this one).",
+    "ports": "One a line: 7000 (the same port of the host), 8095:22 (this one), or auto:7000 (any free one).",
     "after": "Jobs that must have succeeded before this one starts.",
     "priority": "Of 100: who has more goes first.",
     "retries": "How often it is tried again after a failure of its own.",

@@ -28,8 +28,8 @@ export const help: Record<string, string> = {
     "host：使用主机的共享内存。",
   "Whether one can log in to its containers.":
     "是否可以登录到它的容器。",
-  "One a line: 7000 (any free port of the host), or 8095:22 (this one).":
-    "每行一个：7000（主机上任一空闲端口），或 8095:22（指定端口）。",
+  "One a line: 7000 (the same port of the host), 8095:22 (this one), or auto:7000 (any free one).":
+    "每行一个：7000（主机的同一端口）、8095:22（指定端口），或 auto:7000（任一空闲端口）。",
   "Host folders, one a line: /data/llm:/workspace/LLM, with :ro for reading only.":
     "主机目录，每行一个：/data/llm:/workspace/LLM，末尾加 :ro 表示只读。",
   "Environment variables.":

@@ -259,7 +259,7 @@ export function WorkspacePage() {
               <dd>{one.owner}</dd>
               <dt>{t("workspaces.image")}</dt>
               <dd class="wrap">{one.image}</dd>
-              <dt>{t("nav.hosts")}</dt>
+              <dt>{t("workspaces.host")}</dt>
               <dd>{one.host}</dd>
               <dt>GPU</dt>
               <dd class="wrap">{one.gpus?.join(", ") || "–"}</dd>
