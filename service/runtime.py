@@ -36,6 +36,8 @@ from service.settings import Settings
 from service.store.database import Database
 from service.store.soundness import Heartbeat, check, mark
 from service.store.tables import Host, Job, Meta
+from service.workspaces.ide_check import check_workspace
+from service.workspaces.own_key import OwnKey
 
 _REMOVAL_PATIENCE_S = 10.0
 """Docker removes an ended container in a fraction of a second, on a busy machine in a few."""
@@ -79,6 +81,7 @@ class Runtime:
         self.digests = Digests(self.database, MountRules.of(settings))
         self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub)
+        self.own_key = OwnKey(settings.data_dir)
         self.heartbeat = Heartbeat(self.database.path.parent, self._beat)
         self.deployment = ""
         self.controller: Controller | None = None
@@ -106,6 +109,8 @@ class Runtime:
             clock=time.time,
             secrets=SecretBox(self.settings.data_dir),
             handshake=handshake,
+            own_key=lambda: self.own_key.line,
+            look_in=self.look_in,
             changed=self.hub.notify,
         )
         self.controller = Controller(context)
@@ -122,6 +127,10 @@ class Runtime:
         self.collector.stop()
         self.engines.close()
         self.database.close()
+
+    def look_in(self, address: str, port: int, host_key: str) -> list[Check]:
+        """What an IDE finds in a workspace."""
+        return check_workspace(address, port, host_key, self.own_key.private())
 
     def health(self) -> dict[str, tuple[bool, str]]:
         """What Navarch stands on: name → (is well, in words). Well is a database that can be written just now."""

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from service.cli import artifacts, hosts, images, jobs, logs, metrics, server, ssh, submit, tokens, workspaces
+from service.cli import (
+    artifacts,
+    hosts,
+    images,
+    jobs,
+    logs,
+    metrics,
+    server,
+    ssh,
+    ssh_config,
+    submit,
+    tokens,
+    workspaces,
+)
 from service.cli.context import chosen
 from service.cli.output import FAILED, INTERRUPTED, UNREACHABLE, USAGE, report
 
@@ -50,6 +63,7 @@ app.command("stop")(jobs.stop)
 app.command("rm")(jobs.rm)
 app.command("ssh", context_settings={"ignore_unknown_options": True})(ssh.ssh)
 app.command("events")(hosts.events)
+app.command("ssh-config")(ssh_config.ssh_config)
 app.add_typer(workspaces.app, name="workspace")
 app.add_typer(images.app, name="image")
 app.add_typer(artifacts.app, name="artifact")

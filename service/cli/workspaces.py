@@ -281,6 +281,40 @@ def login(
     ssh.enter(found.name, found.ssh, workdir, command or [], extra, only_forward=only_forward, show=show_only)
 
 
+@app.command("check")
+def check(name: Name, as_json: Json = False) -> None:
+    """Try over SSH what an IDE does in a workspace, and name what fails."""
+    with connect() as client:
+        found = client.check_workspace(name)
+    if as_json:
+        output.as_json(found)
+    for item in found.checks if not as_json else ():
+        mark = "[green]ok[/]   " if item.ok else "[red]fails[/]"
+        output.say(f"{mark} {output.escape(item.name):<16} [dim]{output.escape(item.detail)}[/]")
+    if not found.ok:
+        raise typer.Exit(output.FAILED)
+
+
+@app.command("ide")
+def ide(name: Name, as_json: Json = False) -> None:
+    """Show what to type into PyCharm, VS Code, Cursor or Gateway to work in a workspace."""
+    from service.client.ssh import user_key
+    from service.contract.workspaces import IdeBlocks
+    from service.locations import config_dir
+    from service.workspaces.ide import ide_blocks
+
+    with connect() as client:
+        found = client.workspace(name)
+    blocks = ide_blocks(found, str(user_key(config_dir()).private))
+    if as_json:
+        output.as_json(IdeBlocks(items=blocks))
+        return
+    for block in blocks:
+        output.say(f"[bold]{output.escape(block.name)}[/]")
+        for line in [*block.text.splitlines(), *([block.link] if block.link else [])]:
+            output.plain(f"  {line}")
+
+
 def _settled(client: Client, found: Workspace, does: str, patience_s: float = 900.0) -> Workspace:
     """The workspace once nothing is under way with it. Raises Problem when it failed."""
     deadline = time.monotonic() + patience_s
@@ -318,4 +352,4 @@ def _tell(found: Workspace, *, as_json: bool) -> None:
     others = [f"{outside}→{inside}" for inside, outside in found.ports.items() if inside != "22"]
     output.fact("ports", ", ".join(others))
     name = output.escape(found.name)
-    output.say(f"[dim]navarch workspace ssh {name}   navarch workspace stop {name}[/]")
+    output.say(f"[dim]navarch workspace ssh {name}   navarch workspace ide {name}   navarch workspace stop {name}[/]")

@@ -40,7 +40,7 @@ from service.contract.schemas import (
     Samples,
     Version,
 )
-from service.contract.workspaces import Fate, Workspace
+from service.contract.workspaces import Fate, IdeBlock, IdeBlocks, Workspace
 from service.locations import server_url
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -231,6 +231,14 @@ class Client:
     def delete_workspace(self, ref: str, *, home: Fate = "keep") -> Workspace:
         """Remove it with its container; its home only where that is asked for."""
         return self._send(Workspace, "DELETE", f"workspaces/{_segment(ref)}", params={"home": home}, repeatable=True)
+
+    def check_workspace(self, ref: str) -> Health:
+        """Try what an IDE does in it."""
+        return self._send(Health, "POST", f"workspaces/{_segment(ref)}/check", repeatable=True)
+
+    def workspace_ide(self, ref: str) -> list[IdeBlock]:
+        """How to connect an IDE to it."""
+        return self._get(IdeBlocks, f"workspaces/{_segment(ref)}/ide").items
 
     def workspace_events(self, ref: str, *, limit: int | None = None) -> Iterator[Event]:
         """What happened to it, newest first."""

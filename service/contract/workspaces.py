@@ -57,6 +57,18 @@ class StartRequest(BaseModel):
     )
 
 
+class IdeBlock(Schema):
+    """What to type into an IDE, or to open, to work in a workspace."""
+
+    name: str
+    text: str
+    link: str | None = Field(default=None, description="opens it by itself")
+
+
+class IdeBlocks(Schema):
+    items: list[IdeBlock]
+
+
 class ExtendRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

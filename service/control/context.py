@@ -18,6 +18,7 @@ from service.control.figures import Figures
 from service.settings import Settings
 from service.store.database import Database
 from service.store.tables import Attempt, Job, Replica
+from service.workspaces.ide_check import LookIn
 
 _KNOWN_SPECS = 1024
 
@@ -82,6 +83,10 @@ class Context:
     secrets: SecretBox
     handshake: Callable[[str, int, str], bool]
     figures: Figures = field(default_factory=Figures)
+    own_key: Callable[[], str] = lambda: ""
+    """The line of the control plane's own SSH key, which workspaces authorise."""
+    look_in: LookIn = lambda *_: []
+    """What an IDE would find in a workspace."""
     freed: Callable[[], None] = lambda: None
     """Told that leases were given back, or that a job is back in the queue."""
     changed: Callable[[str], None] = lambda _: None

@@ -334,7 +334,7 @@ def _plan(context: Context, desk: Desk, spec: WorkspaceSpec, key: HostKey) -> Co
             gpus=tuple(row.gpus),
             home_volume=_home(context, row),
             pins=str(context.settings.workspace_dir(row.id) / "mounts"),
-            authorized_keys=authorized_keys(context.database),
+            authorized_keys=authorized_keys(context.database) + context.own_key(),
             host_key=key.private,
             host_key_public=key.public,
             secrets=context.secrets.open(row.secrets),
@@ -347,9 +347,12 @@ def _home(context: Context, row: Workspace) -> str:
 
 
 def _ready(context: Context, desk: Desk) -> Next:
+    checks = context.look_in(desk.host.address, desk.row.ports["22"], desk.row.host_key or "")
+    wrong = "; ".join(f"{check.name}: {check.detail}" for check in checks if not check.ok)
     with _writing(context, desk) as (session, row):
         row.ready_at, row.not_before = context.clock(), 0.0
-        move_workspace(session, row, WorkspaceState.RUNNING, "runs")
+        says = f"runs, but an IDE won't work: {wrong}" if wrong else "runs"
+        move_workspace(session, row, WorkspaceState.RUNNING, says)
     return Next(0.0)
 
 

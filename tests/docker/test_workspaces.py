@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,3 +122,30 @@ def test_a_yaml_file_describes_one_and_bad_ones_are_refused_in_words(
     assert "needs GPUs, but local has none" in gpus.stderr
     other_image = door.navarch("workspace", "start", workspace, "--image", "debian")
     assert "--switch" in other_image.stderr
+
+
+def test_what_an_ide_does_is_tried_and_what_fails_is_named(door: FrontDoor, client: Client, workspace: str) -> None:
+    well = client.check_workspace(workspace)
+    assert well.ok, well
+    assert {check.name for check in well.checks} >= {"exec", "sftp", "reverse forward", "local forward", "environment"}
+    _ssh(door, workspace, "sed -i '1i echo welcome' ~/.bashrc; chmod -x /usr/lib/openssh/sftp-server")
+    told = door.navarch("workspace", "check", workspace)
+    failed = [line.split()[1] for line in told.stdout.splitlines() if line.startswith("fails")]
+    assert told.returncode == 1 and failed == ["exec", "sftp"], told.stdout
+    assert "welcome" in told.stdout and "~/.bashrc" in told.stdout
+
+
+def test_every_workspace_has_a_name_in_ssh_and_blocks_for_ides(door: FrontDoor, client: Client, workspace: str) -> None:
+    assert door.navarch("ssh-config").returncode == 0
+    home = door.folder / "home"
+    assert (home / ".ssh" / "config").read_text().startswith("Include ")
+    login = ["ssh", "-F", str(home / ".ssh" / "config"), "-o", "BatchMode=yes", f"navarch-{workspace}", "hostname"]
+    assert subprocess.run(login, capture_output=True, text=True, check=True).stdout == "colossal_env\n"
+    again = door.navarch("ssh-config")
+    assert "as before" in again.stdout
+    assert (home / ".ssh" / "config").read_text().count("Include ") == 1
+    blocks = {block.name: block for block in client.workspace_ide(workspace)}
+    port = str(client.workspace(workspace).ssh.port)
+    assert port in blocks["PyCharm"].text and "/usr/local/bin/python" in blocks["PyCharm"].text
+    assert blocks["VS Code"].link == f"vscode://vscode-remote/ssh-remote+navarch-{workspace}/workspace"
+    assert f"Port {port}" in door.navarch("workspace", "ide", workspace).stdout

@@ -18,9 +18,10 @@ from service.api.state import principal_of, state_of
 from service.api.views import event_page
 from service.contract import workspaces as contract
 from service.contract.errors import Problem
-from service.contract.schemas import Event, Page
+from service.contract.schemas import Event, Health, Page
 from service.store import tables
 from service.store.rows import find_workspace
+from service.workspaces.ide import ide_blocks
 
 router = APIRouter(route_class=BoundedRoute, tags=["workspaces"], responses=RESPONSES)
 
@@ -123,6 +124,27 @@ def events(request: Request, ref: WorkspaceRef, limit: Limit = 50, cursor: PageC
     with state_of(request).database.read() as session:
         row = find_workspace(session, ref, principal_of(request).id)
         return _json(event_page(session, None, limit, cursor, subject=row.holder))
+
+
+@router.post("/workspaces/{ref}/check", response_model=Health, summary="Try what an IDE does")
+def check(request: Request, ref: WorkspaceRef) -> Response:
+    """Over SSH: a login, a command without noise, sftp both ways, forwards both ways, the image's variables, glibc."""
+    state = state_of(request)
+    with state.database.read() as session:
+        found = views.workspace(session, find_workspace(session, ref, principal_of(request).id))
+    if found.state != "running":
+        said = f": {found.message}" if found.message else ""
+        raise Problem("no_ssh", f"{found.name} is {found.state}{said}.", f"navarch workspace start {found.name}")
+    checks = state.runtime.look_in(found.ssh.host, found.ssh.port, found.ssh.host_key or "")
+    return _json(Health(ok=all(check.ok for check in checks), checks=checks))
+
+
+@router.get("/workspaces/{ref}/ide", response_model=contract.IdeBlocks, summary="How to connect an IDE")
+def ide(request: Request, ref: WorkspaceRef) -> Response:
+    """What to type into PyCharm, VS Code, Cursor and Gateway, or to open."""
+    with state_of(request).database.read() as session:
+        found = views.workspace(session, find_workspace(session, ref, principal_of(request).id))
+    return _json(contract.IdeBlocks(items=ide_blocks(found)))
 
 
 def _shown(request: Request, row: tables.Workspace, status: int = 200) -> Response:
