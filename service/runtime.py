@@ -124,6 +124,7 @@ class Runtime:
             self.controller.stop()
             self.builds.stop()
             self.digests.stop()
+        self.artifacts.stop()
         self.collector.stop()
         self.engines.close()
         self.database.close()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,13 +20,16 @@ from service.contract.errors import Problem
 from service.settings import Settings
 
 TIMEOUT_S = 3600
+_LOOK_EVERY_S = 0.3
 _CHUNK = 1 << 22
 IMAGE = "cpu"
 _TRAIN = "/opt/navarch/bin/navarch-train"
 
 
-def convert_gguf(source: Opened, target: Path, settings: Settings) -> None:
-    """Write the model in `source` to the new folder `target`. Raises Problem `import_failed`.
+def convert_gguf(source: Opened, target: Path, settings: Settings, ending: threading.Event) -> None:
+    """Write the model in `source` to the new folder `target`; breaks off when `ending` is set.
+
+    Raises Problem `import_failed`.
 
     The converter gets the open file under a name of ours in a folder beside `target`, whatever happens to its own.
     """
@@ -36,9 +43,11 @@ def convert_gguf(source: Opened, target: Path, settings: Settings) -> None:
             with os.fdopen(source.readable(), "rb") as file, given.open("wb") as copy:
                 shutil.copyfileobj(file, copy, _CHUNK)
         if local is not None:
-            code, said = _run_here([*local, str(given), str(target)])
+            code, said = _run_here([*local, str(given), str(target)], ending)
         else:
-            code, said = _run_in_container(given, target, settings)
+            code, said = _run_in_container(given, target, settings, ending)
+    if ending.is_set():
+        raise Problem("import_failed", f"The conversion of {name} was broken off.", "Import it again.")
     if code != 0:
         raise Problem("import_failed", f"{name} could not be converted: {_reason(said)}", _hint(code))
     if not (target / "config.json").is_file():
@@ -53,24 +62,34 @@ def local_command() -> list[str] | None:
     return None
 
 
-def _run_here(command: Sequence[str]) -> tuple[int, str]:
+def _run_here(command: Sequence[str], ending: threading.Event) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        done = subprocess.run(
+    deadline = time.monotonic() + TIMEOUT_S
+    with tempfile.TemporaryFile("w+", errors="replace") as said:
+        process = subprocess.Popen(
             command,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
             env=environment,
-            check=False,
             umask=0o022,  # what it writes is read by programs of any account, in containers
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return 124, f"it took longer than {TIMEOUT_S // 60} minutes"
-    return done.returncode, done.stdout + done.stderr
+        try:
+            while process.poll() is None:
+                if time.monotonic() > deadline:
+                    return 124, f"it took longer than {TIMEOUT_S // 60} minutes"
+                if ending.wait(_LOOK_EVERY_S):
+                    return 130, "it was broken off"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        said.seek(0)
+        return process.returncode, said.read()
 
 
-def _run_in_container(source: Path, target: Path, settings: Settings) -> tuple[int, str]:
+def _run_in_container(source: Path, target: Path, settings: Settings, ending: threading.Event) -> tuple[int, str]:
     import docker
     from docker.errors import DockerException
 
@@ -96,7 +115,14 @@ def _run_in_container(source: Path, target: Path, settings: Settings) -> tuple[i
         )
         try:
             container.start()
-            code = int(container.wait(timeout=TIMEOUT_S)["StatusCode"])
+            deadline = time.monotonic() + TIMEOUT_S
+            while container.status in ("created", "running"):
+                if time.monotonic() > deadline:
+                    return 124, f"it took longer than {TIMEOUT_S // 60} minutes"
+                if ending.wait(_LOOK_EVERY_S):
+                    return 130, "it was broken off"
+                container.reload()
+            code = int(container.wait()["StatusCode"])
             return code, container.logs(tail=50).decode(errors="replace")
         finally:
             container.remove(force=True, v=True)

@@ -1,6 +1,7 @@
 """Artifacts: registers models and data sets under names that jobs can use, and forgets them."""
 
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from service.store.ids import new_id
 from service.store.tables import Artifact
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_CONVERSIONS = 2
+"""At once: each keeps a processor busy for minutes, and a thread that answers requests."""
 _GOING = "deleting"
 """State of an artifact whose files are being removed."""
 
@@ -30,6 +33,12 @@ class Artifacts:
         self._settings = settings
         self._rules = MountRules.of(settings)
         self._shelf = Shelf(settings.data_dir)
+        self._conversions = threading.BoundedSemaphore(_CONVERSIONS)
+        self._ending = threading.Event()
+
+    def stop(self) -> None:
+        """Breaks off the conversions under way, and those that would come."""
+        self._ending.set()
 
     def add(
         self,
@@ -127,13 +136,18 @@ class Artifacts:
         """The converted model in a hidden folder, which gets its name when its version has a number."""
         from service.artifacts.gguf import convert_gguf
 
+        if not self._conversions.acquire(blocking=False):
+            said = f"{_CONVERSIONS} models are being converted just now: {name} would have to wait."
+            raise Problem("import_failed", said, "Import it again when one of them is there.")
         beside = self._settings.data_dir / "artifacts" / f".{name}.{row_id}"
         beside.parent.mkdir(parents=True, exist_ok=True)
         try:
-            convert_gguf(source, beside, self._settings)
+            convert_gguf(source, beside, self._settings, self._ending)
         except BaseException:
             remove_tree(beside)
             raise
+        finally:
+            self._conversions.release()
         return beside
 
     def _settle(self, converted: Path, row: Artifact) -> Path:

@@ -166,7 +166,7 @@ def test_killed_while_an_image_is_built(plane: PlaneProcess, docker_client: dock
     assert (plane.builds()[0].state, plane.builds()[0].starts) == ("running", 1)
     plane.start()
     try:
-        until("end of the build", lambda: plane.builds()[0].finished_at, 120)
+        until("end of the build", lambda: plane.builds()[0].finished_at, 300)
         (row,) = plane.builds()
         assert (row.state, row.starts) == ("succeeded", 2), (row.message, log.read_text()[-2000:])
         assert "Starts again" in log.read_text()
