@@ -19,6 +19,7 @@ from service.backends.base import Backend, Gang
 from service.backends.docker.backend import DockerBackend
 from service.backends.docker.hosts import LOCAL, DockerHosts, ensure_local_host
 from service.backends.docker.ssh_ready import handshake
+from service.builds.commits import Commits
 from service.builds.look import ImageLook
 from service.builds.queue import Builds
 from service.collector.collector import Collector
@@ -82,6 +83,7 @@ class Runtime:
         self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub)
         self.own_key = OwnKey(settings.data_dir)
+        self.commits = Commits(self.database, settings, lambda: self.own_key.line)
         self.heartbeat = Heartbeat(self.database.path.parent, self._beat)
         self.deployment = ""
         self.controller: Controller | None = None

@@ -69,6 +69,8 @@ class BoundedRoute(APIRoute):
             if self.body_field is None:
                 return await handle(request)
             raw = await request.body()
+            if not raw and not self.body_field.field_info.is_required():
+                return await handle(request)
             value = await run_in_threadpool(read_body, request.headers.get("content-type"), raw)
             return await handle(_ReadRequest(request, raw, value))
 

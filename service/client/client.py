@@ -23,6 +23,7 @@ from service.contract.schemas import (
     Build,
     BulkAnswer,
     BulkItem,
+    Committed,
     Deleted,
     Event,
     Health,
@@ -37,6 +38,7 @@ from service.contract.schemas import (
     Page,
     Place,
     Plan,
+    Pushed,
     Samples,
     Version,
 )
@@ -267,6 +269,15 @@ class Client:
         for event in self._follow(f"images/builds/{_segment(build_id)}/logs", {"follow": "true"}):
             if event.event == "log":
                 yield LogLine.model_validate_json(event.data).line
+
+    def commit_image(self, workspace: str, tag: str) -> Committed:
+        """Keep a workspace as an image; answers when that is done, which may take minutes."""
+        body = {"workspace": workspace, "tag": tag}
+        return self._send(Committed, "POST", "images/commits", json_body=body)
+
+    def push_image(self, image: str, to: str = "") -> str:
+        """Push an image to its registry; its digest there."""
+        return self._send(Pushed, "POST", "images/push", json_body={"image": image, "to": to}).digest
 
     def images(self) -> list[Image]:
         return list(self._pages(Image, "images", {}, None))

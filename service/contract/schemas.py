@@ -377,6 +377,36 @@ class Image(Schema):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
+class CommitRequest(BaseModel):
+    """Of which workspace an image is to be made, and what it is to be called."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    workspace: str = Field(min_length=1, max_length=100, description="name or id")
+    tag: str = Field(min_length=1, max_length=400, description="such as registry:5000/team/colossalai:0.3.0")
+
+
+class Committed(Schema):
+    """An image that was made of a workspace."""
+
+    id: str
+    tag: str
+    size: int = Field(description="bytes that it adds to the image that the workspace was made of")
+    left_out: list[str] = Field(default_factory=list, description="files that stay out: they held secrets or keys")
+    not_included: list[str] = Field(default_factory=list, description="mounts, such as the home: no part of any image")
+
+
+class PushRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(min_length=1, max_length=400)
+    to: str = Field(default="", max_length=400, description="another name; empty: the image's own")
+
+
+class Pushed(Schema):
+    digest: str = Field(description="repository@sha256:…")
+
+
 class ArtifactRequest(BaseModel):
     """What to register: a Hugging Face directory, a data set, or a GGUF file to be converted."""
 

@@ -55,7 +55,11 @@ def used(docker_client: docker.DockerClient, system_image: str, run_container: R
     login = SshClient.to(container, ssh_key)
     login.wait()
     cache = "/root/.cache/huggingface"
-    script = f"echo precious > /workspace/notes; mkdir -p {cache}; printf {TOKEN.decode()} > {cache}/token"
+    script = (
+        f"echo precious > /workspace/notes; mkdir -p {cache} /srv/.ssh; printf {TOKEN.decode()} > {cache}/token; "
+        f"echo a typed secret > ~/.bash_history; echo token={TOKEN.decode()} > /opt/conf; rm /usr/bin/rsync; "
+        "ssh-keygen -q -t ed25519 -N '' -f /srv/.ssh/id_rsa; cp /srv/.ssh/id_rsa /opt/key"
+    )
     assert login.run(script).returncode == 0
     return container
 
@@ -65,7 +69,8 @@ def test_a_committed_container_keeps_the_work_and_no_secret(
 ) -> None:
     host_key = SshClient.to(used, ssh_key).host_key()
     public = ssh_key.with_suffix(".pub").read_bytes().split()[1]
-    commit(docker_client, str(used.id), tag)
+    made = commit(docker_client, str(used.id), tag, secrets=[TOKEN.decode(), public.decode()])
+    assert {"/opt/conf", "/srv/.ssh/id_rsa", "/opt/key"} <= set(made.left_out), made
 
     names = set()
     for name, content in layer_files(docker_client, tag):
@@ -73,7 +78,11 @@ def test_a_committed_container_keeps_the_work_and_no_secret(
         assert TOKEN not in content, name
         assert public not in content, name
         assert not content.startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----"), name
-    assert "workspace/notes" in names
+        assert b"a typed secret" not in content, name
+        assert not name.startswith(("run/navarch/", "etc/ssh/ssh_host", "etc/ssh/navarch")), name
+    assert "workspace/notes" in names and "usr/bin/.wh.rsync" in names
+    base = docker_client.images.get(used.attrs["Image"]).attrs["RootFS"]["Layers"]
+    assert docker_client.images.get(tag).attrs["RootFS"]["Layers"][:-1] == base
 
     # The container goes on as before.
     login = SshClient.to(used, ssh_key)
@@ -93,7 +102,7 @@ def test_a_committed_container_keeps_the_work_and_no_secret(
     assert login.run("cat /workspace/notes; env").stdout.startswith("precious\n")
     environment = login.run("env").stdout.splitlines()
     assert not [line for line in environment if line.startswith(("HF_TOKEN", "WORLD_SIZE", "WANDB", "QUOTED"))]
-    assert not fresh.labels["navarch.deployment"]
+    assert "navarch.deployment" not in fresh.labels
     assert resolve(docker_client, tag).recipe == "commit"
 
 
@@ -107,6 +116,19 @@ def test_a_container_of_a_committed_image_waits_for_its_own_barrier(
         waiting.wait(timeout=2)
     put(waiting, {"go": b""})
     assert waiting.wait(timeout=10)["StatusCode"] == 0
+
+
+def test_a_second_commit_carries_nothing_twice(
+    docker_client: docker.DockerClient, used: Container, tag: str, run_container: Run
+) -> None:
+    commit(docker_client, str(used.id), tag)
+    first = docker_client.images.get(tag).attrs["RootFS"]["Layers"]
+    again = run_container(tag, ["sh", "-c", "echo more > /workspace/more; sleep 60"])
+    wait_until(lambda: again.exec_run(["test", "-s", "/workspace/more"]).exit_code == 0)
+    commit(docker_client, str(again.id), tag)
+    assert docker_client.images.get(tag).attrs["RootFS"]["Layers"][:-1] == first
+    names = [name for name, _ in layer_files(docker_client, tag)]
+    assert names.count("workspace/notes") == 1 and "workspace/more" in names
 
 
 def test_committing_what_is_not_there_says_so(docker_client: docker.DockerClient) -> None:

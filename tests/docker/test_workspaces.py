@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import docker
+import httpx
 import pytest
 
 from service.client import ApiError, Client
@@ -149,3 +150,28 @@ def test_every_workspace_has_a_name_in_ssh_and_blocks_for_ides(door: FrontDoor, 
     assert port in blocks["PyCharm"].text and "/usr/local/bin/python" in blocks["PyCharm"].text
     assert blocks["VS Code"].link == f"vscode://vscode-remote/ssh-remote+navarch-{workspace}/workspace"
     assert f"Port {port}" in door.navarch("workspace", "ide", workspace).stdout
+
+
+def test_a_workspace_kept_as_an_image_is_the_start_of_the_next_without_its_keys(
+    door: FrontDoor, client: Client, workspace: str, docker_client: docker.DockerClient
+) -> None:
+    _ssh(door, workspace, "echo package > /opt/installed; cp ~/.ssh/authorized_keys /opt/copied")
+    tag = f"navarch-test-{door.port}:kept"
+    try:
+        told = door.navarch("image", "commit", workspace, "--tag", tag)
+        assert told.returncode == 0, told.stderr
+        assert "/opt/copied" in told.stdout and "/root" in told.stdout
+        labels = docker_client.images.get(tag).labels
+        assert (labels["navarch.commit.workspace"], labels["navarch.commit.by"]) == (workspace, "local")
+        made = door.navarch("workspace", "create", "next", "--image", tag)
+        assert made.returncode == 0, made.stderr
+        assert _ssh(door, "next", "cat /opt/installed; ls /opt") == "package\ninstalled\n"
+        assert client.workspace("next").ssh.host_key != client.workspace(workspace).ssh.host_key
+    finally:
+        door.navarch("workspace", "rm", "next", "--home")
+        docker_client.images.remove(tag, force=True)
+
+
+def test_a_start_needs_no_body(door: FrontDoor, workspace: str) -> None:
+    answer = httpx.post(f"{door.url}/api/v1/workspaces/{workspace}/start", headers=door.headers)
+    assert answer.status_code == 200, answer.text

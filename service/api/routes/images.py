@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -146,6 +147,33 @@ async def build_logs(
         shutdown=state.shutdown,
     )
     return stream(follower.events())
+
+
+@router.post(
+    "/images/commits", response_model=schemas.Committed, status_code=201, summary="Keep a workspace as an image"
+)
+def commit(request: Request, body: schemas.CommitRequest) -> Response:
+    """The container is paused for a moment; nothing in it is changed. Keys, tokens and histories stay out."""
+    try:
+        made = state_of(request).runtime.commits.commit(body.workspace, body.tag, principal_of(request))
+    except ImageError as error:
+        raise from_image_error(error) from error
+    except Problem as problem:
+        raise problem.about_the_body() from None
+    shown = schemas.Committed(**asdict(made))
+    return Response(shown.model_dump_json(), 201, media_type="application/json")
+
+
+@router.post("/images/push", response_model=schemas.Pushed, summary="Push an image to a registry")
+def push(request: Request, body: schemas.PushRequest) -> Response:
+    """With the logins of the account that runs the control plane (`docker login`); answers when it is there."""
+    try:
+        digest = state_of(request).runtime.commits.push(body.image, body.to, principal_of(request))
+    except ImageError as error:
+        raise from_image_error(error) from error
+    except Problem as problem:
+        raise problem.about_the_body() from None
+    return Response(schemas.Pushed(digest=digest).model_dump_json(), media_type="application/json")
 
 
 @router.get("/images", response_model=schemas.Page[schemas.Image], summary="List images")
