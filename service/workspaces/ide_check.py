@@ -37,7 +37,7 @@ def check_workspace(address: str, port: int, host_key: str, key: paramiko.PKey) 
     try:
         try:
             transport = _login(address, port, host_key, key)
-        except (OSError, EOFError, paramiko.SSHException, _Failed) as error:
+        except Exception as error:
             return [Check(name="login", ok=False, detail=f"no login at {address}:{port}: {error}")]
         checks.append(Check(name="login", ok=True, detail=f"by key at {address}:{port}, with the pinned host key"))
         for name, probe in _PROBES.items():
@@ -45,7 +45,7 @@ def check_workspace(address: str, port: int, host_key: str, key: paramiko.PKey) 
                 checks.append(Check(name=name, ok=True, detail=probe(transport)))
             except _Failed as error:
                 checks.append(Check(name=name, ok=False, detail=str(error)))
-            except (OSError, EOFError, paramiko.SSHException) as error:
+            except Exception as error:  # paramiko has many kinds, and some are no SSHException
                 checks.append(Check(name=name, ok=False, detail=f"{type(error).__name__}: {error}"))
         return checks
     finally:
@@ -164,7 +164,7 @@ def _environment(transport: Any) -> str:
 
 def _glibc(transport: Any) -> str:
     _, out, _ = run(transport, "getconf GNU_LIBC_VERSION")
-    words = out.decode(errors="replace").split()
+    words = _last_line(out).split()
     try:
         version = tuple(int(part) for part in words[1].split("."))
     except (IndexError, ValueError):
@@ -178,7 +178,12 @@ def _python(transport: Any) -> str:
     code, out, _ = run(transport, "/usr/local/bin/python --version")
     if code != 0:
         raise _Failed("there is no /usr/local/bin/python, the interpreter that `ide` names")
-    return f"/usr/local/bin/python is {out.decode(errors='replace').strip()}"
+    return f"/usr/local/bin/python is {_last_line(out)}"
+
+
+def _last_line(out: bytes) -> str:
+    """What a command said, after whatever a shell printed before it."""
+    return (out.decode(errors="replace").splitlines() or [""])[-1].strip()
 
 
 _PROBES: dict[str, Callable[[Any], str]] = {
