@@ -6,6 +6,7 @@ import json
 import re
 import time
 
+import docker
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
 
@@ -68,7 +69,9 @@ def test_what_is_wrong_with_a_form_stands_at_its_field(tab: Tab) -> None:
     expect(page.get_by_role("button", name="Submit")).to_be_disabled()
 
 
-def test_a_workspace_from_the_form_by_ssh_to_its_end(tab: Tab, door: FrontDoor, system_image: str) -> None:
+def test_a_workspace_from_the_form_by_ssh_to_its_end(
+    tab: Tab, door: FrontDoor, system_image: str, docker_client: docker.DockerClient
+) -> None:
     page = tab.go("/workspaces")
     page.get_by_label("Name").fill("from_the_form")
     page.get_by_label("Image").fill(system_image)
@@ -89,6 +92,8 @@ def test_a_workspace_from_the_form_by_ssh_to_its_end(tab: Tab, door: FrontDoor, 
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_text("No workspaces yet")).to_be_visible()
+    (home,) = docker_client.volumes.list(filters={"name": "home-from_the_form"})  # kept for the next of this name
+    home.remove()
 
 
 def test_what_is_wrong_with_a_workspace_stands_at_its_field(tab: Tab) -> None:
