@@ -13,6 +13,7 @@ from pathlib import Path
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound
+from docker.utils import parse_repository_tag
 
 from images.cancellation import Cancellation
 from images.errors import ImageError
@@ -113,7 +114,7 @@ def make_base(
                 "base_unavailable", f"The new base could not be packed: {said.strip()}", "Is the disk full?"
             )
         yield f"Importing it as {tag}"
-        repository, _, name = tag.partition(":")
+        repository, name = parse_repository_tag(tag)
         with archive.open("rb") as content:
             client.api.import_image_from_data(
                 content, repository=repository, tag=name, changes=[f"LABEL {BASE_LABEL}={release}", 'CMD ["bash"]']

@@ -16,6 +16,7 @@ import docker
 import requests
 import urllib3
 from docker.errors import APIError, DockerException, ImageNotFound
+from docker.utils import parse_repository_tag
 
 from images import network as networks
 from images.base import ensure_base, ensure_image
@@ -247,7 +248,7 @@ def _digest(context: Context, arguments: dict[str, str], target: str, sources: d
 
 def with_tag(reference: str) -> str:
     """`name` as `name:latest`; other references as they are."""
-    return reference if ":" in reference.rsplit("/", 1)[-1] else f"{reference}:latest"
+    return reference if parse_repository_tag(reference)[1] else f"{reference}:latest"
 
 
 def with_network(options: BuildOptions, **changes: Any) -> BuildOptions:

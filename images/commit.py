@@ -23,6 +23,7 @@ from typing import Any
 import docker
 from docker.errors import APIError, ImageNotFound, NotFound
 from docker.models.containers import Container
+from docker.utils import parse_repository_tag
 
 from images.build import BASE_LABEL, INPUTS_LABEL, RECIPE_LABEL, STAGE_LABEL, TARGET_LABEL, with_tag
 from images.errors import ImageError
@@ -105,7 +106,7 @@ def push(
         image = client.images.get(name)
     except ImageNotFound as error:
         raise ImageError("image_missing", f"The engine has no image {name!r}.") from error
-    repository, _, tag = reference.rpartition(":")
+    repository, tag = parse_repository_tag(reference)
     if destination:
         image.tag(repository, tag)
     digest = ""

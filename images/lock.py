@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import tempfile
 from collections.abc import Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from images.cancellation import Cancellation
 
@@ -21,20 +22,15 @@ def lock_path(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"navarch-build-{os.getuid()}-{digest}.lock"
 
 
-def hold(name: str, cancellation: Cancellation) -> Generator[str, None, IO[str]]:
-    """Waits for the lock of `name`, saying so when it has to; returns the open file that holds it."""
-    file = lock_path(name).open("w")
-    try:
-        said = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return file
-            except BlockingIOError:
-                if not said:
-                    yield f"Another build of {name} is going on; waiting for it"
-                    said = True
-                cancellation.sleep(_POLL_S)
-    except BaseException:
-        file.close()
-        raise
+def hold(name: str, cancellation: Cancellation) -> Generator[str, None, AbstractContextManager[object]]:
+    """Waits for the lock of `name`, saying so when it has to; returns what holds it until it is left."""
+    lock = FileLock(lock_path(name), timeout=0)
+    said = False
+    while True:
+        try:
+            return lock.acquire()
+        except Timeout:
+            if not said:
+                yield f"Another build of {name} is going on; waiting for it"
+                said = True
+            cancellation.sleep(_POLL_S)

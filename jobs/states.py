@@ -30,7 +30,6 @@ class Desired(StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
-LIVE = frozenset(JobState) - TERMINAL
 """Every state that the controller still has work with."""
 PLACED = frozenset({JobState.PROVISIONING, JobState.RUNNING, JobState.STOPPING})
 """States in which an attempt exists and holds leases."""

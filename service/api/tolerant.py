@@ -43,6 +43,10 @@ def progress(stored: Any) -> schemas.Progress:
     """How far a job is, of what is stored: older versions stored whatever a container printed."""
     found = mapping(stored)
     return schemas.Progress(
-        **{name: whole(found.get(name)) for name in ("step", "total_steps", "ready")},
-        **{name: number(found.get(name)) for name in ("loss", "tokens_per_second", "eta_s")},
+        step=whole(found.get("step")),
+        total_steps=whole(found.get("total_steps")),
+        loss=number(found.get("loss")),
+        tokens_per_second=number(found.get("tokens_per_second")),
+        eta_s=number(found.get("eta_s")),
+        ready=whole(found.get("ready")),
     )

@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 
+from images.build import with_tag
 from images.recipes import builtin_recipes
 from service.backends.engines import Engine, ImageFacts
 
@@ -27,7 +28,7 @@ def find_image(engine: Engine, reference: str) -> ImageFacts | None:
 
 def same_image(reference: str, tag: str) -> bool:
     """Whether a build of `tag` makes what `reference` means."""
-    return any(_tagged(name) == _tagged(tag) for name in names_of(reference))
+    return any(with_tag(name) == with_tag(tag) for name in names_of(reference))
 
 
 def how_to_get(reference: str) -> str:
@@ -43,9 +44,3 @@ def how_to_get(reference: str) -> str:
         f"Build it from a recipe (`navarch image build RECIPE --tag {reference}`), or load it on the host "
         "(`docker load`); `navarch image ls` lists what is there."
     )
-
-
-def _tagged(reference: str) -> str:
-    """The reference with `:latest` where it has neither tag nor digest."""
-    last = reference.rpartition("/")[2]
-    return reference if ":" in last or "@" in last else f"{reference}:latest"

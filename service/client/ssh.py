@@ -74,10 +74,6 @@ class Login:
     key: Path | None = None
     known_hosts: Path | None = None
 
-    def plain(self) -> str:
-        """The line for people and IDEs."""
-        return f"ssh -p {self.port} {self.user}@{self.host}"
-
     def options(self) -> list[str]:
         """OpenSSH options (for ssh, scp, sftp, rsync -e) with which nothing is ever asked."""
         options = ["HostKeyAlias=" + self.alias, "LogLevel=ERROR", "ServerAliveInterval=15"]

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,9 +52,8 @@ class Head:
 
 def seconds(time: str) -> float:
     """RFC 3339 with nanoseconds → seconds since the epoch; 0 when it is something else."""
-    head, _, fraction = time.rstrip("Z").partition(".")
     try:
-        return datetime.fromisoformat(head).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction[:9] or 0}")
+        return datetime.fromisoformat(time).timestamp()
     except ValueError:
         return 0.0
 

@@ -5,7 +5,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -368,5 +368,4 @@ def parse_time(text: str | None) -> float | None:
     """Seconds since the epoch of the engine's RFC 3339 time; None for its zero time."""
     if not text or text.startswith("0001-"):
         return None
-    head, _, fraction = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(head).replace(tzinfo=UTC).timestamp() + float(f"0.{fraction[:9] or 0}")
+    return datetime.fromisoformat(text).timestamp()
