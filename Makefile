@@ -22,7 +22,12 @@ down: ## stop and remove everything that the demo started
 	@if [ -x $(BIN)/navarch ]; then $(BIN)/python scripts/demo.py down; fi
 	@bash scripts/engine.sh stop
 
-test: test-unit test-dashboard test-training test-docker test-browser ## all tests: pure, training on CPU ranks, real Docker Engine, real browser
+# Training computes while the engine's tests wait: side by side they take half the time.
+test: test-unit test-dashboard ## all tests: pure, training on CPU ranks, real Docker Engine, real browser
+	@bash scripts/engine.sh
+	@for what in training docker browser; do bash scripts/packages.sh $$what || exit 1; done
+	@$(MAKE) --no-print-directory -j2 test-training test-docker
+	@$(MAKE) --no-print-directory test-browser
 
 test-unit: $(VENV)/.dev
 	@bash scripts/packages.sh unit
