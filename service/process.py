@@ -76,12 +76,14 @@ def serve(
     protect([token for token in (settings.token, ensure_local_token(settings.data_dir)) if token])
     with only_one(settings.data_dir), _bound(settings.host, settings.port) as bound:
         runtime = Runtime(settings)
+        begun = False
         try:
             runtime.open()
             check_bind(settings.host, runtime.tokens)
             if own_key is not None:
                 runtime.keys.add(own_key, LOCAL)
             runtime.start()
+            begun = True
             app = create_app(runtime)
             url = f"http://{_reachable(settings.host)}:{bound.getsockname()[1]}"
 
@@ -112,7 +114,8 @@ def serve(
         finally:
             Endpoint.forget(settings.data_dir)
             runtime.stop()
-            journal.log.info("ended", pid=os.getpid())
+            if begun:
+                journal.log.info("ended", pid=os.getpid())
 
 
 def settle_memory() -> None:
@@ -213,6 +216,7 @@ def offline(settings: Settings) -> Iterator[Tokens]:
     private_folder(settings.data_dir)
     with only_one(settings.data_dir):
         runtime = Runtime(settings)
+        begun = False
         try:
             runtime.open()
             yield runtime.tokens
