@@ -52,9 +52,9 @@ def test_sft_on_two_ranks_leaves_a_model_that_the_next_job_starts_from(
     assert losses[0] is not None and losses[-1] is not None and losses[-1] < losses[0]
     model = door.data_dir / "jobs" / job.id / "run" / "model"
     assert (model / "model.safetensors").is_file() and json.loads((model / "navarch.json").read_text())
-    again = client.wait(
-        client.submit({**spec(door, "sft", cpu_image), "name": "next", "model": str(model)}).id, timeout_s=120
-    )
+    (artifact,) = [found for found in job.artifacts if found.kind == "model"]
+    asked = {**spec(door, "sft", cpu_image), "name": "next", "model": f"artifact:{artifact.name}"}
+    again = client.wait(client.submit(asked).id, timeout_s=120)
     assert again.state == "succeeded", again.message
     first = client.metrics(again.id).values["loss"][0]
     assert first is not None and first < losses[0]
