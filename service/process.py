@@ -216,7 +216,6 @@ def offline(settings: Settings) -> Iterator[Tokens]:
     private_folder(settings.data_dir)
     with only_one(settings.data_dir):
         runtime = Runtime(settings)
-        begun = False
         try:
             runtime.open()
             yield runtime.tokens
