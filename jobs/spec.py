@@ -81,6 +81,9 @@ Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | _
 Memory = Annotated[int, BeforeValidator(_memory, json_schema_input_type=int | _Length)]
 Duration = Annotated[float, BeforeValidator(_some_time, json_schema_input_type=float | _Length)]
 Grace = Annotated[float, BeforeValidator(_grace, json_schema_input_type=float | _Length)]
+Ulimits = Annotated[
+    dict[str, int], BeforeValidator(parse_ulimits, json_schema_input_type=dict[str, int | Literal["unlimited"]])
+]
 _Variables = dict[str, str | float | bool] | None
 Environment = Annotated[
     dict[str, str], BeforeValidator(parse_env, json_schema_input_type=_Variables), Field(max_length=MAX_VARIABLES)
@@ -103,10 +106,7 @@ class Resources(Section):
     cpus: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
     memory: Memory | None = None
     shm: Size | None = None
-    ulimits: Annotated[
-        dict[str, int],
-        BeforeValidator(parse_ulimits, json_schema_input_type=dict[str, int | Literal["unlimited"]]),
-    ] = Field(default_factory=dict)
+    ulimits: Ulimits = Field(default_factory=dict)
 
     @property
     def processes_per_node(self) -> int:

@@ -20,9 +20,10 @@ from jobs.spec import (
     Secrets,
     Section,
     Size,
+    Ulimits,
     contradictions,
 )
-from jobs.values import parse_image, parse_mount, parse_name, parse_port, parse_ulimits, parse_workdir, plain_path
+from jobs.values import parse_image, parse_mount, parse_name, parse_port, parse_workdir, plain_path
 
 DEFAULT_IMAGE = "workspace"
 HOME = "/root"
@@ -75,10 +76,7 @@ class Resources(Section):
     cpus: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
     memory: Memory | None = None
     shm: Size | None = None
-    ulimits: Annotated[
-        dict[str, int],
-        BeforeValidator(parse_ulimits, json_schema_input_type=dict[str, int | Literal["unlimited"]]),
-    ] = Field(default_factory=dict)
+    ulimits: Ulimits = Field(default_factory=dict)
 
 
 class WorkspaceSpec(Section):
@@ -148,11 +146,6 @@ class WorkspaceSpec(Section):
 KEYS = frozenset(WorkspaceSpec.model_fields)
 _SECTION_KEYS = {"": KEYS, "resources": frozenset(Resources.model_fields)}
 _OWNER = "a workspace"
-
-
-def is_workspace(document: object) -> bool:
-    """Whether a document asks for a workspace."""
-    return isinstance(document, Mapping) and document.get("type") == "workspace"
 
 
 def parse_workspace(document: Mapping[str, Any]) -> WorkspaceSpec:

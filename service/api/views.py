@@ -14,7 +14,7 @@ from service.access.principals import Principal, names
 from service.api.cursors import Cursor
 from service.api.tolerant import mapping, number, progress, shown, whole
 from service.collector.reader import LogLine
-from service.contract import schemas
+from service.contract import images, schemas
 from service.intake.deletion import Deleted
 from service.store import tables
 
@@ -349,8 +349,8 @@ def _gpu(facts: dict[str, Any], holder: tables.Holder | None) -> schemas.Gpu:
     return schemas.Gpu(**facts, holder=name, job=name if holder is not None and holder.kind == "job" else None)
 
 
-def build(row: tables.ImageBuild, ahead: int) -> schemas.Build:
-    return schemas.Build(
+def build(row: tables.ImageBuild, ahead: int) -> images.Build:
+    return images.Build(
         id=row.id,
         recipe=row.recipe,
         tag=row.tag,

@@ -18,7 +18,7 @@ from service.cli.waiting import busy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from service.contract.schemas import Build
+    from service.contract.images import Build
 
 #: Lines of a build's log that are worth showing where there is no terminal to redraw.
 LANDMARKS = ("Building ", "FROM ", "RUN ", "navarch: ", "Waits for ", "Pulling ")

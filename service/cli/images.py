@@ -12,7 +12,7 @@ from service.cli.listing import Column, listing, remove, single
 from service.cli.waiting import busy
 
 if TYPE_CHECKING:
-    from service.contract.schemas import Image
+    from service.contract.images import Image
 
 _LONG_S = 3600.0
 """A commit or a push takes as long as it takes."""

@@ -172,22 +172,22 @@ def show(name: Name, as_json: Json = False) -> None:
 @app.command("start")
 def start(name: Name, image: Image = None, switch: Switch = False, wait: Wait = True, as_json: Json = False) -> None:
     """Start a workspace, with all that was installed in it."""
-    with connect() as client:
-        authorise(client)
-        found = client.start_workspace(name, image=image, switch=switch)
-        if wait:
-            found = _settled(client, found, "starts")
-    _tell(found, as_json=as_json)
+    _begin("start", name, image, switch, wait=wait, as_json=as_json)
 
 
 @app.command("restart")
 def restart(name: Name, image: Image = None, switch: Switch = False, wait: Wait = True, as_json: Json = False) -> None:
     """Stop and start a workspace; it keeps its GPUs meanwhile."""
+    _begin("restart", name, image, switch, wait=wait, as_json=as_json)
+
+
+def _begin(verb: str, name: str, image: str | None, switch: bool, *, wait: bool, as_json: bool) -> None:
     with connect() as client:
         authorise(client)
-        found = client.restart_workspace(name, image=image, switch=switch)
+        ask = client.start_workspace if verb == "start" else client.restart_workspace
+        found = ask(name, image=image, switch=switch)
         if wait:
-            found = _settled(client, found, "restarts")
+            found = _settled(client, found, f"{verb}s")
     _tell(found, as_json=as_json)
 
 

@@ -16,19 +16,17 @@ from pydantic import BaseModel
 
 from service.client.errors import ApiError, Unreachable
 from service.client.transport import Transport
+from service.contract.images import Build, Committed, Image, Pushed
 from service.contract.pages import SessionLink, Token, Tokens
 from service.contract.schemas import (
     Artifact,
     ArtifactFate,
-    Build,
     BulkAnswer,
     BulkItem,
-    Committed,
     Deleted,
     Event,
     Health,
     Host,
-    Image,
     Job,
     JobStatus,
     Key,
@@ -38,7 +36,6 @@ from service.contract.schemas import (
     Page,
     Place,
     Plan,
-    Pushed,
     Samples,
     Version,
 )

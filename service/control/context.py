@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from sqlmodel import Session, col, select
 
+from jobs.mistakes import SpecError
 from jobs.spec import JobSpec, parse_spec
 from jobs.states import Desired
 from jobs.stored import read_stored
@@ -114,7 +115,7 @@ class Context:
         """
         try:
             return self.spec(work.job)
-        except Exception:
+        except SpecError:
             ranks = {"nodes": len(work.replicas)}
             known = {"type": "command", "image": "unknown", "command": ["true"], "resources": ranks}
             return parse_spec(known, stored=True)

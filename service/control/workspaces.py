@@ -18,7 +18,7 @@ from jobs.workspace_launch import WorkspaceLaunch, home_volume, plan_workspace, 
 from jobs.workspace_states import AT_REST, Wanted, WorkspaceState
 from service.access.host_keys import HostKey, host_key, owner_mark
 from service.access.keys import authorized_keys
-from service.backends.base import Gang, Phase, Seat, Sight, Waiting
+from service.backends.base import Backend, Gang, Phase, Seat, Sight, Waiting
 from service.backends.docker.ssh_ready import WrongHostKey
 from service.backends.errors import Cancelled, ContainerGone, EngineError, Refused, Unreachable
 from service.control import moves
@@ -138,8 +138,13 @@ def _load(context: Context, key: str) -> Desk | None:
     return Desk(row, host, context.deployment) if row is not None and host is not None else None
 
 
+def _backend(context: Context) -> Backend:
+    """The only one that keeps a container which has ended."""
+    return context.backends["docker"]
+
+
 def _step(context: Context, desk: Desk) -> Next:
-    backend = context.backends["docker"]
+    backend = _backend(context)
     sight = backend.observe(desk.gang)[0]
     ready = sight.phase is Phase.RUNNING and desk.state is WorkspaceState.STARTING and _answers(context, desk)
     move = decide(desk.row, sight, ready, context.settings, context.clock())
@@ -271,9 +276,7 @@ def _launch(context: Context, desk: Desk, how: Callable[[Context, Desk, Workspac
             row.host_key = key.public
     try:
         waits = how(context, desk, spec, key)
-    except Cancelled:
-        return Next(0.0)
-    except ContainerGone:
+    except (Cancelled, ContainerGone):
         return Next(0.0)
     except Refused as error:
         outcome = refused(error, spec)
@@ -288,7 +291,7 @@ def _launch(context: Context, desk: Desk, how: Callable[[Context, Desk, Workspac
 
 def _make(context: Context, desk: Desk, spec: WorkspaceSpec, key: HostKey) -> str | None:
     """Makes the container and starts it; or says what that waits for."""
-    backend = context.backends["docker"]
+    backend = _backend(context)
     reserved = backend.reserve(desk.gang, spec)
     if isinstance(reserved, Waiting):
         return reserved.says
@@ -299,7 +302,7 @@ def _make(context: Context, desk: Desk, spec: WorkspaceSpec, key: HostKey) -> st
 
 
 def _resume(context: Context, desk: Desk, spec: WorkspaceSpec, key: HostKey) -> str | None:
-    context.backends["docker"].resume(desk.gang, [_plan(context, desk, spec, key)])
+    _backend(context).resume(desk.gang, [_plan(context, desk, spec, key)])
     _launched(context, desk, desk.row.container_id)
     return None
 
@@ -369,7 +372,7 @@ def _again(context: Context, desk: Desk, says: str) -> Next:
 
 def _end(context: Context, desk: Desk, outcome: Outcome) -> Next:
     """It stops, and why is written down; the next step does the rest."""
-    context.backends["docker"].withdraw(desk.gang)
+    _backend(context).withdraw(desk.gang)
     with _writing(context, desk) as (session, row):
         row.wanted = Wanted.STOP.value
         row.stop_deadline = context.clock() + GRACE_S
@@ -379,7 +382,7 @@ def _end(context: Context, desk: Desk, outcome: Outcome) -> Next:
 
 def _anew(context: Context, desk: Desk, removes: bool) -> Next:
     """Its old container goes; only when that is done is there another number for the next one."""
-    if removes and not context.backends["docker"].remove(desk.gang):
+    if removes and not _backend(context).remove(desk.gang):
         return Next(_UNREACHABLE_POLL_S)
     if desk.state is WorkspaceState.REMOVING:
         return Next(0.0)
@@ -415,7 +418,7 @@ def _finish(context: Context, desk: Desk) -> Next:
 def _forget(context: Context, desk: Desk) -> Next:
     """The last thing: rows and leases go in one transaction; what is done before may be done twice."""
     if desk.row.remove_home:
-        context.backends["docker"].forget_volumes(desk.gang, [_home(context, desk.row)])
+        _backend(context).forget_volumes(desk.gang, [_home(context, desk.row)])
     shutil.rmtree(context.settings.workspace_dir(desk.row.id), ignore_errors=True)
     with _writing(context, desk) as (session, row):
         kept = "" if desk.row.remove_home else "; its home is kept"

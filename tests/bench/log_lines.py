@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from service.backends.docker.log_stream import DockerLog
 from service.collector.follower import Follower
 from service.collector.hub import Hub
-from service.store.tables import Attempt, Job, Replica
 from tests.unit.simulation import World
 
 EVERY = 1000
@@ -85,13 +84,7 @@ def from_memory(lines: int) -> None:
     with tempfile.TemporaryDirectory(prefix="navarch-bench-") as name:
         folder = Path(name)
         world = World(folder)
-        with world.database.write() as session:
-            session.add(Job(owner_id="local", id="j", name="bench", type="sft", document={}))
-            session.flush()
-            session.add(Attempt(id=1, job_id="j", number=1))
-            session.flush()
-            replica = Replica(id=1, attempt_id=1, job_id="j", node_rank=0, host_id="h1", container_name="c")
-            session.add(replica)
+        replica = world.one_replica()
         world.settings.log_quota_bytes = 1 << 30
         follower = Follower(Engine(sent(lines), folder), world.database, world.settings, Hub(), replica, 1)
         start, used = time.perf_counter(), _cpu()

@@ -177,6 +177,19 @@ class World:
         with self.database.write() as session:
             return enter(session, name, Kind.TOKEN)
 
+    def one_replica(self) -> Replica:
+        """A job `j` with one attempt and one container `c`, for whoever only needs something to hang a log on."""
+        replica = Replica(id=1, attempt_id=1, job_id="j", node_rank=0, host_id="h1", container_name="c")
+        with self.database.write() as session:
+            for row in (
+                Job(owner_id="local", id="j", name="demo", type="sft", document={}),
+                Attempt(id=1, job_id="j", number=1),
+                replica,
+            ):
+                session.add(row)
+                session.flush()
+        return replica
+
     def _add_hosts(self) -> None:
         with self.database.write() as session:
             for number, count in enumerate(self.gpus, start=1):

@@ -81,7 +81,8 @@ def test_the_documentation_needs_no_other_host(url: str, token: str) -> None:
     style = next(reference for reference in named if reference.endswith(".css"))
     assert not re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//""", httpx.get(url + style, timeout=60).text)
     assert re.search(r"""["']?validatorUrl["']?: null""", page)
-    assert httpx.get(f"{url}/redoc", headers={"Authorization": f"Bearer {token}"}, timeout=60).status_code == 404
+    redoc = httpx.get(f"{url}/redoc", headers={"Authorization": f"Bearer {token}"}, timeout=60).text
+    assert "redoc" not in redoc.lower(), "ReDoc's page asks other hosts; the dashboard's, where it is built, does not"
 
 
 def test_every_operation_answers_as_documented(url: str, token: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from jobs.spec import load_document, parse_spec
-from jobs.workspace import is_workspace, parse_workspace
+from jobs.workspace import parse_workspace
 from service.cli import specs
 from service.contract.errors import Problem
 
@@ -115,4 +115,4 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_every_example_is_a_valid_job_or_workspace(example: Path) -> None:
     document = load_document(example.read_text())
-    assert (parse_workspace if is_workspace(document) else parse_spec)(document).name
+    assert (parse_workspace if document["type"] == "workspace" else parse_spec)(document).name

@@ -17,7 +17,7 @@ from service.collector.log_file import StoredLine, end_of, path_of, read_lines, 
 from service.collector.log_writer import OVERLAP_S, LogWriter
 from service.collector.reader import LogReader
 from service.contract.errors import Problem
-from service.store.tables import Artifact, Attempt, Job, Replica
+from service.store.tables import Artifact, Replica
 from tests.unit.simulated_engine import LogRecord
 from tests.unit.simulation import World
 
@@ -277,12 +277,7 @@ def test_a_waiting_reader_learns_at_once_that_there_is_more(reader: LogReader) -
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     world = World(tmp_path)
-    with world.database.write() as session:
-        session.add(Job(owner_id="local", id="j", name="demo", type="sft", document={}))
-        session.flush()
-        session.add(Attempt(id=1, job_id="j", number=1))
-        session.flush()
-        session.add(Replica(id=1, attempt_id=1, job_id="j", node_rank=0, host_id="h1", container_name="c"))
+    world.one_replica()
     (world.settings.job_dir("j") / "run").mkdir(parents=True)
     return world
 

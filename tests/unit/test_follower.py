@@ -22,7 +22,7 @@ from service.collector.collector import Collector
 from service.collector.hub import Hub
 from service.collector.log_file import path_of, read_lines
 from service.collector.log_writer import LogWriter
-from service.store.tables import Artifact, Attempt, Job, Replica
+from service.store.tables import Artifact, Replica
 from tests.unit.simulated_engine import LogRecord
 from tests.unit.simulation import World
 
@@ -140,12 +140,7 @@ def until(check: Callable[[], Any], seconds: float = 30.0) -> Any:
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     world = World(tmp_path)
-    with world.database.write() as session:
-        session.add(Job(owner_id="local", id="j", name="demo", type="sft", document={}))
-        session.flush()
-        session.add(Attempt(id=1, job_id="j", number=1))
-        session.flush()
-        session.add(Replica(id=1, attempt_id=1, job_id="j", node_rank=0, host_id="h1", container_name="c"))
+    world.one_replica()
     engine, woken = FlakyEngine(), list[str]()
     collector = Collector(engine, world.database, world.settings, Hub(), woken.append)
     yield Scene(world, engine, collector, woken)

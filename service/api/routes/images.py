@@ -23,6 +23,7 @@ from service.api.parameters import Limit, PageCursor
 from service.api.problems import RESPONSES, from_image_error
 from service.api.sse import Follower, stream
 from service.api.state import ApiState, principal_of, state_of
+from service.contract import images as contract
 from service.contract import schemas
 from service.contract.errors import Problem
 from service.store import tables
@@ -37,6 +38,17 @@ def _no_build(ref: str) -> None:
     """What lies below /images/builds has operations of its own, and this is none of them."""
     if ref.partition("/")[0] == "builds":
         raise HTTPException(405)
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """What goes wrong with an image as a problem."""
+    try:
+        yield
+    except ImageError as error:
+        raise from_image_error(error) from error
+    except Problem as problem:
+        raise problem.about_the_body() from None
 
 
 @contextmanager
@@ -58,8 +70,8 @@ def _engine(state: ApiState) -> Iterator[Any]:
         client.close()
 
 
-@router.post("/images/builds", response_model=schemas.Build, status_code=202, summary="Build an image")
-def build(request: Request, body: schemas.BuildRequest) -> Response:
+@router.post("/images/builds", response_model=contract.Build, status_code=202, summary="Build an image")
+def build(request: Request, body: contract.BuildRequest) -> Response:
     """Start a build from a recipe (a built-in name, or the path of a YAML file on the control plane's machine)."""
     state = state_of(request)
     options = body.model_dump(exclude={"recipe", "tag"}, exclude_none=True, exclude_defaults=True)
@@ -70,18 +82,18 @@ def build(request: Request, body: schemas.BuildRequest) -> Response:
     return Response(_find_build(state, row.id).model_dump_json(), 202, media_type="application/json")
 
 
-@router.get("/images/builds", response_model=schemas.Page[schemas.Build], summary="List builds")
+@router.get("/images/builds", response_model=schemas.Page[contract.Build], summary="List builds")
 def builds(request: Request, limit: Limit = 50, cursor: PageCursor = None) -> Response:
     """Builds, the newest first."""
     state = state_of(request)
     with state.database.read() as session:
         rows, following = newest(session, tables.ImageBuild, limit, cursor)
         items = [views.build(row, state.runtime.builds.ahead(session, row)) for row in rows]
-    page = schemas.Page[schemas.Build](items=items, next_cursor=following)
+    page = schemas.Page[contract.Build](items=items, next_cursor=following)
     return Response(page.model_dump_json(), media_type="application/json")
 
 
-def _find_build(state: ApiState, build_id: str) -> schemas.Build:
+def _find_build(state: ApiState, build_id: str) -> contract.Build:
     with state.database.read() as session:
         row = session.get(tables.ImageBuild, build_id)
         if row is None:
@@ -90,7 +102,7 @@ def _find_build(state: ApiState, build_id: str) -> schemas.Build:
 
 
 @router.post(
-    "/images/builds/{build_id}/cancel", response_model=schemas.Build, status_code=202, summary="Cancel a build"
+    "/images/builds/{build_id}/cancel", response_model=contract.Build, status_code=202, summary="Cancel a build"
 )
 def cancel_build(request: Request, build_id: BuildId) -> Response:
     """End a build that waits or is under way (`build_finished` otherwise); its finished steps are kept for the next."""
@@ -99,7 +111,7 @@ def cancel_build(request: Request, build_id: BuildId) -> Response:
     return Response(_find_build(state, build_id).model_dump_json(), 202, media_type="application/json")
 
 
-@router.get("/images/builds/{build_id}", response_model=schemas.Build, summary="Look at a build")
+@router.get("/images/builds/{build_id}", response_model=contract.Build, summary="Look at a build")
 def get_build(request: Request, build_id: BuildId) -> Response:
     return Response(_find_build(state_of(request), build_id).model_dump_json(), media_type="application/json")
 
@@ -150,41 +162,33 @@ async def build_logs(
 
 
 @router.post(
-    "/images/commits", response_model=schemas.Committed, status_code=201, summary="Keep a workspace as an image"
+    "/images/commits", response_model=contract.Committed, status_code=201, summary="Keep a workspace as an image"
 )
-def commit(request: Request, body: schemas.CommitRequest) -> Response:
+def commit(request: Request, body: contract.CommitRequest) -> Response:
     """The container is paused for a moment; nothing in it is changed. Keys, tokens and histories stay out."""
-    try:
+    with _faults():
         made = state_of(request).runtime.commits.commit(body.workspace, body.tag, principal_of(request))
-    except ImageError as error:
-        raise from_image_error(error) from error
-    except Problem as problem:
-        raise problem.about_the_body() from None
-    shown = schemas.Committed(**asdict(made))
+    shown = contract.Committed(**asdict(made))
     return Response(shown.model_dump_json(), 201, media_type="application/json")
 
 
-@router.post("/images/push", response_model=schemas.Pushed, summary="Push an image to a registry")
-def push(request: Request, body: schemas.PushRequest) -> Response:
+@router.post("/images/push", response_model=contract.Pushed, summary="Push an image to a registry")
+def push(request: Request, body: contract.PushRequest) -> Response:
     """With the logins of the account that runs the control plane (`docker login`); answers when it is there."""
-    try:
+    with _faults():
         digest = state_of(request).runtime.commits.push(body.image, body.to, principal_of(request))
-    except ImageError as error:
-        raise from_image_error(error) from error
-    except Problem as problem:
-        raise problem.about_the_body() from None
-    return Response(schemas.Pushed(digest=digest).model_dump_json(), media_type="application/json")
+    return Response(contract.Pushed(digest=digest).model_dump_json(), media_type="application/json")
 
 
-@router.get("/images", response_model=schemas.Page[schemas.Image], summary="List images")
+@router.get("/images", response_model=schemas.Page[contract.Image], summary="List images")
 def images(request: Request) -> Response:
     """Images that Navarch built on the local engine, the newest first."""
     with _engine(state_of(request)) as client:
-        page = schemas.Page[schemas.Image](items=[_image(info) for info in list_images(client)])
+        page = schemas.Page[contract.Image](items=[_image(info) for info in list_images(client)])
     return Response(page.model_dump_json(), media_type="application/json")
 
 
-@router.get("/images/{ref:path}", response_model=schemas.Image, summary="Look at an image")
+@router.get("/images/{ref:path}", response_model=contract.Image, summary="Look at an image")
 def get_image(request: Request, ref: ImageRef) -> Response:
     _no_build(ref)
     with _engine(state_of(request)) as client:
@@ -202,13 +206,13 @@ def delete_image(request: Request, ref: ImageRef) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/recipes", response_model=schemas.Page[schemas.Recipe], summary="List the built-in recipes")
+@router.get("/recipes", response_model=schemas.Page[contract.Recipe], summary="List the built-in recipes")
 def recipes() -> Response:
     items = [
-        schemas.Recipe(name=recipe.name, base=recipe.base, description=recipe.description, tag=recipe.default_tag)
+        contract.Recipe(name=recipe.name, base=recipe.base, description=recipe.description, tag=recipe.default_tag)
         for recipe in builtin_recipes().values()
     ]
-    return Response(schemas.Page[schemas.Recipe](items=items).model_dump_json(), media_type="application/json")
+    return Response(schemas.Page[contract.Recipe](items=items).model_dump_json(), media_type="application/json")
 
 
 def _named(client: Any, ref: str) -> ImageInfo:
@@ -221,8 +225,8 @@ def _named(client: Any, ref: str) -> ImageInfo:
         raise Problem("image_not_found", error.message, error.hint or None) from error
 
 
-def _image(info: ImageInfo) -> schemas.Image:
-    return schemas.Image(
+def _image(info: ImageInfo) -> contract.Image:
+    return contract.Image(
         id=info.image_id,
         tags=list(info.tags),
         recipe=info.recipe or None,

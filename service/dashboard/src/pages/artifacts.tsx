@@ -5,6 +5,7 @@ import { useData } from "../api/use";
 import { t } from "../i18n";
 import { bytes, shortDigest } from "../lib/format";
 import { Ago, Badge, Code, Empty, Failure, Loading } from "../ui/parts";
+import { Pager } from "../ui/pager";
 import { useQuery } from "../ui/query";
 import { useTitle } from "../ui/title";
 
@@ -65,13 +66,7 @@ export function Artifacts() {
           </table>
         </div>
       )}
-      <div class="row end">
-        {page.data.value?.next_cursor ? (
-          <button type="button" class="button" onClick={() => query.set({ after: page.data.value?.next_cursor ?? null }, false)}>
-            {t("common.nextPage")}
-          </button>
-        ) : null}
-      </div>
+      <Pager query={query} next={page.data.value?.next_cursor} />
     </>
   );
 }

@@ -5,6 +5,7 @@ import { t } from "../i18n";
 import { moment } from "../lib/format";
 import { eventSentence } from "../lib/sentences";
 import { Empty, Failure, Loading } from "../ui/parts";
+import { Pager } from "../ui/pager";
 import { useQuery } from "../ui/query";
 import { useTitle } from "../ui/title";
 
@@ -54,13 +55,7 @@ export function Events() {
           </table>
         </div>
       )}
-      <div class="row end">
-        {page.data.value?.next_cursor ? (
-          <button type="button" class="button" onClick={() => query.set({ after: page.data.value?.next_cursor ?? null }, false)}>
-            {t("common.nextPage")}
-          </button>
-        ) : null}
-      </div>
+      <Pager query={query} next={page.data.value?.next_cursor} />
     </>
   );
 }

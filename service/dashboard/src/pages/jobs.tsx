@@ -7,6 +7,7 @@ import { t, tOr } from "../i18n";
 import { number } from "../lib/format";
 import { reason, why } from "../lib/sentences";
 import { Ago, attempt, Badge, Empty, Failure, Loading, Meter, Span, sure } from "../ui/parts";
+import { Pager } from "../ui/pager";
 import { useQuery } from "../ui/query";
 import { useTitle } from "../ui/title";
 
@@ -186,18 +187,7 @@ export function Jobs() {
           </table>
         </div>
       )}
-      <div class="row end">
-        {cursor ? (
-          <button type="button" class="button" onClick={() => query.set({ after: null }, false)}>
-            {t("common.firstPage")}
-          </button>
-        ) : null}
-        {page.data.value?.next_cursor ? (
-          <button type="button" class="button" onClick={() => query.set({ after: page.data.value?.next_cursor ?? null }, false)}>
-            {t("common.nextPage")}
-          </button>
-        ) : null}
-      </div>
+      <Pager query={query} next={page.data.value?.next_cursor} />
     </>
   );
 }
