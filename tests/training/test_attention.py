@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -84,8 +87,19 @@ def test_a_sliding_window_is_kept_within_documents() -> None:
         torch.testing.assert_close(hidden[:9], alone(reference, docs[0]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
-@pytest.mark.parametrize("architecture", ["phi3", "llama"])
+def test_nobody_is_told_that_a_window_which_is_kept_is_not() -> None:
+    script = """
+from tests.training.tiny import tiny_config
+from training.models.load import from_config
+from transformers.utils import logging
+from_config(tiny_config("qwen2", sliding_window=4))
+logging.get_logger("transformers.models").warning("a warning of another kind")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert "a warning of another kind" in done.stderr and "Sliding Window" not in done.stderr
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("phi3", "longrope"), ("llama", "longrope"), ("llama", "dynamic")])
 def test_angles_that_depend_on_the_length_do_so_document_by_document(architecture: str, kind: str) -> None:
     if kind == "longrope":
         factors = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 4.0, 8.0]}
@@ -94,8 +108,6 @@ def test_angles_that_depend_on_the_length_do_so_document_by_document(architectur
             rope_scaling={"rope_type": kind, "factor": 8.0, **factors} if architecture == "llama" else
             {"type": kind, **factors},
         )  # fmt: skip
-    elif architecture == "phi3":
-        return  # Phi-3 knows longrope only
     else:
         config = tiny_config(architecture, max_position_embeddings=8, rope_scaling={"rope_type": kind, "factor": 4.0})
     torch.manual_seed(0)

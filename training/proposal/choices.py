@@ -146,7 +146,7 @@ def share_memory(model: ModelFacts, machine: Machine, length: int) -> Memory:
                 return Memory(lora, sharded, recompute, state, tokens)
             found = state + head + each * length
     raise OutOfMemory(
-        f"{model.name} has {model.weights / 1e6:,.0f} million weights: LoRA on {length:,} tokens takes "
+        f"{model.name} has {model.size}: LoRA on {length:,} tokens takes "
         f"about {(found or adapters) / GIB:.1f} GiB, and {usable / GIB:.1f} GiB can be used on {machine.name}. Take a "
         "smaller model, shorter documents or a larger GPU (--memory and --gpus say of which)."
     )

@@ -90,7 +90,12 @@ class ModelFacts:
     @property
     def sentence(self) -> str:
         context = f"{self.context:,} tokens" if self.context else "any length"
-        return f"{self.name}, {self.weights / 1e6:,.0f} million weights, made for texts of {context}"
+        return f"{self.name}, {self.size}, made for texts of {context}"
+
+    @property
+    def size(self) -> str:
+        """How many weights it has, for people."""
+        return f"{self.weights / 1e6:,.0f} million weights" if self.weights >= 10**7 else f"{self.weights:,} weights"
 
 
 @dataclass(frozen=True)
