@@ -91,8 +91,10 @@ def test_nobody_is_told_that_a_window_which_is_kept_is_not() -> None:
     script = """
 from tests.training.tiny import tiny_config
 from training.models.load import from_config
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 from_config(tiny_config("qwen2", sliding_window=4))
+AutoModelForCausalLM.from_config(tiny_config("qwen2", sliding_window=4), attn_implementation="sdpa")
 logging.get_logger("transformers.models").warning("a warning of another kind")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)

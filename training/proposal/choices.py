@@ -75,7 +75,7 @@ def plan(stage: str, data: DataFacts, model: ModelFacts, machine: Machine) -> Pl
     choices = [
         *_data_choices(stage, data, length, held_out),
         *memory.choices(machine),
-        Choice("train.epochs", epochs, f"{per_epoch:,} optimizer steps each, {steps:,} in all"),
+        Choice("train.epochs", epochs, f"about {per_epoch:,} optimizer steps each, {steps:,} in all"),
         Choice("train.lr", rate, "usual with LoRA" if memory.lora else "usual when all weights are trained"),
         Choice("train.max_length", length, why_length),
         Choice("train.tokens_per_batch", batch, why_batch),
