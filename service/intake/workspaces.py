@@ -260,6 +260,8 @@ class Workspaces:
             for kind, name, gpus, since in holders
         )
         hint = "Wait until somebody gives some back, or ask for less."
+        if not waits.for_room:
+            hint = "It does not depend on what others hold: `navarch host ls` shows what there is."
         if remakable is not None:
             hint = (
                 f"Its container is made for certain GPUs. `navarch workspace start {remakable.name} --switch` makes it "
