@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -12,7 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from jobs.documents import DocumentError, read_json, read_yaml
 from service.contract.errors import Problem
 
+_Value = TypeVar("_Value")
 _JSON = "application/json"
+_AT_ONCE = 2048
+"""Bytes of JSON that are read at once: 0.02 ms for a job, and 2 ms for the worst that fits; a thread costs 0.3 ms."""
 
 
 def read_body(content_type: str | None, body: bytes) -> Any:
@@ -23,9 +26,8 @@ def read_body(content_type: str | None, body: bytes) -> Any:
         text = body.decode()
     except UnicodeDecodeError as error:
         raise Problem("malformed_body", "The body is not UTF-8 text.", "Send JSON or YAML in UTF-8.") from error
-    is_json = (content_type or _JSON).partition(";")[0].strip().lower() == _JSON
     try:
-        return read_json(text) if is_json else read_yaml(text)
+        return read_json(text) if _is_json(content_type) else read_yaml(text)
     except DocumentError as error:
         raise Problem("malformed_body", f"The body can't be read: {error}.", "See /docs for what is taken.") from None
 
@@ -40,8 +42,18 @@ def read_spec(content_type: str | None, body: bytes) -> dict[str, Any]:
 
 async def spec_of(request: Request) -> dict[str, Any]:
     """The spec in a request's body."""
-    body = await request.body()
-    return await run_in_threadpool(read_spec, request.headers.get("content-type"), body)
+    return await _reading(read_spec, request.headers.get("content-type"), await request.body())
+
+
+async def _reading(read: Callable[[str | None, bytes], _Value], content_type: str | None, body: bytes) -> _Value:
+    """What `read` makes of a body: away from the event loop, unless it is short."""
+    if len(body) <= _AT_ONCE and _is_json(content_type):
+        return read(content_type, body)
+    return await run_in_threadpool(read, content_type, body)
+
+
+def _is_json(content_type: str | None) -> bool:
+    return (content_type or _JSON).partition(";")[0].strip().lower() == _JSON
 
 
 class _ReadRequest(Request):
@@ -71,7 +83,7 @@ class BoundedRoute(APIRoute):
             raw = await request.body()
             if not raw and not self.body_field.field_info.is_required():
                 return await handle(request)
-            value = await run_in_threadpool(read_body, request.headers.get("content-type"), raw)
+            value = await _reading(read_body, request.headers.get("content-type"), raw)
             return await handle(_ReadRequest(request, raw, value))
 
         return bounded

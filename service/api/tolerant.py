@@ -12,6 +12,8 @@ from service.contract import schemas
 
 Shown = TypeVar("Shown")
 log = structlog.get_logger("views")
+_NO_PROGRESS = schemas.Progress()
+"""Of all the jobs that haven't begun: most of a long queue."""
 
 
 def shown(build: Callable[[], Shown], instead: Callable[[str], Shown], row: str) -> Shown:
@@ -42,6 +44,8 @@ def mapping(value: Any) -> dict[str, Any]:
 def progress(stored: Any) -> schemas.Progress:
     """How far a job is, of what is stored: older versions stored whatever a container printed."""
     found = mapping(stored)
+    if not found:
+        return _NO_PROGRESS
     return schemas.Progress(
         step=whole(found.get("step")),
         total_steps=whole(found.get("total_steps")),

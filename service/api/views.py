@@ -185,7 +185,7 @@ def _job(
             if i.name
         ],
         artifacts=[_artifact_ref(artifact) for artifact in artifacts],
-        warnings=_warnings(replica for attempt in attempts[-1:] for replica in replicas[attempt.id or 0]),
+        warnings=_warnings(replicas[attempts[-1].id or 0]) if attempts else [],
     )
 
 
