@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from jobs.gang import GangKeys, Member, gang_files, hostfile
 from jobs.placement import Placed, Placement
 from jobs.spec import SSH_PORT, JobSpec, JobType, Mount
 
@@ -63,7 +64,6 @@ class ContainerPlan:
     cpus: float | None
     memory: int | None
     ulimits: Mapping[str, int]
-    extra_hosts: Mapping[str, str]
     files: Mapping[str, bytes] = field(repr=False)
     """Name within /run/navarch → content."""
     entrypoint: tuple[str, ...] = ()
@@ -107,8 +107,8 @@ class Launch:
     """The training sections with every path as the container sees it."""
     namespace: str = ""
     """Tells jobs of one name apart in the containers' names."""
-    interface: str | None = None
-    """The network interface that holds the hosts' cluster addresses."""
+    gang_keys: GangKeys | None = None
+    """With which the containers of a gang log in to each other."""
 
 
 def owner_of(labels: Mapping[str, str]) -> str:
@@ -133,6 +133,8 @@ def job_command(spec: JobSpec, world_size: int, node_rank: int, master: str, mas
         f"{TRAINING_BIN}/torchrun",
         f"--nnodes={spec.resources.nodes}",
         f"--node-rank={node_rank}",
+        "--rdzv-backend=static",
+        "--max-restarts=0",
         f"--nproc-per-node={spec.resources.processes_per_node}",
         f"--master-addr={master}",
         f"--master-port={master_port}",
@@ -166,21 +168,27 @@ def plan_containers(
     """One ContainerPlan for each replica; `addresses` in the order of the ranks."""
     master = addresses[0].address if spec.host_network else "127.0.0.1"
     master_port = placement.master_port or SINGLE_NODE_MASTER_PORT
-    peers = {a.host_name: a.address for a in addresses} if spec.host_network else {}
+    members = gang_of(spec, placement, addresses)
+    return tuple(_container(spec, placed, launch, master, master_port, members) for placed in placement.replicas)
+
+
+def gang_of(spec: JobSpec, placement: Placement, addresses: Sequence[Address]) -> tuple[Member, ...]:
+    """The members of a gang of several containers, in the order of their ranks; none where there is one."""
+    if not spec.host_network:
+        return ()
     return tuple(
-        _container(spec, placed, address, launch, master, master_port, peers)
-        for placed, address in zip(placement.replicas, addresses, strict=True)
+        Member(placed.node_rank, at.host_name, at.address, port_map(spec, placed)[SSH_PORT], placed.gpus)
+        for placed, at in zip(placement.replicas, addresses, strict=True)
     )
 
 
 def _container(
     spec: JobSpec,
     placed: Placed,
-    address: Address,
     launch: Launch,
     master: str,
     master_port: int,
-    peers: Mapping[str, str],
+    members: Sequence[Member],
 ) -> ContainerPlan:
     ports = port_map(spec, placed)
     resources = spec.resources
@@ -203,9 +211,6 @@ def _container(
     if spec.host_network:
         environment["NAVARCH_SSH_PORT"] = str(ports[SSH_PORT])
         environment["NAVARCH_BARRIER"] = "1"
-        if launch.interface:
-            environment["NCCL_SOCKET_IFNAME"] = launch.interface
-            environment["GLOO_SOCKET_IFNAME"] = launch.interface
     if launch.attempt > 1 and spec.type is not JobType.COMMAND:
         environment["NAVARCH_RESUME"] = "auto"
     environment.update(spec.env)
@@ -231,8 +236,7 @@ def _container(
         cpus=resources.cpus,
         memory=resources.memory,
         ulimits=dict(resources.ulimits),
-        extra_hosts=peers,
-        files=_files(spec, launch, peers),
+        files=_files(spec, launch, placed.node_rank, members, master_port),
     )
 
 
@@ -254,12 +258,16 @@ def shared_memory_of(ipc: str | None, shm: int | None, gpus: int, memory: int | 
     return shm or (default if memory is None else min(default, memory))
 
 
-def _files(spec: JobSpec, launch: Launch, peers: Mapping[str, str]) -> dict[str, bytes]:
+def _files(spec: JobSpec, launch: Launch, rank: int, members: Sequence[Member], master_port: int) -> dict[str, bytes]:
     slots = spec.resources.processes_per_node
-    names = list(peers) or ["localhost"]
-    files = {"hostfile": "".join(f"{name} slots={slots}\n" for name in names).encode()}
+    files = {"hostfile": hostfile(members, slots) if members else f"localhost slots={slots}\n".encode()}
+    authorized = launch.authorized_keys
+    if members:
+        keys = launch.gang_keys or GangKeys("", "")
+        authorized += "".join(f"{line}\n" for line in keys.public)
+        files.update(gang_files(members, rank, master_port, keys, launch.host_key_public))
     if spec.ssh:
-        files["authorized_keys"] = launch.authorized_keys.encode()
+        files["authorized_keys"] = authorized.encode()
         files["ssh_host_ed25519_key"] = launch.host_key.encode()
         files["ssh_host_ed25519_key.pub"] = launch.host_key_public.encode()
     if launch.secrets:

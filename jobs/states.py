@@ -94,6 +94,7 @@ class Reason(StrEnum):
     ENGINE_REFUSED = "engine_refused"
     PORT_UNAVAILABLE = "port_unavailable"
     GPU_UNAVAILABLE = "gpu_unavailable"
+    HOST_UNFIT = "host_unfit"
     START_TIMEOUT = "start_timeout"
     BARRIER_TIMEOUT = "barrier_timeout"
     MAX_DURATION = "max_duration"
@@ -133,6 +134,7 @@ _REASONS: dict[Reason, ReasonFacts] = {
     Reason.ENGINE_REFUSED: _user("the engine refused the container", retried=False),
     Reason.PORT_UNAVAILABLE: _system("a host port was already taken"),
     Reason.GPU_UNAVAILABLE: _system("the host could not give the GPUs to the container"),
+    Reason.HOST_UNFIT: _system("a host of the gang failed the check before the start"),
     Reason.START_TIMEOUT: _system("the container did not become ready in time"),
     Reason.BARRIER_TIMEOUT: _system("not all containers of the gang became ready in time"),
     Reason.MAX_DURATION: ReasonFacts(Fault.USER, False, JobState.STOPPED, "the job reached its max_duration"),

@@ -73,7 +73,6 @@ def plan_workspace(spec: WorkspaceSpec, launch: WorkspaceLaunch) -> ContainerPla
         cpus=resources.cpus,
         memory=resources.memory,
         ulimits=dict(resources.ulimits),
-        extra_hosts={},
         files=files,
         hostname=spec.name,
         volumes={} if spec.home is not None else {HOME: launch.home_volume},

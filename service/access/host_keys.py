@@ -1,10 +1,11 @@
-"""The SSH host key of a job's name: made once and kept, the same in every attempt and run, so that nothing warns."""
+"""The SSH keys of jobs: a host key for each name, the same in every run, so that nothing warns; a gang's own keys."""
 
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.contract.ssh_keys import make_pair
+from jobs.gang import GangKeys
+from service.contract.ssh_keys import make_pair, make_rsa_pair
 
 _NAME = "ssh_host_ed25519_key"
 
@@ -31,6 +32,17 @@ def host_key(data_dir: Path, owner_id: str, name: str) -> HostKey:
     if not file.exists():
         make_pair(file, f"navarch-{name}")
     return _read(file)
+
+
+def gang_keys(job_dir: Path) -> GangKeys:
+    """With which the containers of this job log in to each other, in all its attempts; made at the first call."""
+    ed25519, rsa = job_dir / "gang_ssh" / "id_ed25519", job_dir / "gang_ssh" / "id_rsa"
+    if not ed25519.exists():
+        make_pair(ed25519, "navarch-gang")
+    if not rsa.exists():
+        make_rsa_pair(rsa, "navarch-gang")
+    public = tuple(file.with_suffix(".pub").read_text().strip() for file in (ed25519, rsa))
+    return GangKeys(ed25519.read_text(), rsa.read_text(), public)
 
 
 def owner_mark(owner_id: str) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from service.contract.errors import Problem
 
@@ -70,14 +71,25 @@ class PublicKey:
 
 def make_pair(private: Path, comment: str) -> PublicKey:
     """Writes an ed25519 key into a file, its public half beside it; the key is whole or absent, and comes last."""
-    from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import PrivateFormat
 
-    key = Ed25519PrivateKey.generate()
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    open_form = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return _write_pair(private, comment, Ed25519PrivateKey.generate(), PrivateFormat.OpenSSH)
+
+
+def make_rsa_pair(private: Path, comment: str) -> PublicKey:
+    """The same with an RSA key in the old PEM form, for programs that read nothing newer."""
+    from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+    from cryptography.hazmat.primitives.serialization import PrivateFormat
+
+    return _write_pair(private, comment, generate_private_key(65537, 3072), PrivateFormat.TraditionalOpenSSL)
+
+
+def _write_pair(private: Path, comment: str, key: Any, form: Any) -> PublicKey:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PublicFormat
+
+    secret = key.private_bytes(Encoding.PEM, form, NoEncryption())
+    open_form = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     public = PublicKey.parse(f"{open_form.decode()} {comment}")
     private.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     private.with_name(private.name + ".pub").write_text(public.line + "\n")

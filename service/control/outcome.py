@@ -32,6 +32,8 @@ _KINDS = {
     "rank_failed": Reason.USER_ERROR,
     "internal": Reason.USER_ERROR,
     "stopped": Reason.KILLED,
+    "port_taken": Reason.PORT_UNAVAILABLE,
+    "host_misconfigured": Reason.HOST_UNFIT,
 }
 _CODES = {
     64: Reason.BAD_CONFIG,

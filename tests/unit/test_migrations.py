@@ -86,7 +86,7 @@ def old_world(folder: Path) -> World:
 def _plan(replica: Replica, number: int) -> ContainerPlan:
     labels = {LABEL_JOB: replica.job_id, LABEL_ATTEMPT: str(number), LABEL_REPLICA: str(replica.node_rank)}
     nothing: dict[str, Any] = dict.fromkeys(("ipc", "shm_size", "cpus", "memory"))
-    empty: dict[str, Any] = {name: {} for name in ("environment", "ulimits", "extra_hosts", "files")}
+    empty: dict[str, Any] = {name: {} for name in ("environment", "ulimits", "files")}
     ports = {int(inside): outside for inside, outside in replica.ports.items()}
     return ContainerPlan(
         name=replica.container_name,

@@ -1,10 +1,12 @@
 """From a spec and a placement to the exact containers."""
 
+import json
 from typing import Any
 
 import pytest
 import yaml
 
+from jobs.gang import GangKeys
 from jobs.launch import Address, ContainerPlan, Launch, plan_containers, pool_ports, shared_memory
 from jobs.placement import Demand, HostCapacity, Placement, place
 from jobs.spec import JobSpec, parse_spec
@@ -34,6 +36,7 @@ def plans(document: dict[str, Any], hosts: int = 1, attempt: int = 1, **launch: 
         "host_key_public": "ssh-ed25519 BBBB job",
         "secrets": {},
         "training": spec.training,
+        "gang_keys": GangKeys("", "", ("ssh-rsa CCCC gang",)),
         **launch,
     }
     return plan_containers(spec, placement, addresses, Launch(**given))
@@ -95,10 +98,12 @@ def test_another_attempt_resumes() -> None:
 
 def test_training_with_several_processes_runs_under_torchrun() -> None:
     (plan,) = plans({**SFT, "resources": {"gpus": 4}})
-    assert plan.command[:7] == (
+    assert plan.command[:9] == (
         "/opt/navarch/bin/torchrun",
         "--nnodes=1",
         "--node-rank=0",
+        "--rdzv-backend=static",
+        "--max-restarts=0",
         "--nproc-per-node=4",
         "--master-addr=127.0.0.1",
         "--master-port=29500",
@@ -117,8 +122,22 @@ def test_a_gang_shares_its_hosts_network_and_waits_at_the_barrier() -> None:
     assert first.environment["WORLD_SIZE"] == "16"
     assert first.environment["NAVARCH_BARRIER"] == "1"
     assert first.environment["NAVARCH_SSH_PORT"] == str(first.ports[22])
-    assert first.extra_hosts == {"h1": "10.0.0.1", "h2": "10.0.0.2"}
-    assert first.files["hostfile"] == b"h1 slots=8\nh2 slots=8\n"
+    assert first.files["hostfile"] == b"node0 slots=8\nnode1 slots=8\n"
+    assert second.command[1:7] == (
+        *("--nnodes=2", "--node-rank=1", "--rdzv-backend=static", "--max-restarts=0", "--nproc-per-node=8"),
+        "--master-addr=10.0.0.1",
+    )
+    gang = json.loads(second.files["gang.json"])
+    assert (gang["rank"], str(gang["master_port"])) == (1, first.environment["MASTER_PORT"])
+    assert gang["hosts"] == {"10.0.0.1": ["node0", "h1"], "10.0.0.2": ["node1", "h2"]}
+    assert second.files["authorized_keys"] == b"ssh-ed25519 AAAA me\nssh-rsa CCCC gang\n"
+    assert b"Host node1 h2\n    HostName 10.0.0.2\n    Port %d\n" % second.ports[22] in first.files["ssh_config"]
+
+
+def test_members_on_one_host_have_names_of_their_own() -> None:
+    first, _ = plans({**SFT, "resources": {"nodes": 2, "gpus": 4}})
+    assert json.loads(first.files["gang.json"])["hosts"] == {"10.0.0.1": ["node0", "node1", "h1"]}
+    assert first.files["ssh_config"].count(b"Host node1\n") == 1
 
 
 def test_a_container_without_ssh_gets_no_keys() -> None:

@@ -39,6 +39,8 @@ LOG_CONFIG = {"Type": "local", "Config": {"max-size": "100m", "max-file": "2", "
 """What the engine keeps of a container's log, so that it can't fill the disk. A file is large enough for what a
 container can print while the collector goes from one to the next. The driver json-file would cost the engine more, and
 breaks the characters where it cuts a long line."""
+_SECRET = frozenset({"env", "ssh_host_ed25519_key", "authorized_keys", "id_ed25519", "id_rsa"})
+"""Files in /run/navarch that are root's alone."""
 _PROBE_PATIENCE_S = 10
 _REGISTRY_PATIENCE_S = 10
 
@@ -280,7 +282,7 @@ class DockerHost:
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:
-    """A tar of files under /run/navarch; whatever may be secret is root's alone."""
+    """A tar of files under /run/navarch."""
     target = io.BytesIO()
     now = int(time.time())
     with tarfile.open(fileobj=target, mode="w") as tar:
@@ -290,7 +292,7 @@ def archive(files: Mapping[str, bytes]) -> bytes:
         for name, content in files.items():
             entry = tarfile.TarInfo(f"{CONTAINER_DIR.lstrip('/')}/{name}")
             entry.size, entry.mtime = len(content), now
-            entry.mode = 0o600 if name in ("env", "ssh_host_ed25519_key", "authorized_keys") else 0o644
+            entry.mode = 0o600 if name in _SECRET else 0o644
             tar.addfile(entry, io.BytesIO(content))
     return target.getvalue()
 
@@ -302,7 +304,6 @@ def create_arguments(
     host: dict[str, Any] = {
         "mounts": [*mounts, *(_named(name, target, plan.labels) for target, name in plan.volumes.items())],
         "network_mode": "host" if plan.host_network else "bridge",
-        "extra_hosts": dict(plan.extra_hosts) or None,
         "shm_size": plan.shm_size,
         "ipc_mode": plan.ipc,
         "mem_limit": plan.memory,

@@ -10,7 +10,7 @@ from jobs.mistakes import SpecError
 from jobs.placement import Placed, Placement
 from jobs.spec import SSH_PORT, JobSpec, Mount
 from jobs.states import Desired, JobState, Reason, ReplicaState
-from service.access.host_keys import HostKey, job_host_key
+from service.access.host_keys import HostKey, gang_keys, job_host_key
 from service.access.keys import authorized_keys
 from service.backends.base import Phase, Reserved, Sight, Waiting
 from service.backends.docker.ssh_ready import WrongHostKey
@@ -189,6 +189,7 @@ def _plans(
         extra_mounts=tuple(Mount.model_validate(mount) for mount in job.resolved.get("mounts", ())),
         training=job.resolved.get("training", {}),
         namespace=job.namespace,
+        gang_keys=gang_keys(context.settings.job_dir(job.id)) if spec.host_network else None,
     )
     placement = Placement(tuple(_placed(spec, replica) for replica in work.replicas), attempt.master_port)
     return plan_containers(spec, placement, reserved.addresses, launch)
