@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export NAVARCH_STATE := $(STATE)
 export PYTHON
 
-.PHONY: help demo down test test-unit test-dashboard test-training test-docker test-browser lint soak bench clean
+.PHONY: help demo down test test-unit test-dashboard test-training test-docker test-hosts test-browser lint soak bench clean
 
 help:                 ## what can be made
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/: *[^#]*##/\t/' | expand -t 18
@@ -23,10 +23,11 @@ down: ## stop and remove everything that the demo started
 	@bash scripts/engine.sh stop
 
 # Training computes while the engine's tests wait: side by side they take half the time.
-test: test-unit test-dashboard ## all tests: pure, training on CPU ranks, real Docker Engine, real browser
+test: test-unit test-dashboard ## all tests: pure, training on CPU ranks, real Docker Engine, several real hosts, real browser
 	@bash scripts/engine.sh
-	@for what in training docker browser; do bash scripts/packages.sh $$what || exit 1; done
+	@for what in training docker hosts browser; do bash scripts/packages.sh $$what || exit 1; done
 	@$(MAKE) --no-print-directory -j2 test-training test-docker
+	@$(MAKE) --no-print-directory test-hosts
 	@$(MAKE) --no-print-directory test-browser
 
 test-unit: $(VENV)/.dev
@@ -45,6 +46,12 @@ test-docker: $(VENV)/.dev
 	@bash scripts/packages.sh docker
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
 	$(BIN)/python -m pytest tests/docker -q
+
+test-hosts: $(VENV)/.dev
+	@bash scripts/engine.sh
+	@bash scripts/packages.sh hosts
+	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
+	$(BIN)/python -m pytest tests/hosts -q
 
 test-browser: $(VENV)/.dev
 	@bash scripts/engine.sh

@@ -31,6 +31,7 @@ from service.control.figures import Figures
 from service.control.invariants import examine
 from service.control.loop import Controller
 from service.intake.commands import Jobs
+from service.intake.hosts import Hosts
 from service.intake.plans import Plans
 from service.intake.workspaces import Workspaces
 from service.settings import Settings
@@ -61,6 +62,7 @@ class Runtime:
         self.database = Database(settings.url)
         self.tokens = Tokens(self.database, settings.data_dir, settings.token)
         self.keys = KeyRing(self.database)
+        self.own_key = OwnKey(settings.data_dir)
         self.engines = DockerHosts(self.database, settings)
         docker = DockerBackend(self.engines, self.database, settings, time.time)
         self.backends: Mapping[str, Backend] = {docker.name: docker}
@@ -76,13 +78,13 @@ class Runtime:
             images=look,
             hand_over=self._hand_over,
         )
+        self.hosts = Hosts(self.database, settings, self.engines, lambda: self.own_key.line, self._hosts_changed)
         self.workspaces = Workspaces(self.database, settings, time.time, self._woken, look)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
         self.artifacts = Artifacts(self.database, settings)
         self.digests = Digests(self.database, MountRules.of(settings))
         self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub)
-        self.own_key = OwnKey(settings.data_dir)
         self.commits = Commits(self.database, settings, lambda: self.own_key.line)
         self.heartbeat = Heartbeat(self.database.path.parent, self._beat)
         self.deployment = ""
@@ -181,6 +183,10 @@ class Runtime:
         if attempt is not None:
             image = str(job.document.get("image", ""))
             self.backends[attempt.backend].run_folder(Gang.of(attempt, replicas)).hand_over(image, folder)
+
+    def _hosts_changed(self) -> None:
+        if self.controller is not None:
+            self.controller.look_at_hosts()
 
     def _stopping(self, job_id: str) -> None:
         self.hub.notify(job_id)

@@ -17,6 +17,7 @@ from service.api.metrics import Meter, exposition
 from service.api.routes import (
     artifacts,
     follow,
+    hosts,
     images,
     jobs,
     lineage,
@@ -50,6 +51,7 @@ ROUTERS = (
     images,
     lineage,
     artifacts,
+    hosts,
     system,
     overview,
     session,

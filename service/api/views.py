@@ -15,6 +15,7 @@ from service.api.cursors import Cursor
 from service.api.tolerant import mapping, number, progress, shown, whole
 from service.collector.reader import LogLine
 from service.contract import images, schemas
+from service.contract.ssh_keys import PublicKey
 from service.intake.deletion import Deleted
 from service.store import tables
 
@@ -318,8 +319,12 @@ def hosts(session: Session) -> list[schemas.Host]:
         tables.Holder, col(tables.Holder.id) == col(tables.GpuLease.holder_id)
     )
     holders = dict(session.exec(held).all())
-    rows = session.exec(select(tables.Host).order_by(col(tables.Host.name)))
+    rows = session.exec(select(tables.Host).where(tables.Host.lifecycle != "removed").order_by(col(tables.Host.name)))
     return [shown(partial(host, row, holders), partial(_bare_host, row), f"host/{row.id}") for row in rows]
+
+
+def one_host(session: Session, row: tables.Host) -> schemas.Host:
+    return next(found for found in hosts(session) if found.id == row.id)
 
 
 def _bare_host(row: tables.Host, said: str) -> schemas.Host:
@@ -335,7 +340,18 @@ def host(row: tables.Host, holders: dict[str, tables.Holder]) -> schemas.Host:
         url=row.url,
         state=row.lifecycle,
         reachable=row.reachable,
+        unreachable_since=row.unreachable_since,
         message=row.message,
+        address=row.address,
+        cluster_address=row.cluster_address,
+        interface=row.interface,
+        labels=mapping(row.labels),
+        first_port=row.first_port,
+        last_port=row.last_port,
+        shared_root=row.shared_root,
+        fingerprint=PublicKey.parse(row.host_key).fingerprint if row.host_key else None,
+        findings=[schemas.Finding(**finding) for finding in row.findings or []],
+        checked_at=row.checked_at,
         engine_version=facts.get("engine_version"),
         cpus=facts.get("cpus"),
         memory_bytes=facts.get("memory_bytes"),

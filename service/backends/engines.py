@@ -116,6 +116,10 @@ class Engine(Protocol):
 
     def facts(self) -> EngineFacts: ...
 
+    def ping(self) -> None:
+        """Returns soon when the engine is well; else raises soon, whatever it is that hangs."""
+        ...
+
     def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
         """The machine's GPUs, by a short probe container; empty when there are none or no image to probe with.
 

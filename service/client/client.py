@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from service.client.errors import ApiError, Unreachable
 from service.client.transport import Transport
 from service.contract.images import Build, Committed, Image, Pushed
-from service.contract.pages import SessionLink, Token, Tokens
+from service.contract.pages import HostKey, SessionLink, Token, Tokens
 from service.contract.schemas import (
     Artifact,
     ArtifactFate,
@@ -307,6 +307,27 @@ class Client:
 
     def hosts(self) -> list[Host]:
         return list(self._pages(Host, "hosts", {}, None))
+
+    def host(self, ref: str) -> Host:
+        """One host, by name or id."""
+        return self._get(Host, f"hosts/{_segment(ref)}")
+
+    def add_host(self, name: str, url: str, **settings: Any) -> Host:
+        """Make a machine a host: `url` is ssh://user@address[:port]; `settings` as in the REST API's HostRequest."""
+        given = {key: value for key, value in settings.items() if value is not None}
+        return self._send(Host, "POST", "hosts", json_body={"name": name, "url": url, **given})
+
+    def change_host(self, ref: str, **change: Any) -> Host:
+        """Change a host, such as state="draining"; as in the REST API's HostChange."""
+        return self._send(Host, "PATCH", f"hosts/{_segment(ref)}", json_body=change, repeatable=True)
+
+    def remove_host(self, ref: str) -> None:
+        """It is no host any more; refused while anything runs there."""
+        self._transport.request("DELETE", f"hosts/{_segment(ref)}")
+
+    def host_key(self) -> str:
+        """The control plane's public SSH key, for authorized_keys on hosts."""
+        return self._get(HostKey, "hosts/key").public_key
 
     def authorized(self) -> list[Key]:
         """The public keys that every new container authorises."""

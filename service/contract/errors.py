@@ -68,7 +68,14 @@ KINDS: dict[str, Kind] = {
     "artifact_not_kept": Kind(409, "An artifact of the job can't be kept"),
     "files_left": Kind(409, "Files can't be removed"),
     "import_failed": Kind(422, "The import failed"),
+    # hosts
     "host_not_found": Kind(404, "No such host"),
+    "host_exists": Kind(409, "The host is there already"),
+    "host_in_use": Kind(409, "The host is in use"),
+    "host_unreachable": Kind(422, "The host does not answer"),
+    "host_login_refused": Kind(422, "The host refuses the login"),
+    "host_key_changed": Kind(422, "The host shows another SSH host key"),
+    "host_unsuitable": Kind(422, "The host can't run containers for Navarch"),
     # what Navarch stands on
     "engine_unreachable": Kind(503, "The Docker Engine does not answer"),
     "engine_error": Kind(502, "The Docker Engine refused"),

@@ -145,3 +145,9 @@ class Preview(Schema):
 
     file: str | None = None
     rows: list[str] = Field(default_factory=list)
+
+
+class HostKey(Schema):
+    """The key with which the control plane logs in on hosts."""
+
+    public_key: str = Field(description="a line for authorized_keys")

@@ -362,15 +362,35 @@ class Gpu(Schema):
     memory_used_mib: int | None = Field(default=None, description="as last seen")
 
 
+class Finding(Schema):
+    """Something that a check of a host found."""
+
+    name: str = Field(description="what was looked at, such as disk or ecc")
+    level: Literal["note", "warning", "error"]
+    detail: str = Field(description="what is wrong, and what to do on that host")
+    gpu: str | None = Field(default=None, description="the UUID of the GPU that is not used because of it")
+
+
 class Host(Schema):
     """A Docker Engine that Navarch may use; lifecycle, reachability and health are separate facts."""
 
     id: str
     name: str
     url: str
-    state: str
+    state: str = Field(description="active, or draining: nothing new is placed on it")
     reachable: bool
+    unreachable_since: float | None = None
     message: str | None = None
+    address: str = Field(default="", description="where its published ports are reached")
+    cluster_address: str | None = Field(default=None, description="where the other hosts find it")
+    interface: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    first_port: int | None = None
+    last_port: int | None = None
+    shared_root: str | None = None
+    fingerprint: str | None = Field(default=None, description="of its pinned SSH host key")
+    findings: list[Finding] = Field(default_factory=list, description="what the last check found")
+    checked_at: float | None = None
     engine_version: str | None = None
     cpus: int | None = None
     memory_bytes: int | None = None

@@ -82,6 +82,10 @@ class Controller:
         """Something waits in the queue, or there may be room for it."""
         self.wake(_SCHEDULE)
 
+    def look_at_hosts(self) -> None:
+        """There is another host, or one less, or one may be used again."""
+        self.wake(_SWEEP)
+
     def look(self, host_id: str) -> None:
         """Wakes all jobs and workspaces that have containers on a host."""
         with self._context.database.read() as session:

@@ -229,6 +229,22 @@ class Host(SQLModel, table=True):
     last_port: int = 21999
     max_containers: int = 8
     seen_at: float | None = None
+    host_key: str | None = None
+    """The SSH host key that was pinned when it was added, as a line."""
+    private_key: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """The key that logs in there, encrypted; None: the control plane's own."""
+    cluster_address: str | None = None
+    """Where the other hosts find it, if that is another address."""
+    interface: str | None = None
+    """The network interface that has the cluster address, where it isn't found by itself."""
+    labels: dict[str, str] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    shared_root: str | None = None
+    """A folder that all hosts with the same one share."""
+    findings: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]")
+    )
+    """What the last check found: [{name, level, detail, gpu}]."""
+    checked_at: float | None = None
 
 
 class Holder(SQLModel, table=True):
@@ -380,6 +396,8 @@ class Artifact(SQLModel, table=True):
     attempt: int | None = None
     run_path: str | None = None
     """Path within the job's run folder, for what a job left."""
+    host_id: str | None = Field(default=None, foreign_key="host.id")
+    """The remote host on which it lies; None: the control plane's machine."""
     metrics: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     created_at: float = Field(default_factory=time.time)
 

@@ -1,4 +1,4 @@
-"""The control plane's own SSH key: workspaces authorise it, so that what an IDE does can be tried."""
+"""The control plane's own SSH key: it logs in with it on hosts, and in workspaces to try what an IDE does."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ class OwnKey:
         """For authorized_keys."""
         self._make()
         return self._file.with_suffix(".pub").read_text()
+
+    @property
+    def text(self) -> str:
+        """The private key, in OpenSSH's form."""
+        self._make()
+        return self._file.read_text()
 
     def private(self) -> paramiko.PKey:
         self._make()

@@ -234,6 +234,10 @@ class SimulatedEngine:
         with self._effect() as machine:
             return EngineFacts("1", 4, 1 << 34, "boot-1", machine.engine_started_at)
 
+    def ping(self) -> None:
+        with self._effect():
+            pass
+
     def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
         with self._effect() as machine:
             return [Gpu(uuid, "sim", 1000, index) for index, uuid in enumerate(machine.gpus)]

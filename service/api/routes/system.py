@@ -1,4 +1,4 @@
-"""`/hosts`, `/keys`, `/health`, `/version`: what Navarch runs on and how it is."""
+"""`/keys`, `/health`, `/version`: how Navarch itself is, and whose keys it takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from starlette.responses import JSONResponse
 
-from service.api import views
 from service.api.bodies import BoundedRoute
 from service.api.problems import MEDIA_TYPE, RESPONSES
 from service.api.state import principal_of, state_of
@@ -18,23 +17,6 @@ from service.contract.errors import Problem
 from service.contract.ssh_keys import PublicKey
 
 router = APIRouter(route_class=BoundedRoute, responses=RESPONSES)
-
-
-@router.get("/hosts", response_model=schemas.Page[schemas.Host], tags=["hosts"], summary="List hosts")
-def hosts(request: Request) -> Response:
-    """Docker hosts with their GPUs and who holds them."""
-    with state_of(request).database.read() as session:
-        page = schemas.Page[schemas.Host](items=views.hosts(session))
-    return Response(page.model_dump_json(), media_type="application/json")
-
-
-@router.get("/hosts/{ref}", response_model=schemas.Host, tags=["hosts"], summary="Look at a host")
-def host(request: Request, ref: Annotated[str, Path(max_length=200)]) -> Response:
-    with state_of(request).database.read() as session:
-        for found in views.hosts(session):
-            if ref in (found.id, found.name):
-                return Response(found.model_dump_json(), media_type="application/json")
-    raise Problem("host_not_found", f"There is no host {ref!r}.", "`navarch host ls` lists them.")
 
 
 @router.get("/keys", response_model=schemas.Page[schemas.Key], tags=["keys"], summary="List authorised keys")

@@ -22,6 +22,8 @@ from service.backends.docker.image_files import files_in
 from service.backends.docker.log_stream import DockerLog
 from service.backends.docker.mounting import Mounting, Prepared, put_links
 from service.backends.docker.refusals import engine_errors
+from service.backends.docker.remote_machine import RemoteMachine
+from service.backends.docker.seen import Seen
 from service.backends.docker.streams import Events, PullStream
 from service.backends.engines import (
     DEFAULT_SEARCH_PATH,
@@ -41,6 +43,8 @@ container can print while the collector goes from one to the next. The driver js
 breaks the characters where it cuts a long line."""
 _SECRET = frozenset({"env", "ssh_host_ed25519_key", "authorized_keys", "id_ed25519", "id_rsa"})
 """Files in /run/navarch that are root's alone."""
+_ANSWER_S = 10
+"""An engine that is well says so much sooner."""
 _PROBE_PATIENCE_S = 10
 _REGISTRY_PATIENCE_S = 10
 
@@ -48,8 +52,12 @@ _REGISTRY_PATIENCE_S = 10
 class DockerHost:
     """Calls of one Docker Engine; any thread may use it. Connects at the first call."""
 
-    def __init__(self, url: str, rules: MountRules, bind_address: str = "0.0.0.0") -> None:
+    def __init__(
+        self, url: str, rules: MountRules, bind_address: str = "0.0.0.0", remote: RemoteMachine | None = None
+    ) -> None:
+        """`remote`: the machine behind the URL, which is that of a socket here, where it is another one."""
         self._url = url
+        self._remote = remote
         self._bind_address = bind_address
         self._mounting = Mounting(rules)
         self._prepared: dict[str, Prepared] = {}
@@ -62,10 +70,12 @@ class DockerHost:
 
     @property
     def api(self) -> Any:
-        """The SDK's client, which has no useful types."""
+        """The SDK's client, which has no useful types. Raises Unreachable where there is no way to the host."""
+        if self._remote is not None:
+            self._remote.check()
         with self._lock:
             if self._client is None:
-                with engine_errors(f"The Docker Engine at {self._url} doesn't answer"):
+                with engine_errors(f"The Docker Engine {self._where} doesn't answer"):
                     self._client = docker.APIClient(base_url=self._url, version="auto", timeout=CALL_TIMEOUT_S)
             return self._client
 
@@ -80,16 +90,27 @@ class DockerHost:
                 self._client = None
 
     def facts(self) -> EngineFacts:
-        with engine_errors(f"The Docker Engine at {self._url} doesn't answer"):
-            info = self.api.info()
-        socket = self._url.removeprefix("unix://") if self._url.startswith("unix://") else None
+        with engine_errors(f"The Docker Engine {self._where} doesn't answer"):
+            api = self.api
+            info = api._result(api._get(api._url("/info"), timeout=_ANSWER_S), True)
+        local = self._url.removeprefix("unix://") if self._url.startswith("unix://") else None
+        seen = self._remote.look() if self._remote else local_machine.look(local) if local else Seen()
         return EngineFacts(
             version=str(info.get("ServerVersion", "")),
             cpus=int(info.get("NCPU", 1)),
             memory_bytes=int(info.get("MemTotal", 0)),
-            boot_id=local_machine.boot_id() if socket else None,
-            started_at=local_machine.engine_started_at(socket) if socket else None,
+            boot_id=seen.boot_id,
+            started_at=seen.engine_started_at,
         )
+
+    def ping(self) -> None:
+        with engine_errors(f"The Docker Engine {self._where} doesn't answer"):
+            api = self.api
+            api._result(api._get(api._url("/_ping"), timeout=_ANSWER_S))
+
+    @property
+    def _where(self) -> str:
+        return f"of {self._remote.shown}" if self._remote else f"at {self._url}"
 
     def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
         with self._probing, engine_errors("The GPUs could not be listed"):

@@ -5,13 +5,17 @@ import threading
 from sqlmodel import select
 
 from service.access.mounts import MountRules
+from service.access.secrets import SecretBox
 from service.backends.docker.engine import DockerHost
+from service.backends.docker.remote_machine import RemoteMachine
+from service.backends.docker.wires import Route, Wires
 from service.backends.engines import Engine
 from service.backends.errors import EngineError
 from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record
 from service.store.tables import Host
+from service.workspaces.own_key import OwnKey
 
 LOCAL = "local"
 
@@ -22,6 +26,9 @@ class DockerHosts:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
+        self._own_key = OwnKey(settings.data_dir)
+        self._secrets = SecretBox(settings.data_dir)
+        self.wires = Wires(settings.data_dir / "wires")
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
 
@@ -33,17 +40,37 @@ class DockerHosts:
                 found = self._engines[host_id] = self._connect(host_id)
             return found
 
+    def forget(self, host_id: str) -> None:
+        """Ends the connection to a host: it was removed, or is reached in another way from now on."""
+        with self._lock:
+            engine = self._engines.pop(host_id, None)
+        self.wires.drop(host_id)
+        if engine is not None:
+            engine.close()
+
     def close(self) -> None:
         with self._lock:
             for engine in self._engines.values():
                 engine.close()
             self._engines.clear()
+        self.wires.close()
+
+    def own_key(self) -> str:
+        """The private key of the control plane itself."""
+        return self._own_key.text
+
+    def key_of(self, host: Host) -> str:
+        """The private key that logs in on a host: the control plane's own, where it was given no other."""
+        return self._secrets.open(host.private_key).get("key") or self._own_key.text
 
     def _connect(self, host_id: str) -> Engine:
         with self._database.read() as session:
             host = session.get(Host, host_id)
-        if host is None:
+        if host is None or host.lifecycle == "removed":
             raise EngineError(f"there is no host {host_id}")
+        if host.url.startswith("ssh:"):
+            wire = self.wires.open(host.id, Route.parse(host.url, self.key_of(host), host.host_key))
+            return DockerHost(wire.url, MountRules.of(self._settings), remote=RemoteMachine(wire))
         return DockerHost(host.url, MountRules.of(self._settings), self._settings.bind_address)
 
 

@@ -6,15 +6,21 @@ import struct
 import time
 from pathlib import Path
 
+from service.backends.docker.seen import Seen, started_at
 
-def boot_id() -> str | None:
+
+def look(socket_path: str) -> Seen:
+    return Seen(_boot_id(), _engine_started_at(socket_path))
+
+
+def _boot_id() -> str | None:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
 
 
-def engine_started_at(socket_path: str) -> float | None:
+def _engine_started_at(socket_path: str) -> float | None:
     """When the dockerd behind a socket was started; None when its process can't be seen."""
     for pid in (_peer(socket_path), _from_pidfile(socket_path)):
         if pid and _name(pid) == "dockerd":
@@ -50,10 +56,8 @@ def _name(pid: int) -> str:
 
 
 def _started_at(pid: int) -> float | None:
-    """Exact to hundredths of a second: /proc/stat knows the boot time to seconds only."""
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except (OSError, ValueError, IndexError):
+        stat, uptime = Path(f"/proc/{pid}/stat").read_text(), Path("/proc/uptime").read_text()
+    except OSError:
         return None
-    return time.time() - (uptime - ticks / os.sysconf("SC_CLK_TCK"))
+    return started_at(stat, uptime, os.sysconf("SC_CLK_TCK"), time.time())

@@ -18,6 +18,8 @@ log = structlog.get_logger("watch")
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 _STEADY_S = 5.0
 """A connection that lasted so long was a good one: the next one is tried at once again."""
+_PULSE_S = 5.0
+"""How often an engine is asked whether it is well, while nothing happens in it."""
 _WAKING = frozenset({"die", "oom", "destroy", "kill", "stop"})
 
 
@@ -39,10 +41,12 @@ class Watches:
         self._lock = threading.Lock()
 
     def look_for_hosts(self) -> None:
-        """Watches hosts that aren't watched yet."""
+        """Watches hosts that aren't watched yet, and those no more that were removed."""
         with self._database.read() as session:
             ids = list(session.exec(select(Host.id).where(Host.lifecycle != "removed")))
         with self._lock:
+            for host_id in self._watches.keys() - set(ids):
+                self._watches.pop(host_id).stop()
             for host_id in ids:
                 if host_id not in self._watches:
                     self._watches[host_id] = Watch(self, host_id)
@@ -67,6 +71,9 @@ class Watches:
         self._hosts.note_reachable(host_id, True)
         self._listener.look(host_id)
         self._listener.room()
+
+    def ping(self, host_id: str) -> None:
+        self._engines.engine(host_id).ping()
 
     def events(self, host_id: str) -> Stream[EngineEvent]:
         return self._engines.engine(host_id).events(self._deployment)
@@ -120,15 +127,34 @@ class Watch:
 
     def _connection(self, lost_at: float | None) -> str:
         """Stays as long as the engine answers; why it doesn't any more."""
+        over, silent = threading.Event(), list[str]()
         try:
             self._stream = self._watches.events(self._host_id)
             self._watches.look(self._host_id, lost_at)
             self.connected = True
+            pulse = threading.Thread(
+                target=self._feel, args=(self._stream, over, silent), name=f"pulse-{self._host_id}", daemon=True
+            )
+            pulse.start()
             for event in self._stream:
                 self._watches.heard(event)
-            return "the connection to the engine was closed"
+            return silent[0] if silent else "the connection to the engine was closed"
         except EngineError as error:
-            return str(error)
+            return silent[0] if silent else str(error)
         except Exception as error:
             log.exception("watch failed", host=self._host_id)
             return f"{type(error).__name__}: {error}"
+        finally:
+            over.set()
+
+    def _feel(self, stream: Stream[EngineEvent], over: threading.Event, silent: list[str]) -> None:
+        """Ends the stream of an engine that is there and says nothing: the stream alone would never tell."""
+        while not over.wait(_PULSE_S):
+            try:
+                self._watches.ping(self._host_id)
+            except EngineError as error:
+                silent.append(str(error))
+                stream.close()
+                return
+            except Exception:
+                log.exception("pulse failed", host=self._host_id)

@@ -1,0 +1,1 @@
+"""Tests that cross hosts: several real Docker hosts on one machine."""
