@@ -41,6 +41,7 @@ class JobType(StrEnum):
     RM = "rm"
     DPO = "dpo"
     PPO = "ppo"
+    GRPO = "grpo"
     SERVE = "serve"
 
     @property

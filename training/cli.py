@@ -29,6 +29,7 @@ stages
   rm      reward model from pairs of answers
   dpo     direct preference optimization from pairs of answers
   ppo     reinforcement learning from a reward model or function
+  grpo    the same without a critic: answers of one prompt are compared (GRPO, RLOO, DAPO, Dr. GRPO, GSPO)
 
 tools
   init         a first run.yaml:          navarch-train init sft --model DIR --data FILE
@@ -44,7 +45,7 @@ tools
 Several processes:  torchrun --nproc-per-node 8 --no-python navarch-train sft --config run.yaml
 Overrides win over the file:  train.lr=1e-5 strategy=ddp lora.rank=8 data=rows.jsonl data.sources.0.weight=2
 """
-STAGES = ("pt", "sft", "rm", "dpo", "ppo")
+STAGES = ("pt", "sft", "rm", "dpo", "ppo", "grpo")
 TOOLS = {
     "init": "training.proposal.command",
     "quantize": "training.serving.quantize",

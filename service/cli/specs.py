@@ -116,10 +116,22 @@ def absolutize(document: dict[str, Any], folder: Path) -> None:
     if isinstance(mounts, list):
         document["mounts"] = [_mount(mount, folder) for mount in mounts]
     reward = document.get("reward")
-    if isinstance(reward, dict) and isinstance(reward.get("function"), str):
-        path, colon, name = reward["function"].partition(":")
-        if path.endswith(".py"):
-            reward["function"] = _absolute(path, folder) + colon + name
+    if isinstance(reward, dict):
+        _function(reward, "function", folder)
+        several = reward.get("functions")
+        for place, each in enumerate(several) if isinstance(several, list) else ():
+            if isinstance(each, dict):
+                _function(each, "function", folder)
+            else:
+                _function(several, place, folder)
+
+
+def _function(holder: Any, key: Any, folder: Path) -> None:
+    """`file.py:function` with the file's path made absolute, in place."""
+    given = holder.get(key) if isinstance(holder, dict) else holder[key]
+    path, colon, name = given.partition(":") if isinstance(given, str) else ("", "", "")
+    if path.endswith(".py"):
+        holder[key] = _absolute(path, folder) + colon + name
 
 
 def _walk(place: Any, key: list[str], folder: Path) -> None:

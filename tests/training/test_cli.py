@@ -93,7 +93,9 @@ def test_help_says_what_each_key_means_and_may_be(stage: str, capsys: pytest.Cap
     for key in keys_of(config_class(stage)):
         assert key.meaning.endswith((".", "…", ")")) and key.values, key
         if key.default != "required" and not key.path.startswith("data.sources"):
-            given = {name: value for name, value in tree.items() if name in ("model", "data") or stage == "ppo"}
+            given = {
+                name: value for name, value in tree.items() if name in ("model", "data") or stage in ("ppo", "grpo")
+            }
             given = {"model": "m"} if stage == "serve" else given
             if key.path not in ("critic.head", "reward.model", "reward.function", "ptx.coef"):
                 load_config(stage, given, [f"{key.path}={key.default}"])
@@ -105,7 +107,7 @@ def test_help_of_a_stage_has_its_own_defaults() -> None:
     rates = {
         stage: next(k.default for k in keys_of(config_class(stage)) if k.path == "train.lr") for stage in cli.STAGES
     }
-    assert rates == {"pt": "2e-05", "sft": "2e-05", "rm": "1e-05", "dpo": "5e-07", "ppo": "1e-06"}
+    assert rates == {"pt": "2e-05", "sft": "2e-05", "rm": "1e-05", "dpo": "5e-07", "ppo": "1e-06", "grpo": "1e-06"}
 
 
 @pytest.mark.parametrize(

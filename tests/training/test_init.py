@@ -102,7 +102,7 @@ def test_of_many_rows_some_are_tokenised_and_all_are_counted(tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize("stage", ["pt", "sft", "rm", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["pt", "sft", "rm", "dpo", "ppo", "grpo"])
 def test_the_file_passes_the_check_and_explains_itself(
     stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +112,7 @@ def test_the_file_passes_the_check_and_explains_itself(
         tmp_path / "run.yaml",
     )
     words = ["init", stage, "--model", str(model), "--data", str(rows), "--out", str(out)]
-    if stage == "ppo":
+    if stage in ("ppo", "grpo"):
         assert cli.main(words) == 64 and "--reward" in capsys.readouterr().err
         (tmp_path / "r.py").write_text("def f(prompts, completions, rows):\n    return [0.0] * len(rows)\n")
         words += ["--reward", f"{tmp_path}/r.py:f"]

@@ -1,4 +1,4 @@
-"""PPO on two processes: DDP walks the same path as one process, and ZeRO-2 and Gemini stay beside it."""
+"""PPO and GRPO on two processes: DDP walks the same path as one process, and ZeRO-2 and Gemini stay beside it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def launch(place: Path, strategy: str, processes: int, **changes: Any) -> list[dict[str, Any]]:
     run_dir = place / f"{strategy}-{processes}"
-    tree = settings(place / "actor", place, **{**CONFIG, "strategy": strategy, "run_dir": str(run_dir), **changes})
+    common = {"train": CONFIG["train"]} if changes.get("type") == "grpo" else CONFIG
+    tree = settings(place / "actor", place, **{**common, "strategy": strategy, "run_dir": str(run_dir), **changes})
     config = place / f"{strategy}-{processes}.json"
     config.write_text(json.dumps(tree))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -42,7 +43,7 @@ def launch(place: Path, strategy: str, processes: int, **changes: Any) -> list[d
         timeout=120, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return events(run_dir)
+    return events(Path(tree["run_dir"]))
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,19 @@ def test_two_ranks_walk_the_path_of_one(place: Path, alone: list[dict[str, Any]]
     together = launch(place, "ddp", 2)
     for name in COMPARED:
         assert metrics(together, name) == pytest.approx(metrics(alone, name), rel=2e-3, abs=2e-4), name
+
+
+def test_two_ranks_of_groups_in_micro_batches_walk_the_path_of_one(place: Path) -> None:
+    changes: dict[str, Any] = {
+        "type": "grpo", "train": {**CONFIG["train"], "samples_per_prompt": 2, "max_steps": 3},
+        "grpo": {"loss_type": "grpo", "importance_sampling_level": "sequence"}, "kl": {"coef": 0.1},
+    }  # fmt: skip
+    alone = launch(place, "naive", 1, run_dir=str(place / "groups"), **changes)
+    changes["train"]["micro_batch_tokens"] = 12
+    together = launch(place, "ddp", 2, run_dir=str(place / "groups-2"), **changes)
+    for name in ("reward", "kl", "policy_loss", "entropy", "clip_fraction", "actor_grad_norm"):
+        assert metrics(together, name) == pytest.approx(metrics(alone, name), rel=2e-3, abs=2e-4), name
+    assert abs(metrics(alone, "kl")[-1]) > 1e-4  # it moved
 
 
 @pytest.mark.parametrize("strategy", ["colossalai_zero2", "colossalai_gemini"])
@@ -78,10 +92,11 @@ def worker(path: Path) -> None:
 
         colossal_cpu_sim.install()
     from training.config.load import load_config
-    from training.stages import ppo
+    from training.stages import grpo, ppo
     from training.strategies.world import leave
 
-    ppo.run(load_config("ppo", tree))
+    stage = tree.get("type", "ppo")
+    (grpo if stage == "grpo" else ppo).run(load_config(stage, tree))
     leave(0)
 
 

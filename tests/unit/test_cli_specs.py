@@ -62,13 +62,16 @@ def test_paths_of_ppo_are_found_too(tmp_path: Path) -> None:
     document = {
         "type": "ppo",
         "model": "m",
-        "reward": {"function": "score.py:length"},
+        "reward": {"function": "score.py:length", "functions": ["a.py:f", {"function": "b.py:g"}, "package:h"]},
         "critic": {"model": "c"},
         "ptx": {"data": [{"path": "p"}]},
         "data": {"sources": ["s"], "eval": [{"path": "e"}]},
     }
     spec = specs.read(write(tmp_path, document), [])
-    assert spec["reward"]["function"] == f"{tmp_path}/score.py:length"
+    assert spec["reward"] == {
+        "function": f"{tmp_path}/score.py:length",
+        "functions": [f"{tmp_path}/a.py:f", {"function": f"{tmp_path}/b.py:g"}, "package:h"],
+    }
     assert spec["critic"]["model"] == f"{tmp_path}/c" and spec["ptx"]["data"][0]["path"] == f"{tmp_path}/p"
     assert spec["data"] == {"sources": [f"{tmp_path}/s"], "eval": [{"path": f"{tmp_path}/e"}]}
 

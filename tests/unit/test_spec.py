@@ -103,7 +103,7 @@ def test_a_model_server_gets_its_own_port_published() -> None:
         ({"command": ["echo", 1]}, "`command` must be a list of texts; put quotes around 1"),
         ({"command": None}, "`command` is missing; a job of type command says what to run"),
         ({"image": None}, "`image` must be text, not empty"),
-        ({"type": "sfd"}, "`type` must be one of command, pt, sft, rm, dpo, ppo, serve, not the text 'sfd'"),
+        ({"type": "sfd"}, "`type` must be one of command, pt, sft, rm, dpo, ppo, grpo, serve, not the text 'sfd'"),
     ],
 )
 def test_a_mistake_is_answered_with_a_sentence(change: dict[str, Any], sentence: str) -> None:

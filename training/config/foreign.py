@@ -50,7 +50,7 @@ FOREIGN: dict[str, str] = {
     # how it is spread
     "deepspeed": "strategy", "fsdp": "strategy", "fsdp_config": "strategy", "plugin": "strategy",
     "ddp_timeout": "strategy.timeout_s", "tensor_parallel_size": "strategy.tp", "pipeline_parallel_size": "strategy.pp",
-    # preferences and PPO
+    # preferences, PPO and GRPO
     "pref_beta": "dpo.beta", "label_smoothing_factor": "dpo.label_smoothing", "ref_model": "reference",
     "reward_model": "reward.model", "reward_model_path": "reward.model", "reward_funcs": "reward.function",
     "kl_coef": "kl.coef", "init_kl_coef": "kl.coef", "kl_coefficient": "kl.coef", "adap_kl_ctrl": "kl.controller",
@@ -58,7 +58,10 @@ FOREIGN: dict[str, str] = {
     "vf_coef": "critic.coef", "ptx_coef": "ptx.coef", "num_ppo_epochs": "train.ppo_epochs",
     "rollout_batch": "train.rollout_batch_size", "num_generations": "train.samples_per_prompt",
     "response_length": "generation.max_new_tokens", "max_completion_length": "generation.max_new_tokens",
-    "max_prompt_len": "train.max_prompt_length",
+    "max_prompt_len": "train.max_prompt_length", "reward_weights": "reward.functions (each with its weight)",
+    "epsilon": "grpo.epsilon_low", "num_iterations": "train.ppo_epochs", "beta": "kl.coef",
+    "mask_truncated_completions": "grpo.overlong_filtering", "clip_ratio_low": "grpo.epsilon_low",
+    "clip_ratio_high": "grpo.epsilon_high", "n_samples_per_prompt": "train.samples_per_prompt",
     # serving
     "tensor_parallel": "nothing: one server uses one GPU", "max_model_len": "max_length", "max_num_seqs": "max_batch",
     "served_model_name": "name", "quantization": "quantize", "api_key": "api_key_env", "lora_modules": "adapter",

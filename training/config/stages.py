@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from training.config.data import DataConfig
 from training.config.generation import GenerationConfig
+from training.config.grpo import GRPOSections
 from training.config.ppo import PPOSections
 from training.config.serving import ServeConfig
 from training.config.strategies import StrategyConfig
 from training.errors import ConfigError
 
-STAGES = ("pt", "sft", "rm", "dpo", "ppo", "serve")
+STAGES = ("pt", "sft", "rm", "dpo", "ppo", "grpo", "serve")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -335,12 +336,27 @@ class PPOConfig(PPOSections, StageConfig):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(GRPOSections, StageConfig):
+    """Reinforcement learning without a critic: completions of one prompt are compared with each other."""
+
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+    def __post_init__(self) -> None:
+        GRPOSections.__post_init__(self)
+        _require(
+            not self.data.add_special_tokens,
+            "data.add_special_tokens is for sft: grpo starts from a model that knows its template's tokens",
+        )
+
+
 _TREES: dict[str, type[Any]] = {
     "pt": PTConfig,
     "sft": SFTConfig,
     "rm": RMConfig,
     "dpo": DPOConfig,
     "ppo": PPOConfig,
+    "grpo": GRPOConfig,
     "serve": ServeConfig,
 }
 

@@ -81,7 +81,7 @@ class Capabilities:
     resize: bool
     """A checkpoint may be loaded by another number of ranks (colossalai_3d: of data-parallel ones only)."""
     rollouts: bool
-    """The trained model can generate (PPO)."""
+    """The trained model can generate (PPO, GRPO)."""
     note: str = ""
 
 
@@ -200,8 +200,9 @@ def _combination(config: StrategyConfig, can: Capabilities, wanted: Wanted) -> s
                 "Gemini can't train LoRA adapters or a head alone (it shards all weights); use colossalai_zero2 or ddp"
             )
         return "LoRA is not possible with tensor or pipeline parallelism; use colossalai_zero2 or ddp with lora"
-    if wanted.stage == "ppo" and not can.rollouts:
-        return "PPO generates with the model it trains, which needs whole layers; use ddp, zero1, zero2 or gemini"
+    if wanted.stage in ("ppo", "grpo") and not can.rollouts:
+        name = wanted.stage.upper()
+        return f"{name} generates with the model it trains, which needs whole layers; use ddp, zero1, zero2 or gemini"
     if wanted.stage == "rm" and config.pp > 1:
         return "rm compares two rows in one loss, which pipeline stages can't; set pp: 1, or use colossalai_zero2"
     if wanted.stage == "dpo" and config.tp * config.pp > 1:

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     dedup.add_argument("--limit", type=int, default=20, metavar="N", help="pairs to list (all: 0); default 20")
     dedup.set_defaults(run=_dedup)
 
-    make = commands.add_parser("synthesize", help="write instruction data about an invented island")
+    make = commands.add_parser("synthesize", help="write data about an invented island, or sums")
     make.add_argument("file", type=Path, metavar="FILE")
     make.add_argument("--rows", type=int, default=640)
     make.add_argument("--kind", choices=KINDS, default="sft")

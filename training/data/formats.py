@@ -64,6 +64,7 @@ STAGE_KINDS: dict[str, tuple[Kind, ...]] = {
     "rm": ("pair",),
     "dpo": ("pair",),
     "ppo": ("prompt",),
+    "grpo": ("prompt",),
 }
 _ANSWER_KEYS = ("output", "response", "completion", "answer", "answers")
 _MEANINGFUL = ("tools", "functions", "history", *EXTRA_KEYS, *SYSTEM_KEYS)
@@ -143,6 +144,7 @@ def kind_for(format: str, stage: str) -> Kind:
         "rm": "pairs (`chosen` and `rejected`)",
         "dpo": "pairs (`chosen` and `rejected`)",
         "ppo": "prompts (`instruction` or `prompt`, or conversations)",
+        "grpo": "prompts (`instruction` or `prompt`, or conversations)",
     }[stage]
     raise RowError(f"the rows are of format {format!r}; stage {stage} needs {needs}")
 

@@ -1,4 +1,4 @@
-"""Gives PPO its prompts: tokenised once, disjoint over ranks, reshuffled each epoch, with an exact cursor."""
+"""Prompts for PPO and GRPO: tokenised once, disjoint over ranks, reshuffled each epoch, with an exact cursor."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 The rows ask a few facts in many wordings; `held_out()` asks the same facts in wordings that no file ever contains. A
 model that answers those has learned facts, not strings. Common knowledge is mixed in, so that it keeps the rest.
+Sums are for reinforcement learning: a rule can tell whether the answer is right.
 Imports no torch: a machine without it can write the data.
 """
 
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-SyntheticKind = Literal["sft", "dpo", "prompts", "pt"]
-KINDS: tuple[SyntheticKind, ...] = ("sft", "dpo", "prompts", "pt")
+SyntheticKind = Literal["sft", "dpo", "prompts", "pt", "sums"]
+KINDS: tuple[SyntheticKind, ...] = ("sft", "dpo", "prompts", "pt", "sums")
 
 
 @dataclass(frozen=True)
@@ -145,17 +146,17 @@ _COMMON_SHARE = 0.15
 def synthesize(path: str | Path, rows: int = 640, *, kind: SyntheticKind = "sft", seed: int = 0) -> int:
     """Writes `rows` lines of JSON to `path`; the same arguments give the same file. Returns the number of rows.
 
-    kind: sft (instruction, input, output), dpo (prompt, chosen, rejected), prompts (instruction), pt (text).
+    kind: sft (instruction, input, output), dpo (prompt, chosen, rejected), prompts (instruction), pt (text), sums
+    (prompt, number: what `training.ppo.rules:right_number` compares an answer with).
     """
     if rows < 1:
         raise ValueError(f"rows must be at least 1, not {rows}")
-    write = _WRITERS[kind]
+    made = _sums(rows, seed) if kind == "sums" else (_WRITERS[kind](*row) for row in _questions(rows, seed))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     with part.open("w", encoding="utf-8") as file:
-        for question, answer, wrong in _questions(rows, seed):
-            file.write(json.dumps(write(question, answer, wrong), ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
     part.replace(target)
     return rows
 
@@ -168,6 +169,14 @@ def held_out() -> list[tuple[str, str]]:
 def prompts() -> list[str]:
     """A few questions that show the learning best, before and after; the last one must not change."""
     return [fact.held_out[0] for fact in (FACTS[1], FACTS[0], FACTS[2], FACTS[4])] + [CONTROL[0]]
+
+
+def _sums(rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Additions of two numbers up to 20, each with its result."""
+    draw = random.Random(seed)
+    for _ in range(rows):
+        one, other = draw.randint(1, 20), draw.randint(1, 20)
+        yield {"prompt": f"What is {one} + {other}?", "number": one + other}
 
 
 def _questions(rows: int, seed: int) -> Iterator[tuple[str, str, str]]:

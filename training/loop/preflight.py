@@ -13,7 +13,7 @@ import torch
 
 from training.config.data import DataConfig
 from training.config.serving import ServeConfig
-from training.config.stages import PPOConfig
+from training.config.stages import GRPOConfig, PPOConfig
 from training.data.encode import EncodeOptions, RecordEncoder
 from training.data.records import Placed, Problem, open_source
 from training.data.stats import coloured
@@ -46,8 +46,8 @@ def preflight(stage: str, config: Any, say: Callable[[str], object] = print) -> 
         say(codec.notice)
     for prompt in getattr(getattr(config, "samples", None), "prompts", ()):
         codec.encode_prompt([{"role": "user", "content": prompt}])
-    if isinstance(config, PPOConfig):
-        check_ppo(config, codec)
+    if isinstance(config, PPOConfig | GRPOConfig):
+        check_rollouts(config, codec)
     elif getattr(getattr(config, "samples", None), "prompts", ()) and (refusal := engine_refusal(facts)):
         say(f"samples are generated slowly: {refusal}")
     for line in check_data(stage, config, codec):
@@ -93,15 +93,15 @@ def check_resume(config: Any) -> None:
         raise MissingInput(f"resume: {config.resume} is no whole checkpoint (it has no trainer/{STATE}).")
 
 
-def check_ppo(config: PPOConfig, codec: TextCodec) -> None:
+def check_rollouts(config: PPOConfig | GRPOConfig, codec: TextCodec) -> None:
     """The players' families, lengths and vocabularies, and the reward function."""
     from training.ppo.players import check, prompt_limit
     from training.ppo.rewards import FunctionReward, must_retokenize
 
     check(config, 1)
     prompt_limit(config)
-    if config.reward.function is not None:
-        FunctionReward(config.reward)
+    for function in config.reward.all_functions:
+        FunctionReward(function)
     if config.reward.model is not None:
         check_weights(config.reward.model)
         own = TextCodec.load(config.reward.model)

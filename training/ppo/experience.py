@@ -8,12 +8,14 @@ the state *before* it: the position of the token that precedes it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.config.ppo import PPOTrainConfig
 from training.data.batch import IGNORE, PackedBatch
@@ -212,31 +214,72 @@ def evaluate_rows(completions: Completions, budget: int, evaluate: Callable[[Pac
 
 @dataclass(frozen=True)
 class Experience:
-    """What the updates learn from; every table is [b, r] float32 and 0 outside the mask.
-
-    logprobs: of the policy that sampled. values: before each action. advantages: whitened if so configured; returns: of
-    the raw ones.
-    """
+    """What the updates learn from; every table is [b, r] float32 and 0 outside the mask."""
 
     completions: Completions
     logprobs: Tensor
-    ref_logprobs: Tensor
-    values: Tensor
-    rewards: Tensor
+    """Of the policy that sampled."""
     advantages: Tensor
-    returns: Tensor
+    """Whitened if so configured (PPO), the same at each token of a completion (GRPO)."""
     scores: Tensor
-    """[b] as the reward model or function gave them."""
+    """[b] as the sources of the reward gave them, summed by weight."""
     shaped_scores: Tensor
     """[b] as they were learned from."""
-
-    kl: Tensor
+    ref_logprobs: Tensor | None = None
+    """None where no KL is measured."""
+    kl: Tensor | None = None
     """Per-token estimate of KL(policy ‖ reference), by the configured estimator."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """[b] scores of each source of the reward, where there are several."""
+
+    rewards: Tensor | None = None
+    """Of each token; this and the next two only where there is a critic."""
+    values: Tensor | None = None
+    """Before each action."""
+    returns: Tensor | None = None
+    """Of the raw advantages."""
+
+    weights: Tensor | None = None
+    """Of each token's loss; None: 1 each."""
+    divisor: Tensor | None = None
+    """[b] what each completion adds to the number that the policy's loss is divided by; None: its tokens."""
 
     def flat(self, places: Tensor) -> dict[str, Tensor]:
-        """The tables at a packed batch's actions, [n] each."""
-        names = ("logprobs", "values", "advantages", "returns")
-        return {name: getattr(self, name).flatten()[places] for name in names}
+        """The tables that there are at a packed batch's actions, [n] each, and which completion each action is of."""
+        names = ("logprobs", "ref_logprobs", "values", "advantages", "returns", "weights")
+        tables = {name: table for name in names if (table := getattr(self, name)) is not None}
+        flat = {name: table.flatten()[places] for name, table in tables.items()}
+        return {**flat, "sequences": places // self.completions.width}
+
+
+def joined(first: Experience, second: Experience, rows: Sequence[int]) -> Experience:
+    """The chosen rows of two rollouts as one, by their numbers in the first and, after those, in the second."""
+    one, two = first.completions, second.completions
+    index = torch.tensor(rows, device=one.tokens.device)
+
+    def both(a: Tensor, b: Tensor) -> Tensor:
+        wide = max(a.shape[-1], b.shape[-1]) if a.ndim == 2 else 0
+        tables = [F.pad(t, (0, wide - t.shape[1])) if t.ndim == 2 else t for t in (a, b)]
+        return torch.cat(tables)[index]
+
+    def pick(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple([*a, *b][row] for row in rows)
+
+    completions = Completions(
+        both(one.tokens, two.tokens),
+        pick(one.prompt_lengths, two.prompt_lengths),
+        pick(one.response_lengths, two.response_lengths),
+        both(one.finished, two.finished),
+        pick(one.rows, two.rows),
+        one.shapes,
+    )
+    tables = {}
+    for name in ("logprobs", "advantages", "scores", "shaped_scores", "ref_logprobs", "kl"):
+        a, b = getattr(first, name), getattr(second, name)
+        table = both(a, b) if a is not None else None
+        tables[name] = table[:, : completions.width] if table is not None and table.ndim == 2 else table
+    parts = {name: both(scores, second.parts[name]) for name, scores in first.parts.items()}
+    return Experience(completions, **tables, parts=parts)
 
 
 def build_experience(
@@ -250,6 +293,7 @@ def build_experience(
     kl_coef: float,
     estimator: str,
     train: PPOTrainConfig,
+    parts: Mapping[str, Tensor] | None = None,
     reduce: rl.Reduce = rl.one_rank,
 ) -> Experience:
     """Rewards, advantages and returns of a rollout. Tables [b, r], scores [b]; whitening is over all ranks."""
@@ -262,30 +306,37 @@ def build_experience(
     if train.whiten_advantages:
         advantages = rl.whiten(advantages, mask, reduce=reduce)
     return Experience(
-        completions, logprobs, ref_logprobs, values, rewards, advantages, returns, scores, shaped_scores, kl
-    )
+        completions, logprobs, advantages, scores, shaped_scores, ref_logprobs=ref_logprobs, kl=kl, parts=parts or {},
+        rewards=rewards, values=values, returns=returns,
+    )  # fmt: skip
 
 
 def describe(experience: Experience, reduce: rl.Reduce = rl.one_rank) -> dict[str, float]:
     """The rollout's figures over all ranks, by the names of the metrics; one copy from the device."""
     data, mask = experience.completions, experience.completions.mask
     everyone = torch.ones_like(experience.scores, dtype=torch.bool)
-    kl = torch.where(mask, experience.kl, 0.0).sum(1)
+
+    def mean(values: Tensor, where: Tensor = everyone) -> Tensor:
+        return rl.masked_mean(values.double(), where, reduce)
+
     count, reward, reward_variance = rl.masked_moments(experience.scores, everyone, reduce)
-    tokens, kl_per_token, _ = rl.masked_moments(experience.kl, mask, reduce)
     figures = {
         "completions": count,
-        "tokens": tokens,
+        "tokens": reduce(mask.sum().double()),
         "reward": reward,
         "reward_std": reward_variance.sqrt(),
-        "shaped_reward": rl.masked_mean(experience.shaped_scores.double(), everyone, reduce),
-        "kl": rl.masked_mean(kl.double(), everyone, reduce),
-        "kl_per_token": kl_per_token,
-        "value": rl.masked_mean(experience.values.double(), mask, reduce),
-        "return": rl.masked_mean(experience.returns.double(), mask, reduce),
-        "explained_variance": rl.explained_variance(experience.values, experience.returns, mask, reduce).double(),
-        "response_length": rl.masked_mean(data.responses.double(), everyone, reduce),
-        "eos_fraction": rl.masked_mean(data.finished.double(), everyone, reduce),
+        "shaped_reward": mean(experience.shaped_scores),
+        **{f"reward_{name}": mean(scores) for name, scores in experience.parts.items()},
     }
+    if experience.kl is not None:
+        figures["kl"] = mean(torch.where(mask, experience.kl, 0.0).sum(1))
+        figures["kl_per_token"] = mean(experience.kl, mask)
+    if experience.values is not None and experience.returns is not None:
+        figures["value"] = mean(experience.values, mask)
+        figures["return"] = mean(experience.returns, mask)
+        explained = rl.explained_variance(experience.values, experience.returns, mask, reduce)
+        figures["explained_variance"] = explained.double()
+    figures["response_length"] = mean(data.responses)
+    figures["eos_fraction"] = mean(data.finished)
     numbers = torch.stack(list(figures.values())).tolist()
     return dict(zip(figures, numbers, strict=True))

@@ -1,4 +1,4 @@
-"""Writes what a PPO run made: the actor as a model that serves, its adapter under LoRA, and the critic."""
+"""Writes what a run of PPO or GRPO made: the actor as a model that serves, its adapter under LoRA, and the critic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.models.rehearsal import rehearse_model, rehearse_reward_model
 from training.strategies.base import Strategy, Trained
 
 if TYPE_CHECKING:
-    from training.stages.ppo import PPO
+    from training.ppo.learner import Learner
 
 PROBED = 32
 """Tokens on which the exported actor is compared with the trained one."""
@@ -31,49 +31,55 @@ def actor_weights(strategy: Strategy, trained: Trained, *, raw: bool = False) ->
     return plain if raw or not plain or not lora_layers(inner) else merged_state_dict(inner, plain)
 
 
-def rehearse(ppo: PPO) -> None:
+def rehearse(learner: Learner) -> None:
     """Try what `export` will need, before the first rollout."""
-    if ppo.strategy.is_main:
-        folder, dtype = ppo.run.run_dir, ppo.strategy.dtype
-        rehearse_model(folder, ppo.actor.inner.model, ppo.codec, dtype=dtype)
-        rehearse_reward_model(folder, ppo.critic.inner.model, ppo.codec, dtype=dtype)
+    players, folder, dtype = learner.players, learner.run.run_dir, learner.strategy.dtype
+    if learner.strategy.is_main:
+        rehearse_model(folder, players.actor.inner.model, learner.codec, dtype=dtype)
+        if players.critic is not None:
+            rehearse_reward_model(folder, players.critic.inner.model, learner.codec, dtype=dtype)
 
 
-def export(ppo: PPO) -> None:
+def export(learner: Learner) -> None:
     """`model/`, `adapter/` and `critic/` in the run folder; then the model is checked by its logits, and announced."""
-    strategy, config, folder = ppo.strategy, ppo.config, ppo.run.run_dir
-    raw, critic = actor_weights(strategy, ppo.actor, raw=True), actor_weights(strategy, ppo.critic)
-    model: Any = ppo.actor.inner.model
-    metrics = {name: ppo.figures[name] for name in SHOWN if name in ppo.figures}
-    results = Results(ppo.telemetry)
+    strategy, config, folder = learner.strategy, learner.config, learner.run.run_dir
+    actor, critic = learner.players.actor, learner.players.critic
+    raw = actor_weights(strategy, actor, raw=True)
+    values = actor_weights(strategy, critic) if critic is not None else {}
+    model: Any = actor.inner.model
+    metrics = {name: learner.figures[name] for name in SHOWN if name in learner.figures}
+    results = Results(learner.telemetry)
     if strategy.is_main:
         facts = manifest(
-            "model", stage="ppo", base=config.model, step=ppo.step, metrics=metrics, config=config_dict(config)
-        )
+            "model", stage=learner.run.stage, base=config.model, step=learner.step, metrics=metrics,
+            config=config_dict(config),
+        )  # fmt: skip
         adapted = bool(lora_layers(model))
         if adapted:
             save_adapter(model, raw, folder / "adapter", base=config.model)
             results.add(folder / "adapter", "adapter")
         if not adapted or config.lora is None or config.lora.merge:
-            save_model(folder / "model", model, merged_state_dict(model, raw) if adapted else raw, ppo.codec, facts)
+            save_model(folder / "model", model, merged_state_dict(model, raw) if adapted else raw, learner.codec, facts)
             results.add(folder / "model", "model", facts)
-        with results.kept():
-            save_reward_model(folder / "critic", ppo.critic.inner.model, critic, ppo.codec, {**facts, "kind": "critic"})
+        if critic is not None:
+            with results.kept():
+                described = {**facts, "kind": "critic"}
+                save_reward_model(folder / "critic", critic.inner.model, values, learner.codec, described)
     with results.kept():
-        expected, tokens = _probe(ppo)
+        expected, tokens = _probe(learner)
         if any(kind == "model" for _, kind, _ in results.folders):
-            tolerance = 1e-3 if ppo.train.precision == "fp32" else 5e-2
+            tolerance = 1e-3 if learner.train.precision == "fp32" else 5e-2
             error = check_export(folder / "model", expected, tokens, tolerance=tolerance)
-            ppo.run.note(
+            learner.run.note(
                 f"exported {folder / 'model'}: its logits agree with the trained actor's "
                 f"(difference {error:.1e} of their spread)"
             )
     results.announce(metrics)
 
 
-def _probe(ppo: PPO) -> tuple[Tensor, Tensor]:
+def _probe(learner: Learner) -> tuple[Tensor, Tensor]:
     """Logits [s, V] of the trained actor for a few tokens [s], to compare the export with; every rank must call."""
-    tokens = torch.tensor(ppo.prompts.rows[0].tokens[:PROBED], device=ppo.strategy.device)
-    with ppo.strategy.generation(ppo.actor) as policy, uncompiled(policy):
+    tokens = torch.tensor(learner.prompts.rows[0].tokens[:PROBED], device=learner.strategy.device)
+    with learner.strategy.generation(learner.players.actor) as policy, uncompiled(policy):
         logits = policy.model(input_ids=tokens[None]).logits[0].float()
     return logits, tokens

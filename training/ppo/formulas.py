@@ -1,4 +1,4 @@
-"""The mathematics of PPO on completions: pure functions of tensors, no model, no optimizer, no process group.
+"""The mathematics of PPO and GRPO on completions: pure functions of tensors, no model, no optimizer, no process group.
 
 Notation: b completions of a rollout, r tokens of the longest one, n action tokens (those really sampled, stop token
 included). Rollout statistics are [b, r] with a mask made from lengths; losses take the n action tokens flat, so there
@@ -6,7 +6,8 @@ is no padding that they could touch. What must be summed over ranks goes through
 and returns its sum over all ranks (the identity on one rank).
 
 Sources: [PPO] arXiv 1707.06347, [GAE] arXiv 1506.02438, [LHP] arXiv 1909.08593 and its lm-human-preferences code,
-[KL] J. Schulman, "Approximating KL divergence", 2020, [N+] arXiv 2403.17031, [DUAL] arXiv 1912.09729.
+[KL] J. Schulman, "Approximating KL divergence", 2020, [N+] arXiv 2403.17031, [DUAL] arXiv 1912.09729,
+[DAPO] arXiv 2503.14476, [GSPO] arXiv 2507.18071.
 """
 
 from __future__ import annotations
@@ -205,16 +206,26 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float, dual_clip: float | None = None
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip_range: float,
+    dual_clip: float | None = None,
+    *,
+    clip_high: float | None = None,
+    weights: Tensor | None = None,
+    sequences: Tensor | None = None,
 ) -> PolicyLoss:
     """Σ max(−A·ρ, −A·clip(ρ, 1−ε, 1+ε)) with ρ = π/π_old, [PPO] eq. 7; where A < 0 at most −c·A, [DUAL] eq. 5.
 
-    Shapes: all [n]; c is `dual_clip`. An empty n gives zeros that still carry a gradient of zero.
+    Shapes: all [n]; c is `dual_clip`. `clip_high` replaces the upper ε, [DAPO] eq. 10; `weights` multiply each token's
+    loss; with `sequences` (the completion's number of each token) ρ is `sequence_ratio`'s. An empty n gives zeros that
+    still carry a gradient of zero.
     """
     log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
+    ratio = log_ratio.exp() if sequences is None else sequence_ratio(log_ratio, sequences)
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + clip_range)
+    clipped = -advantages * ratio.clamp(1.0 - clip_range, 1.0 + (clip_range if clip_high is None else clip_high))
     losses = torch.maximum(plain, clipped)
     cut = clipped > plain
     if dual_clip is not None:
@@ -224,7 +235,19 @@ def policy_loss(
     with torch.no_grad():
         approx_kl = (torch.expm1(log_ratio) - log_ratio).sum()
         max_ratio = ratio.max() if ratio.numel() else ratio.new_zeros(())
-    return PolicyLoss(losses.sum(), cut.sum(), approx_kl, max_ratio)
+    total = losses.sum() if weights is None else (losses * weights).sum()
+    return PolicyLoss(total, cut.sum(), approx_kl, max_ratio)
+
+
+def sequence_ratio(log_ratio: Tensor, sequences: Tensor) -> Tensor:
+    """[n] s_i = (π(y_i)/π_old(y_i))^(1/|y_i|), the geometric mean of a completion's ratios, at each of its tokens.
+
+    log_ratio [n]; sequences [n] the completion's number of each token. [GSPO] eq. 7
+    """
+    count = int(sequences.max()) + 1 if sequences.numel() else 0
+    sums = log_ratio.new_zeros(count).index_add(0, sequences, log_ratio)
+    lengths = log_ratio.new_zeros(count).index_add(0, sequences, torch.ones_like(log_ratio))
+    return (sums / lengths.clamp(min=1))[sequences].exp()
 
 
 class ValueLoss(NamedTuple):

@@ -1,4 +1,4 @@
-"""Actor and critic of PPO as modules whose forward gives their loss, so that any strategy can wrap them.
+"""Actor and critic of PPO and GRPO as modules whose forward gives their loss, so that any strategy can wrap them.
 
 What a forward is given comes in one dataclass: wrappers that cast floating-point arguments to the weights' precision
 (ZeRO, Gemini) leave it alone, and old log-probs stay in float32. Dropout is off in every model, in training too: old
@@ -7,6 +7,7 @@ and new log-probs must be of the same network.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,12 +39,24 @@ def without_dropout(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class PolicyTask:
-    """One micro-batch for the actor. logprobs (old ones), advantages: float32 [n]; the loss is multiplied by scale."""
+    """One micro-batch for the actor. logprobs (old ones), advantages: float32 [n]; the loss is multiplied by scale.
+
+    weights [n] of each token's loss; ref_logprobs [n] where KL is in the loss; sequences [n]: the completion's number.
+    """
 
     batch: ActionBatch
     logprobs: Tensor
     advantages: Tensor
     scale: float
+    weights: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    sequences: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: ActionBatch, table: Mapping[str, Tensor], scale: float) -> PolicyTask:
+        """From an experience's tables at the batch's actions."""
+        names = ("weights", "ref_logprobs", "sequences")
+        return cls(batch, table["logprobs"], table["advantages"], scale, **{n: table[n] for n in names if n in table})
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,10 @@ class Actor(nn.Module):
         temperature: float = 1.0,
         clip_range: float = 0.2,
         dual_clip: float | None = None,
+        clip_high: float | None = None,
+        sequence_ratio: bool = False,
+        kl_coef: float = 0.0,
+        kl_estimator: str = "k3",
         entropy_coef: float = 0.0,
         pad_id: int = 0,
         chunk: int = 8192,
@@ -101,6 +118,8 @@ class Actor(nn.Module):
         super().__init__()
         self.model = without_dropout(model)
         self.temperature, self.clip_range, self.dual_clip = temperature, clip_range, dual_clip
+        self.clip_high, self.sequence_ratio = clip_high, sequence_ratio
+        self.kl_coef, self.kl_estimator = kl_coef, kl_estimator
         self.entropy_coef, self.pad_id, self.chunk, self.compiled_head = entropy_coef, pad_id, chunk, compiled_head
 
     def action_logprobs(self, batch: ActionBatch) -> tuple[Tensor, Tensor]:
@@ -122,16 +141,21 @@ class Actor(nn.Module):
         if isinstance(task, LanguageTask):
             return self._language(task)
         logprobs, entropy = self.action_logprobs(task.batch)
-        found = rl.policy_loss(logprobs, task.logprobs, task.advantages, self.clip_range, self.dual_clip)
-        entropy_sum = entropy.sum()
-        loss = (
-            (found.loss - self.entropy_coef * entropy_sum) * task.scale
-            if self.entropy_coef
-            else found.loss * task.scale
-        )
+        found = rl.policy_loss(
+            logprobs, task.logprobs, task.advantages, self.clip_range, self.dual_clip, clip_high=self.clip_high,
+            weights=task.weights, sequences=task.sequences if self.sequence_ratio else None,
+        )  # fmt: skip
+        loss, weights = found.loss, 1.0 if task.weights is None else task.weights
+        if self.entropy_coef:
+            loss = loss - self.entropy_coef * (entropy * weights).sum()
+        if self.kl_coef:
+            assert task.ref_logprobs is not None
+            kl = rl.kl_estimate(logprobs, task.ref_logprobs, self.kl_estimator)
+            loss = loss + self.kl_coef * (kl * weights).sum()
         return PolicyStep(
-            loss, found.loss.detach(), entropy_sum.detach(), found.clipped, found.approx_kl, found.max_ratio
-        )
+            loss * task.scale, found.loss.detach(), entropy.sum().detach(), found.clipped, found.approx_kl,
+            found.max_ratio,
+        )  # fmt: skip
 
     def _language(self, task: LanguageTask) -> PolicyStep:
         """Negative log-likelihood at temperature 1, summed over target tokens; also told as `policy_loss`."""

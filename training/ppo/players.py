@@ -1,4 +1,4 @@
-"""Gathers what a PPO run needs (actor, reference, critic, reward, prompts) and refuses what can't work together."""
+"""Gathers what a run of PPO or GRPO needs (actor, reference, critic, rewards) and refuses what can't work together."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.modeling_utils import PreTrainedModel
 
 from training.config.ppo import PPOTrainConfig
-from training.config.stages import LoraConfig, PPOConfig
+from training.config.rollouts import RolloutTrainConfig
+from training.config.stages import GRPOConfig, LoraConfig, PPOConfig
 from training.config.strategies import OptimizerConfig
 from training.data.batch import PromptRow
 from training.data.template import TextCodec
@@ -27,15 +29,18 @@ from training.models.families import context_of, engine_context, engine_refusal
 from training.models.footprint import activation_bytes
 from training.models.heads import RewardModel
 from training.models.load import check_vocabulary, load_config
-from training.models.lora import convert_to_lora
+from training.models.lora import adapters_off, convert_to_lora
 from training.models.rehearsal import mend_generation
-from training.ppo.models import Actor, Critic, without_dropout
-from training.ppo.rewards import FunctionReward, ModelReward, must_retokenize
+from training.ppo.experience import Completions, evaluate_actions
+from training.ppo.models import Actor, Critic, action_logprobs
+from training.ppo.scores import Rewards
 from training.ppo.update import over_ranks
 from training.strategies.base import Schedule, Strategy, Trained
 
+RLConfig = PPOConfig | GRPOConfig
 
-def check(config: PPOConfig, dp_size: int) -> None:
+
+def check(config: RLConfig, dp_size: int) -> None:
     """Refuse an actor that can't be generated with, and batch sizes that can't be shared out over the ranks.
 
     Reads no weights. ConfigError says which key to change.
@@ -43,7 +48,8 @@ def check(config: PPOConfig, dp_size: int) -> None:
     train = config.train
     refusal = engine_refusal(load_config(config.model))
     if refusal:
-        raise ConfigError(f"PPO can't roll out {config.model}: {refusal}.")
+        name = "PPO" if isinstance(config, PPOConfig) else "GRPO"
+        raise ConfigError(f"{name} can't roll out {config.model}: {refusal}.")
     for name in ("rollout_batch_size", "minibatch_size"):
         if getattr(train, name) % dp_size:
             raise ConfigError(f"train.{name} is {getattr(train, name)}: it must be a multiple of the {dp_size} ranks.")
@@ -52,11 +58,11 @@ def check(config: PPOConfig, dp_size: int) -> None:
             f"Each of {dp_size} ranks rolls out {train.rollout_batch_size // dp_size} completions: that must be a "
             f"multiple of train.samples_per_prompt ({train.samples_per_prompt})."
         )
-    if config.ptx.coef and config.ptx.batch_size % dp_size:
+    if isinstance(config, PPOConfig) and config.ptx.coef and config.ptx.batch_size % dp_size:
         raise ConfigError(f"ptx.batch_size is {config.ptx.batch_size}: it must be a multiple of the {dp_size} ranks.")
 
 
-def prompt_limit(config: PPOConfig) -> int:
+def prompt_limit(config: RLConfig) -> int:
     """The longest prompt that can be rolled out: train.max_prompt_length, or less where a context is short.
 
     Raises ConfigError when max_new_tokens fills the context of the actor, the critic or the reward model.
@@ -66,7 +72,7 @@ def prompt_limit(config: PPOConfig) -> int:
         ("actor", config.model),
         ("reference", config.reference),
         ("reward model", config.reward.model),
-        ("critic", config.critic.model),
+        ("critic", config.critic.model if isinstance(config, PPOConfig) else None),
     ):
         limit_of = engine_context if what == "actor" else context_of
         context = limit_of(load_config(path)) if path is not None else None
@@ -81,10 +87,11 @@ def prompt_limit(config: PPOConfig) -> int:
     return limit
 
 
-def schedules(train: PPOTrainConfig, steps: int) -> tuple[Schedule, Schedule]:
+def schedules(train: RolloutTrainConfig, steps: int) -> tuple[Schedule, Schedule]:
     """(actor's, critic's) schedule over `steps` of a run: the actor makes no update while the critic warms up."""
     updates = train.ppo_epochs * (train.rollout_batch_size // train.minibatch_size)
-    acting = max(steps - train.critic_warmup_steps, 1)
+    waiting = train.critic_warmup_steps if isinstance(train, PPOTrainConfig) else 0
+    acting = max(steps - waiting, 1)
     return learning_rate_schedule(train, acting * updates), learning_rate_schedule(train, steps * updates)
 
 
@@ -119,12 +126,30 @@ COMPILED_VARIANTS = 256
 
 @dataclass
 class Players:
-    """The models of a run. `reference` is None where the actor with its adapter off is the reference."""
+    """The models of a run. `critic` is None where groups are compared; `reference` is None where the actor with its
+    adapter off is the reference, or where no KL is measured."""
 
     actor: Trained
-    critic: Trained
+    critic: Trained | None
     reference: Actor | None
-    reward: FunctionReward | ModelReward
+    rewards: Rewards
+
+    @property
+    def trained(self) -> list[Trained]:
+        return [self.actor] if self.critic is None else [self.actor, self.critic]
+
+    def ref_logprobs(self, strategy: Strategy, completions: Completions, budget: int) -> Tensor:
+        """[b, r] log-probs of the reference. Every rank must call it."""
+        if self.reference is not None:
+            return action_logprobs(self.reference, completions, budget)
+        with strategy.generation(self.actor) as policy, adapters_off(policy):
+            return action_logprobs(policy, completions, budget)
+
+    def values(self, strategy: Strategy, completions: Completions, budget: int) -> Tensor:
+        """[b, r] the critic's values before each action. Every rank must call it."""
+        assert self.critic is not None
+        with strategy.generation(self.critic) as critic:
+            return evaluate_actions(completions, budget, critic.action_values)
 
 
 def speed_up(run: Run) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
@@ -153,14 +178,18 @@ def gather(run: Run, codec: TextCodec, steps: int) -> Players:
     faster, faster_frozen = speed_up(run)
     actor_schedule, critic_schedule = schedules(config.train, steps)
     torch.manual_seed(config.train.seed)
-    reward = _reward(config, strategy, codec)
-    if isinstance(reward, ModelReward) and not reward.retokenize:  # tokens of its own come in any length
-        faster_frozen(reward.model.trunk)
-    value_model = _critic(run, codec)
-    faster(value_model.model.trunk)
-    critic = strategy.prepare(value_model, _optimizer(config, config.critic.lr), critic_schedule, name="critic")
+    rewards = Rewards.load(config.reward, strategy, codec, config.train.score_tokens)
+    for reward in rewards.models:
+        if not reward.retokenize:  # tokens of its own come in any length
+            faster_frozen(reward.model.trunk)
+    critic = None
+    if isinstance(config, PPOConfig):
+        value_model = _critic(run, codec)
+        faster(value_model.model.trunk)
+        critic = strategy.prepare(value_model, _optimizer(config, config.critic.lr), critic_schedule, name="critic")
     reference = None
-    if config.reference is not None or config.lora is None:
+    measured = isinstance(config, PPOConfig) or config.kl.coef > 0
+    if measured and (config.reference is not None or config.lora is None):
         _same_vocabulary(config, codec)
         reference = _actor(run, codec, config.reference or config.model, None)
         faster_frozen(reference.model)
@@ -168,7 +197,7 @@ def gather(run: Run, codec: TextCodec, steps: int) -> Players:
     actor = _actor(run, codec, config.model, config.lora)
     faster(actor.model)
     trained = strategy.prepare(actor, _optimizer(config, config.train.lr), actor_schedule, name="actor")
-    return Players(trained, critic, reference, reward)
+    return Players(trained, critic, reference, rewards)
 
 
 def agree(run: Run, players: Players, prompts: Sequence[PromptRow], pad_id: int) -> None:
@@ -177,12 +206,14 @@ def agree(run: Run, players: Players, prompts: Sequence[PromptRow], pad_id: int)
     documents = [torch.tensor(row.tokens, device=device) for row in prompts[:DOCUMENTS]]
     with run.strategy.generation(players.actor) as actor:
         error = check_loss(actor.model, documents, pad_id=pad_id)
-    with run.strategy.generation(players.critic) as critic:
-        error = max(error, check_hidden(critic.model.trunk, documents, pad_id=pad_id))
-    run.note(f"actor and critic compute what they do in transformers (difference {error:.1e})")
+    if players.critic is not None:
+        with run.strategy.generation(players.critic) as critic:
+            error = max(error, check_hidden(critic.model.trunk, documents, pad_id=pad_id))
+    who = "actor and critic compute" if players.critic is not None else "the actor computes"
+    run.note(f"{who} the same as in transformers (difference {error:.1e})")
 
 
-def _optimizer(config: PPOConfig, lr: float) -> OptimizerConfig:
+def _optimizer(config: RLConfig, lr: float) -> OptimizerConfig:
     train = config.train
     return OptimizerConfig(lr, train.betas, train.eps, train.weight_decay, train.max_grad_norm)
 
@@ -194,11 +225,11 @@ def _actor(run: Run, codec: TextCodec, path: str, lora: LoraConfig | None) -> Ac
     check_vocabulary(model, max(codec.tokenizer.get_vocab().values()) + 1, path)
     if lora is not None:
         convert_to_lora(model, lora)
-    train = run.config.train
+    config, train = run.config, run.config.train
     return Actor(
         model,
-        temperature=run.config.generation.temperature,
-        clip_range=train.clip_range,
+        temperature=config.generation.temperature,
+        **(_group_options(config) if isinstance(config, GRPOConfig) else {"clip_range": train.clip_range}),
         dual_clip=train.dual_clip,
         entropy_coef=train.entropy_coef,
         pad_id=codec.pad_id,
@@ -207,7 +238,19 @@ def _actor(run: Run, codec: TextCodec, path: str, lora: LoraConfig | None) -> Ac
     )
 
 
-def _same_vocabulary(config: PPOConfig, codec: TextCodec) -> None:
+def _group_options(config: GRPOConfig) -> dict[str, Any]:
+    """What GRPO's policy loss has otherwise than PPO's."""
+    options, kl = config.grpo, config.kl
+    return {
+        "clip_range": options.epsilon_low,
+        "clip_high": options.epsilon_high,
+        "sequence_ratio": options.importance_sampling_level == "sequence",
+        "kl_coef": kl.coef if kl.place == "loss" else 0.0,
+        "kl_estimator": kl.estimate,
+    }
+
+
+def _same_vocabulary(config: RLConfig, codec: TextCodec) -> None:
     if config.reference is None:
         return
     if TextCodec.load(config.reference).vocabulary_digest != codec.vocabulary_digest:
@@ -215,17 +258,6 @@ def _same_vocabulary(config: PPOConfig, codec: TextCodec) -> None:
             f"The reference {config.reference} has another vocabulary than the actor {config.model}: KL between them "
             "means nothing. Use a reference with the actor's tokenizer."
         )
-
-
-def _reward(config: PPOConfig, strategy: Strategy, codec: TextCodec) -> FunctionReward | ModelReward:
-    path = config.reward.model
-    if path is None:
-        return FunctionReward(config.reward)
-    own = TextCodec.load(path, today=codec.today)
-    must_retokenize(codec, own, config.reward.retokenize, path)  # before the weights are read: it may refuse
-    reward = ModelReward(load_reward_model(path, pad_id=own.pad_id), own, codec, config.reward)
-    strategy.prepare_frozen(without_dropout(reward.model))
-    return reward
 
 
 def _critic(run: Run, codec: TextCodec) -> Critic:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from training.config.ppo import RewardConfig
+from training.config.rollouts import RewardConfig, RewardFunction
 from training.data.batch import PromptRow
 from training.data.template import TextCodec
 from training.errors import ConfigError, DataError, MissingInput
@@ -88,8 +88,7 @@ def load_function(spec: str) -> Callable[..., Any]:
 class FunctionReward:
     """Calls a user's function on a batch, and finds the row at fault when it fails."""
 
-    def __init__(self, config: RewardConfig) -> None:
-        assert config.function is not None
+    def __init__(self, config: RewardFunction) -> None:
         self.name = config.function
         self.arguments = dict(config.arguments)
         self.function = load_function(config.function)
@@ -215,23 +214,6 @@ class ModelReward:
             completions.finished,
             completions.rows,
         )
-
-
-def score_completions(
-    reward: FunctionReward | ModelReward,
-    completions: Completions,
-    prompts: Sequence[PromptRow],
-    codec: TextCodec,
-    budget: int,
-) -> Tensor:
-    """[b] float32 on the completions' device: one score per row, or RewardFailed."""
-    if isinstance(reward, ModelReward):
-        return reward.score(completions, prompts, budget)
-    samples = [
-        RewardSample(prompt.row, prompt.text, codec.decode(ids), prompt.fields)
-        for prompt, ids in zip(prompts, completions.response_ids(), strict=True)
-    ]
-    return torch.tensor(reward.score(samples), dtype=torch.float32, device=completions.tokens.device)
 
 
 class ScoreShaping:

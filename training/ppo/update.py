@@ -1,8 +1,8 @@
-"""PPO's optimizer updates: minibatches that all ranks agree on, and one actor and one critic step for each.
+"""Optimizer updates of PPO and GRPO: minibatches that all ranks agree on, one actor (and critic) step for each.
 
 A minibatch is a set of completions over all ranks; each rank takes an equal number of them, cut into micro-batches by
-token budget. Losses are sums over action tokens divided by the minibatch's number of action tokens over all ranks, so
-neither the number of ranks nor that of micro-batches changes the result.
+token budget. Losses are sums over action tokens divided by one number of the minibatch over all ranks (its action
+tokens, if nothing else is said): neither the number of ranks nor that of micro-batches changes the result.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from training.strategies.base import Strategy, Trained
 
 @dataclass(frozen=True)
 class Minibatch:
-    """micro_batches: this rank's rows, as many lists on every rank; tokens: action tokens over all ranks."""
+    """micro_batches: this rank's rows, as many lists on every rank; tokens: action tokens over all ranks; divisor: what
+    the policy's loss is divided by."""
 
     micro_batches: list[list[int]]
     tokens: int
+    divisor: int
 
 
 def over_ranks(strategy: Strategy, mine: Tensor) -> Tensor:
@@ -36,24 +38,30 @@ def over_ranks(strategy: Strategy, mine: Tensor) -> Tensor:
 
 
 def plan(
-    strategy: Strategy, completions: Completions, *, epochs: int, minibatch_size: int, budget: int, seed: Sequence[int]
-) -> list[Minibatch]:
-    """The updates of one rollout: `epochs` passes, each newly shuffled. One small message between the ranks in all."""
+    strategy: Strategy, completions: Completions, *, epochs: int, minibatch_size: int, budget: int, seed: Sequence[int],
+    divisor: Tensor | None = None,
+) -> list[Minibatch]:  # fmt: skip
+    """The updates of one rollout: `epochs` passes, each newly shuffled. One small message between the ranks in all.
+
+    divisor [b] int64: what each completion adds to the number that the policy's loss is divided by; None: its tokens.
+    """
     local = minibatch_size // strategy.dp_size
     rows: list[list[int]] = []
     for epoch in range(epochs):
         order = np.random.default_rng([*seed, epoch, strategy.dp_rank]).permutation(len(completions)).tolist()
         rows += [order[i : i + local] for i in range(0, len(order), local)]
-    lengths = completions.lengths
+    lengths, responses = completions.lengths, completions.response_lengths
+    parts = responses if divisor is None else divisor.tolist()
     facts = [
-        (sum(completions.response_lengths[i] for i in each), len(by_budget([lengths[i] for i in each], budget)))
+        (sum(responses[i] for i in each), sum(parts[i] for i in each),
+         len(by_budget([lengths[i] for i in each], budget)))
         for each in rows
-    ]
+    ]  # fmt: skip
     everywhere = over_ranks(strategy, torch.tensor(facts, dtype=torch.long))
-    tokens, counts = everywhere[:, :, 0].sum(0).tolist(), everywhere[:, :, 1].amax(0).tolist()
+    sums, counts = everywhere[:, :, :2].sum(0).tolist(), everywhere[:, :, 2].amax(0).tolist()
     return [
-        Minibatch([[each[i] for i in bin] for bin in balanced([lengths[i] for i in each], count)], total)
-        for each, total, count in zip(rows, tokens, counts, strict=True)
+        Minibatch([[each[i] for i in bin] for bin in balanced([lengths[i] for i in each], count)], tokens, divisor)
+        for each, (tokens, divisor), count in zip(rows, sums, counts, strict=True)
     ]
 
 
@@ -68,7 +76,6 @@ class UpdateStats:
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     max_ratio: Tensor | None = None
-    first_max_ratio: Tensor | None = None
     counts: dict[str, int] = field(default_factory=dict)
     norms: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -93,7 +100,7 @@ class UpdateStats:
         norms = [torch.stack(each).mean().double().to(device) for each in self.norms.values()]
         numbers = torch.cat([table[:, :-1].sum(0), table[:, -1:].amax(0), *(n.reshape(1) for n in norms)]).tolist()
         result = {
-            name: total / max(self.counts["ptx" if name == "ptx_loss" else _owner(name)], 1)
+            name: total / max(self.counts[_owner(name)], 1)
             for name, total in zip(names, numbers[: len(names)], strict=True)
         }
         if self.max_ratio is not None:
@@ -103,13 +110,16 @@ class UpdateStats:
 
 
 def _owner(name: str) -> str:
+    """Which count a sum is divided by."""
+    if name in ("policy_loss", "ptx_loss"):
+        return name.removesuffix("_loss")
     return "critic" if name.startswith("value") else "actor"
 
 
 def update(
     strategy: Strategy,
     actor: Trained,
-    critic: Trained,
+    critic: Trained | None,
     experience: Experience,
     minibatch: Minibatch,
     stats: UpdateStats,
@@ -118,18 +128,18 @@ def update(
     ptx: StepBatch | None = None,
     ptx_coef: float = 0.0,
 ) -> None:
-    """One step of the critic and (unless it still waits) of the actor on one minibatch.
+    """One step of the critic, if there is one, and (unless it still waits) of the actor on one minibatch.
 
     `ptx`: documents of the side loss for this update, added to the policy's with `ptx_coef`.
     """
-    scale = strategy.dp_size / minibatch.tokens
     batches = [pack(experience.completions, rows) for rows in minibatch.micro_batches]
     tables = [experience.flat(batch.places) for batch in batches]
     if train_actor:
         side = ptx.micro_batches if ptx is not None else ()
+        scale = strategy.dp_size / max(minibatch.divisor, 1)
         for i, (batch, table) in enumerate(zip(batches, tables, strict=True)):
             with strategy.accumulate(actor, last=not side and i == len(batches) - 1):
-                step = actor.module(PolicyTask(batch, table["logprobs"], table["advantages"], scale))
+                step = actor.module(PolicyTask.of(batch, table, scale))
                 strategy.backward(actor, step.loss)
             stats.add(
                 policy_loss=step.policy_loss, entropy=step.entropy, clip_fraction=step.clipped, approx_kl=step.approx_kl
@@ -145,11 +155,15 @@ def update(
                 strategy.backward(actor, step.loss)
             stats.add(ptx_loss=step.policy_loss)
         stats.count("actor", minibatch.tokens)
+        stats.count("policy", minibatch.divisor)
         stats.count("ptx", ptx.num_targets if ptx is not None else 0)
         stats.norms.setdefault("actor", []).append(strategy.step(actor))
+    if critic is None:
+        return
     for i, (batch, table) in enumerate(zip(batches, tables, strict=True)):
         with strategy.accumulate(critic, last=i == len(batches) - 1):
-            found = critic.module(ValueTask(batch, table["values"], table["returns"], scale))
+            task = ValueTask(batch, table["values"], table["returns"], strategy.dp_size / minibatch.tokens)
+            found = critic.module(task)
             strategy.backward(critic, found.loss)
         stats.add(value_loss=found.value_loss, value_clip_fraction=found.clipped)
     stats.count("critic", minibatch.tokens)

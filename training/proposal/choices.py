@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.config.data import DataConfig
-from training.config.ppo import RewardConfig
+from training.config.rollouts import RewardConfig
 from training.config.stages import config_class
 from training.errors import OutOfMemory
 from training.models.footprint import state_bytes
@@ -28,7 +28,7 @@ LARGEST_BATCH, LARGEST_ON_CPU = 32_768, 8192
 """Tokens of a micro-batch: larger ones are hardly faster."""
 EFFICIENCY = 0.5
 """Part of the speed of large matrix products that training reaches, roughly (0.4 to 0.7 was seen)."""
-LORA_RATES = {"pt": 1e-4, "sft": 2e-4, "rm": 1e-4, "dpo": 5e-6, "ppo": 1e-5}
+LORA_RATES = {"pt": 1e-4, "sft": 2e-4, "rm": 1e-4, "dpo": 5e-6, "ppo": 1e-5, "grpo": 1e-5}
 SMALL = 20_000
 """Fewer conversations than this are learned from three times in sft."""
 
@@ -58,8 +58,8 @@ def rounded_up(value: float, step: int = STEP) -> int:
 
 def plan(stage: str, data: DataFacts, model: ModelFacts, machine: Machine) -> Plan:
     """Raises OutOfMemory when not even an adapter can be trained in the memory that there is."""
-    if stage == "ppo":
-        return _plan_ppo(data, model, machine)
+    if stage in ("ppo", "grpo"):
+        return _plan_rollouts(stage, data, model, machine)
     length, why_length = longest_document(data, model.context)
     unit = length * data.per_row  # a pair stays together
     memory = share_memory(model, machine, unit)
@@ -175,7 +175,7 @@ def _data_choices(stage: str, data: DataFacts, length: int, held_out: float) -> 
         yield Choice("data.eval_fraction", held_out, f"about {round(data.rows * held_out):,} rows are held out")
     if data.bad:
         yield Choice("data.bad_rows", "skip", f"{data.bad:,} can't be used, the first: {data.problem}")
-    if stage in ("rm", "dpo", "ppo"):
+    if stage in ("rm", "dpo", "ppo", "grpo"):
         yield from _left_out(stage, data.over(length))
 
 
@@ -195,46 +195,52 @@ def _rhythm(steps: int, seconds: float | None, held_out: bool) -> Iterator[Choic
     yield Choice("log.every", max(1, min(10, steps // 20)), "steps between lines of figures")
 
 
-def _plan_ppo(data: DataFacts, model: ModelFacts, machine: Machine) -> Plan:
+def _plan_rollouts(stage: str, data: DataFacts, model: ModelFacts, machine: Machine) -> Plan:
+    """ppo and grpo."""
+    critic = stage == "ppo"
     context = model.engine_context or 1 << 20
     new = min(256, context // 2)
     prompt = min(longest_document(data, None)[0], context - new)
     over = data.over(prompt)
     ranks = max(machine.gpus, 1)
-    rollout = ranks * 2 ** int(math.log2(max(min(128, data.rows) / ranks, 1)))
-    steps = max(1, math.ceil(data.rows / rollout))
-    lora, state = _players(model, machine)
+    group = default(stage, "train.samples_per_prompt")
+    rollout = ranks * group * 2 ** int(math.log2(max(min(128 // group, data.rows) / ranks, 1)))
+    steps = max(1, math.ceil(data.rows / (rollout // group)))
+    lora, state = _players(model, machine, 1 + critic)
     rate, why_rate = (
-        (LORA_RATES["ppo"], "the actor's, with LoRA") if lora else (default("ppo", "train.lr"), "the actor's")
+        (LORA_RATES[stage], "the actor's, with LoRA") if lora else (default(stage, "train.lr"), "the actor's")
     )
+    models = f"actor, {'critic ' if critic else ''}and frozen models".replace(", and", " and")
     choices = [
-        *_data_choices("ppo", data, prompt, 0.0),
-        *([Choice("lora", LORA_RANK, "two whole models with their optimizers would not fit")] if lora else []),
-        Choice("strategy", "ddp" if ranks > 1 else "naive", f"actor, critic and frozen models: {state / GIB:.1f} GiB"),
+        *_data_choices(stage, data, prompt, 0.0),
+        *([Choice("lora", LORA_RANK, "whole models with their optimizers would not fit")] if lora else []),
+        Choice("strategy", "ddp" if ranks > 1 else "naive", f"{models}: {state / GIB:.1f} GiB"),
         Choice("generation.max_new_tokens", new, "tokens of an answer at most"),
         Choice("train.max_steps", steps, "each prompt once; curves of rewards want some hundred steps"),
         Choice("train.lr", rate, why_rate),
         Choice("train.rollout_batch_size", rollout, "answers of a step"),
-        Choice("train.minibatch_size", max(ranks, rollout // 4), "answers of an update"),
+        *([] if critic else [Choice("train.samples_per_prompt", group, "answers compared with each other")]),
+        Choice("train.minibatch_size", max(ranks, rollout // 4) if critic else rollout, "answers of an update"),
         Choice("train.max_prompt_length", prompt, f"tokens; {over:.1%} of the prompts are longer"),
         *([Choice("train.long_prompts", "drop", "leave those out")] if over else []),
-        Choice("kl.coef", default("ppo", "kl.coef"), "how strongly the model is held to where it starts"),
+        Choice("kl.coef", default(stage, "kl.coef"), "how strongly the model is held to where it starts"),
         Choice("checkpoint.every", max(1, steps // 5), "steps; a run that was stopped goes on with --resume auto"),
         Choice("log.every", 1, "steps between lines of figures"),
     ]
     return Plan(tuple(choices), steps, None)
 
 
-def _players(model: ModelFacts, machine: Machine) -> tuple[bool, int]:
-    """(whether LoRA is needed, bytes of actor, critic, reference and reward model)."""
+def _players(model: ModelFacts, machine: Machine, trained: int) -> tuple[bool, int]:
+    """(whether LoRA is needed, bytes of the trained models and of a frozen one beside each)."""
     usable = USABLE * machine.memory
-    whole = 2 * state_bytes(model.weights, model.weights, machine.size) + 2 * model.weights * machine.size
+    whole = trained * (state_bytes(model.weights, model.weights, machine.size) + model.weights * machine.size)
     if whole <= STATE_SHARE * usable:
         return False, whole
-    adapted = 2 * state_bytes(model.weights, model.adapters, machine.size) + model.weights * machine.size
+    adapted = trained * state_bytes(model.weights, model.adapters, machine.size) + model.weights * machine.size
     if adapted > STATE_SHARE * usable:
+        who = "Actor, critic and reward model" if trained > 1 else "Actor and reward model"
         raise OutOfMemory(
-            f"Actor, critic and reward model of the size of {model.name} take about {adapted / GIB:.1f} GiB with LoRA, "
+            f"{who} of the size of {model.name} take about {adapted / GIB:.1f} GiB with LoRA, "
             f"and {STATE_SHARE * usable / GIB:.1f} GiB can be used for them on {machine.name}: take a smaller model or "
             "a larger GPU (--memory says of which)."
         )
@@ -244,7 +250,7 @@ def _players(model: ModelFacts, machine: Machine) -> tuple[bool, int]:
 def default(stage: str, key: str) -> Any:
     """The stage's own default of a key."""
     required: dict[str, Any] = {"model": "", "data": DataConfig()}
-    if stage == "ppo":
+    if stage in ("ppo", "grpo"):
         required["reward"] = RewardConfig(model="any")
     value: Any = config_class(stage)(**required)
     for part in key.split("."):

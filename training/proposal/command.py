@@ -18,7 +18,7 @@ from training.proposal.document import document
 from training.proposal.facts import look_at_data, look_at_machine, look_at_model
 from training.report.phases import phase
 
-STAGES = ("pt", "sft", "rm", "dpo", "ppo")
+STAGES = ("pt", "sft", "rm", "dpo", "ppo", "grpo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", required=True, action="append", metavar="FILE", help="file, folder or hf:org/name; may be repeated"
     )
-    parser.add_argument("--reward", metavar="DIR|FILE.py:NAME", help="ppo: a reward model's folder, or a function")
+    parser.add_argument(
+        "--reward", metavar="DIR|FILE.py:NAME", help="ppo, grpo: a reward model's folder, or a function"
+    )
     parser.add_argument("--template", default="auto", help="chat template, as data.template")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs that it will run on; default: those that are here")
     parser.add_argument(
@@ -54,11 +56,11 @@ def propose(options: argparse.Namespace) -> int:
     stage, out = options.stage, options.out or Path(f"{options.stage}.yaml")
     if out.exists() and not options.force:
         raise ConfigError(f"{out} is there already: name another with --out, or write over it with --force.")
-    if stage == "ppo" and not options.reward:
-        raise ConfigError("ppo needs what it is to learn: --reward DIR (a reward model) or --reward FILE.py:NAME.")
-
-    if stage == "ppo" and (refusal := engine_refusal(load_model_config(options.model))):
-        raise ConfigError(f"PPO can't roll out {options.model}: {refusal}.")
+    rolls_out = stage in ("ppo", "grpo")
+    if rolls_out and not options.reward:
+        raise ConfigError(f"{stage} needs what it is to learn: --reward DIR (a reward model) or --reward FILE.py:NAME.")
+    if rolls_out and (refusal := engine_refusal(load_model_config(options.model))):
+        raise ConfigError(f"{stage.upper()} can't roll out {options.model}: {refusal}.")
     codec = TextCodec.load(options.model, options.template)
     with phase("looking at this machine"):
         machine = look_at_machine(options.gpus, None if options.memory is None else int(options.memory * 2**30))

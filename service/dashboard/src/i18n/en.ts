@@ -268,6 +268,7 @@ export const en = {
   "type.rm": "A reward model from pairs of answers.",
   "type.dpo": "Direct preference optimization on pairs of answers.",
   "type.ppo": "Reinforcement learning against a reward model or function.",
+  "type.grpo": "The same without a critic: answers of one prompt are compared with each other.",
   "type.serve": "Serves a model with the OpenAI API.",
 
   "submit.submit": "Submit",

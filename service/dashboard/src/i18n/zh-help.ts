@@ -214,7 +214,7 @@ export const help: Record<string, string> = {
     "预热之后 actor 的最高学习率。",
   "Below 1: a fraction of all optimizer updates; else a number of updates.":
     "小于 1：占全部优化器更新的比例；否则为更新次数。",
-  "Where linear and cosine end (the critic's ends at the same share of its own rate).":
+  "Where linear and cosine end (a critic's ends at the same share of its own rate).":
     "linear 与 cosine 的终点（critic 以相同比例结束）。",
   "Gradients are scaled down to this global norm.":
     "梯度按全局范数缩小到这个值。",
@@ -248,8 +248,8 @@ export const help: Record<string, string> = {
     "两张回答样本表间隔的步数（写入日志与运行目录的 `samples.jsonl`）；0：从不。",
   "Completions in such a table.":
     "样本表中的回答数。",
-  "Where the score of a completion comes from: exactly one of `model` and `function`.":
-    "回答的分数从哪里来：`model` 与 `function` 二选一。",
+  "Where the score of a completion comes from: `model` or `function`, or a weighted sum with `functions`.":
+    "回答的分数从何而来：`model` 或 `function`，或与 `functions` 的加权和。",
   "A reward model with its head, as the rm stage writes it.":
     "带打分头的奖励模型，由 rm 阶段写出。",
   "`package.module:function` or `/path/to/file.py:function`, called as function(prompts, completions, rows).":
@@ -360,4 +360,42 @@ export const help: Record<string, string> = {
     "字节，或带单位，如 64GB",
   "bytes, or with a unit such as 16GB":
     "字节，或带单位，如 16GB",
+  "The `train` section of a GRPO run: how much is rolled out, and how it is learned from.":
+    "GRPO 的 `train` 部分：采样多少，如何从中学习。",
+  "Completions of each prompt: the group G in which they are compared.":
+    "每个提示的回答数：在这一组 G 个回答之内比较。",
+  "Completions per optimizer update, over all ranks; as many as rollout_batch_size: one update a step, on policy.":
+    "每次优化器更新的回答数，所有进程合计；与 rollout_batch_size 相同时每步更新一次，即同策略。",
+  "How completions of one prompt are compared, and what of it is learned.":
+    "同一提示的回答如何比较，从中学习什么。",
+  "A score minus the mean of its group (GRPO), or minus the mean of the others in it (RLOO).":
+    "分数减去组内均值（GRPO），或减去组内其他回答的均值（RLOO）。",
+  "Advantages are divided by the scores' deviation in the group (GRPO) or in the rollout, or not at all (Dr. GRPO); auto: group with group_mean, none with leave_one_out.":
+    "优势除以组内（GRPO）或整次采样的分数标准差，或不除（Dr. GRPO）；auto：group_mean 时为 group，leave_one_out 时为 none。",
+  "Mean over all tokens (DAPO), mean over each completion and then over completions (GRPO), or sums divided by max_new_tokens, so that no length is favoured (Dr. GRPO).":
+    "对所有 token 取均值（DAPO），先对每个回答再对回答取均值（GRPO），或求和后除以 max_new_tokens，不偏好任何长度（Dr. GRPO）。",
+  "Ratios of new to old probability of each token, or their geometric mean over the completion (GSPO).":
+    "每个 token 的新旧概率比，或其在整个回答上的几何平均（GSPO）。",
+  "A ratio counts down to 1 − this (GSPO: 3e-4).":
+    "概率比的下限为 1 − 此值（GSPO：3e-4）。",
+  "And up to 1 + this: DAPO's clip-higher leaves unlikely tokens room to grow (GRPO: 0.2, GSPO: 4e-4).":
+    "上限为 1 + 此值：DAPO 的 clip-higher 给小概率 token 留出增长空间（GRPO：0.2，GSPO：4e-4）。",
+  "Groups whose scores are all alike teach nothing: draw other prompts instead, in at most this many further rollouts of a step (DAPO); 0: keep them.":
+    "分数全部相同的组学不到东西：改抽其他提示，每步最多再采样这么多次（DAPO）；0：保留这些组。",
+  "Learn nothing from completions that reached max_new_tokens without a stop token (DAPO).":
+    "不从到 max_new_tokens 仍未停止的回答中学习（DAPO）。",
+  "Score falls by up to 1 over the last this many tokens before max_new_tokens (DAPO's soft punishment); 0: off.":
+    "在 max_new_tokens 之前的最后这么多 token 内，分数最多降低 1（DAPO 的软惩罚）；0：关闭。",
+  "The penalty for leaving the reference; with `coef: 0` no reference is loaded.":
+    "偏离参考模型的惩罚；`coef: 0` 时不加载参考模型。",
+  "Weight of the KL (DeepSeekMath: 0.04; rules that can be checked need none, a reward model does).":
+    "KL 的权重（DeepSeekMath：0.04；可验证的规则不需要，奖励模型需要）。",
+  "Each token's KL is added to the loss (GRPO), or a completion's is taken off its score (RLOO).":
+    "每个 token 的 KL 加到损失上（GRPO），或从回答的分数中减去整个回答的 KL（RLOO）。",
+  "How a token's KL is estimated from one sample (Schulman 2020); auto: k3 in the loss, k1 in the reward.":
+    "如何由一个样本估计 token 的 KL（Schulman 2020）；auto：损失中用 k3，奖励中用 k1。",
+  "More functions, each with function, weight and arguments; the score is the weighted sum of all sources.":
+    "更多函数，每个有 function、weight 与 arguments；总分是所有来源的加权和。",
+  "Of the score of `model` or `function`, beside `functions`.":
+    "与 `functions` 并用时，`model` 或 `function` 的分数的权重。",
 };

@@ -270,6 +270,7 @@ export const zh: Record<Key, string> = {
   "type.rm": "用成对回答训练奖励模型。",
   "type.dpo": "用成对回答做直接偏好优化。",
   "type.ppo": "针对奖励模型或奖励函数做强化学习。",
+  "type.grpo": "同上，但没有评论家模型：同一提示的多个回答相互比较。",
   "type.serve": "以 OpenAI API 提供模型服务。",
 
   "submit.submit": "提交",

@@ -24,7 +24,7 @@ export function Compare() {
     [ids.join()],
   );
   const found = useData(
-    (signal) => need(api.GET("/api/v1/jobs", { params: { query: { limit: 20, q: adding.value || undefined, type: ["pt", "sft", "rm", "dpo", "ppo"] } }, signal })),
+    (signal) => need(api.GET("/api/v1/jobs", { params: { query: { limit: 20, q: adding.value || undefined, type: ["pt", "sft", "rm", "dpo", "ppo", "grpo"] } }, signal })),
     [adding.value],
   );
   const jobs: Job[] = ids.length ? (runs.data.value ?? []) : [];

@@ -12,7 +12,7 @@ import { useQuery } from "../ui/query";
 import { useTitle } from "../ui/title";
 
 const STATES = ["queued", "provisioning", "running", "stopping", "succeeded", "failed", "stopped"] as const;
-const TYPES = ["command", "pt", "sft", "rm", "dpo", "ppo", "serve"] as const;
+const TYPES = ["command", "pt", "sft", "rm", "dpo", "ppo", "grpo", "serve"] as const;
 type State = (typeof STATES)[number];
 type Type = (typeof TYPES)[number];
 type Sort = "created" | "name" | "state" | "duration";

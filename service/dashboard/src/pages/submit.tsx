@@ -12,7 +12,7 @@ import { attempt, Field, Loading } from "../ui/parts";
 import { useQuery } from "../ui/query";
 import { useTitle } from "../ui/title";
 
-const TYPES = ["command", "pt", "sft", "rm", "dpo", "ppo", "serve"] as const;
+const TYPES = ["command", "pt", "sft", "rm", "dpo", "ppo", "grpo", "serve"] as const;
 const START: Record<string, Spec> = {
   command: { type: "command", image: "cpu", command: "nvidia-smi" },
 };
