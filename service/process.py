@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -25,7 +26,6 @@ from service.journal import LOG_NAME
 from service.locations import LOCK, Endpoint, is_served
 
 if TYPE_CHECKING:
-    from service.access.tokens import Tokens
     from service.contract.ssh_keys import PublicKey
     from service.settings import Settings
 
@@ -43,6 +43,8 @@ class Running:
 
     url: str
     pid: int
+    first_token: str | None = None
+    """An admin's, where it was just started for others, too, and nobody had one."""
 
 
 def running(data_dir: Path) -> Running | None:
@@ -54,20 +56,21 @@ def running(data_dir: Path) -> Running | None:
 
 
 def serve(
-    settings: Settings, on_ready: Callable[[str], None] = lambda url: None, own_key: PublicKey | None = None
+    settings: Settings, on_ready: Callable[[str, str | None], None] = lambda *_: None, own_key: PublicKey | None = None
 ) -> None:
-    """Run the control plane until SIGTERM or Ctrl-C; `on_ready` gets its URL. Raises Problem when it can't start.
+    """Run the control plane until SIGTERM or Ctrl-C. Raises Problem when it can't start.
 
-    Whoever has `own_key` may log in to its containers.
+    `on_ready` gets its URL, and an admin's token where others than this machine are listened to and there was none.
+    Whoever has `own_key` may log in to the containers of the account that runs it.
     """
     import uvicorn
 
     from service import journal
     from service.access.principals import LOCAL
     from service.access.redaction import protect
-    from service.access.tokens import ensure_local_token
+    from service.access.tokens import FIRST, ensure_local_token
     from service.api.app import create_app
-    from service.api.security import check_bind
+    from service.api.security import is_loopback
     from service.runtime import Runtime
 
     os.umask(UMASK)
@@ -79,7 +82,9 @@ def serve(
         begun = False
         try:
             runtime.open()
-            check_bind(settings.host, runtime.tokens)
+            first = None
+            if not is_loopback(settings.host) and not runtime.tokens.all():
+                first = runtime.tokens.create(FIRST)
             if own_key is not None:
                 runtime.keys.add(own_key, LOCAL)
             runtime.start()
@@ -90,9 +95,9 @@ def serve(
             class Server(uvicorn.Server):
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
+                    on_ready(url, first)  # before it can be found: whoever started it reads what that says
                     Endpoint(url, os.getpid()).write(settings.data_dir)
                     journal.log.info("started", url=url, pid=os.getpid(), data_dir=str(settings.data_dir))
-                    on_ready(url)
 
                 def handle_exit(self, sig: int, frame: FrameType | None) -> None:
                     app.state.shutdown.begin()
@@ -147,7 +152,7 @@ def start_detached(settings: Settings, arguments: list[str]) -> Running:
     while time.monotonic() < deadline:
         found = running(settings.data_dir)
         if found is not None and found.pid == process.pid and _answers(found.url):
-            return found
+            return replace(found, first_token=_take_token(printed))
         if process.poll() is not None:
             break
         time.sleep(0.1)
@@ -208,22 +213,6 @@ def only_one(data_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def offline(settings: Settings) -> Iterator[Tokens]:
-    """The tokens of a data folder that no control plane serves. Raises Problem when one does, or it can't be used."""
-    from service.runtime import Runtime
-
-    os.umask(UMASK)
-    private_folder(settings.data_dir)
-    with only_one(settings.data_dir):
-        runtime = Runtime(settings)
-        try:
-            runtime.open()
-            yield runtime.tokens
-        finally:
-            runtime.database.close()
-
-
-@contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
@@ -252,6 +241,16 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/api/v1/version", timeout=2, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def _take_token(printed: Path) -> str | None:
+    """The token in what a control plane has printed; from then on it stands nowhere."""
+    text = printed.read_text()
+    found = re.search(r"\bnav_[\w-]{40,}", text)
+    if found is None:
+        return None
+    printed.write_text(text.replace(found[0], "*" * len(found[0])))
+    return found[0]
 
 
 def _end_of(printed: Path) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from service.access.keys import KeyRing
 from service.access.mounts import MountRules
+from service.access.people import People
 from service.access.private import forget_old_files, private_folder
 from service.access.secrets import SecretBox
 from service.access.tokens import Tokens
@@ -61,7 +62,8 @@ class Runtime:
         self.hub = Hub()
         self.database = Database(settings.url)
         self.tokens = Tokens(self.database, settings.data_dir, settings.token)
-        self.keys = KeyRing(self.database)
+        self.people = People(self.database, self.tokens)
+        self.keys = KeyRing(self.database, self._keys_changed)
         self.own_key = OwnKey(settings.data_dir)
         self.engines = DockerHosts(self.database, settings)
         docker = DockerBackend(self.engines, self.database, settings, time.time)
@@ -154,9 +156,14 @@ class Runtime:
         checks["engine"] = (reachable, (host.message if host and not reachable else None) or self.settings.engine_url)
         return checks
 
+    def _keys_changed(self) -> None:
+        if self.controller is not None:
+            self.controller.keys_changed()
+
     def _beat(self) -> None:
         with self.database.write() as session:
             session.merge(Meta(key="heartbeat", value=str(int(time.time()))))
+        self.tokens.write_uses()
 
     @property
     def registries(self) -> list[CollectorRegistry]:

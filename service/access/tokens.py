@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sqlmodel import col, select
 
-from service.access import principals
-from service.access.principals import ENVIRONMENT, LOCAL, Kind, Principal
+from service.access.principals import ENVIRONMENT, LOCAL, Kind, Principal, check_name, check_owner
 from service.access.private import private_file
 from service.contract.errors import Problem
 from service.locations import LOCAL_TOKEN
@@ -28,7 +27,9 @@ from service.store.database import Database
 from service.store.events import record
 
 PREFIX = "nav_"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+FIRST = "first"
+"""Name of the token that is made when there is none and others than this machine are listened to."""
+_USED_EVERY_S = 60.0
 
 
 def digest(token: str) -> str:
@@ -42,6 +43,12 @@ class Token:
     sha256: str
     created_at: float
     principal: Principal
+    expires_at: float | None = None
+    last_used_at: float | None = None
+
+    @property
+    def expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= time.time()
 
 
 def ensure_local_token(data_dir: Path) -> str:
@@ -60,10 +67,12 @@ class Tokens:
 
     def __init__(self, database: Database, data_dir: Path, given: str | None = None) -> None:
         self.folder = data_dir
-        self._database = database
+        self.database = database
         self._given = Token("environment", digest(given), 0.0, ENVIRONMENT) if given else None
         self._lock = threading.Lock()
         self._known: Mapping[str, Token] | None = None
+        self._used: dict[str, float] = {}
+        """By hash: uses that are not written yet."""
         self._local: tuple[tuple[int, int], str] | None = None
 
     def all(self) -> list[Token]:
@@ -84,57 +93,96 @@ class Tokens:
         """
         found = self._kept().get(hashed)
         if found is not None:
+            if found.expired:
+                return None
+            self._used[hashed] = time.time()
             return found.principal
         if self._given is not None and hmac.compare_digest(self._given.sha256, hashed):
             return ENVIRONMENT
         local = self._local_digest()
         return LOCAL if from_here and local is not None and hmac.compare_digest(local, hashed) else None
 
-    def create(self, name: str, actor: Principal = LOCAL) -> str:
-        """Make a token and return it: the only time that it can be seen. Raises Problem."""
-        if not _NAME.fullmatch(name):
-            raise Problem(
-                "invalid_request", f"{name!r} can't name a token.", "Use 1 to 40 of a-z, 0-9, '.', '_' and '-'."
-            )
+    def why_not(self, token: str) -> str:
+        """Why a token is not accepted, for whoever has it."""
+        found = self._kept().get(digest(token.strip()))
+        if found is None or found.expires_at is None:
+            return "The token is not one of this control plane's."
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.expires_at))
+        return f"The token {found.name} of {found.principal.name} expired on {when}."
+
+    def create(
+        self, name: str, actor: Principal = LOCAL, *, owner: Principal | None = None, lasts_s: float | None = None
+    ) -> str:
+        """Make a token of somebody's (by default one's own) and return it: the only time that it can be seen.
+
+        Raises Problem.
+        """
+        owner = owner or actor
+        if owner.id == ENVIRONMENT.id:
+            raise Problem("invalid_request", "NAVARCH_TOKEN is nobody's own.", "Say whose it is to be: `--user NAME`.")
+        check_name(name, "token")
         token = PREFIX + secrets.token_urlsafe(32)
-        with self._lock, self._database.write() as session:
-            if session.get(tables.Token, name) is not None:
-                raise Problem(
-                    "name_taken", f"There is a token named {name}.", f"Withdraw it with `navarch token rm {name}`."
-                )
-            try:
-                whose = principals.enter(session, name, Kind.TOKEN)
-            except ValueError:
-                raise Problem("name_taken", f"{name} is somebody else's name here.", "Choose another.") from None
-            session.add(tables.Token(name=name, sha256=digest(token), principal_id=whose.id))
-            record(session, "token.made", f"token/{name}", f"{actor.name} made the token {name}", actor=actor.id)
+        with self._lock, self.database.write() as session:
+            check_owner(session, actor, owner.id, "A token of somebody else's")
+            if session.get(tables.Token, (owner.id, name)) is not None:
+                said = f"{owner.name} has a token named {name}."
+                raise Problem("name_taken", said, f"Withdraw it with `navarch token rm {name}`.")
+            until = time.time() + lasts_s if lasts_s is not None else None
+            row = tables.Token(name=name, sha256=digest(token), principal_id=owner.id, expires_at=until)
+            session.add(row)
+            said = f"{actor.name} made the token {name} of {owner.name}"
+            record(session, "token.made", f"token/{name}", said, actor=actor.id)
             self._known = None
         return token
 
-    def remove(self, name: str, actor: Principal = LOCAL) -> bool:
+    def remove(self, name: str, actor: Principal = LOCAL, *, owner: Principal | None = None) -> bool:
         """Withdraw a token, at once; False if there is none of this name. Whose it was stays who they are."""
-        with self._lock, self._database.write() as session:
-            row = session.get(tables.Token, name)
+        owner = owner or actor
+        with self._lock, self.database.write() as session:
+            check_owner(session, actor, owner.id, f"The token {name}")
+            row = session.get(tables.Token, (owner.id, name))
             if row is None:
                 return False
             session.delete(row)
-            said = f"{actor.name} withdrew the token {name}"
+            said = f"{actor.name} withdrew the token {name} of {owner.name}"
             record(session, "token.withdrawn", f"token/{name}", said, actor=actor.id)
             self._known = None
         return True
+
+    def changed(self) -> None:
+        """Somebody's role has changed, or they and their tokens are gone: the next request looks anew."""
+        self._known = None
+
+    def write_uses(self) -> None:
+        """Writes when tokens were last used, where that has changed by a minute."""
+        before = {hashed: token.last_used_at or 0.0 for hashed, token in self._kept().items()}
+        news = {hashed: at for hashed, at in dict(self._used).items() if at - before.get(hashed, at) > _USED_EVERY_S}
+        if not news:
+            return
+        with self._lock, self.database.write() as session:
+            for row in session.exec(select(tables.Token).where(col(tables.Token.sha256).in_(news))):
+                row.last_used_at = news[row.sha256]
+            self._known = None
 
     def _kept(self) -> Mapping[str, Token]:
         """By hash, the oldest first."""
         known = self._known
         if known is None:
-            with self._lock, self._database.read() as session:
+            with self._lock, self.database.read() as session:
                 query = (
                     select(tables.Token, tables.Principal)
                     .join(tables.Principal, col(tables.Principal.id) == col(tables.Token.principal_id))
                     .order_by(col(tables.Token.created_at), col(tables.Token.name))
                 )
                 known = self._known = {
-                    row.sha256: Token(row.name, row.sha256, row.created_at, Principal.of(whose))
+                    row.sha256: Token(
+                        row.name,
+                        row.sha256,
+                        row.created_at,
+                        replace(Principal.of(whose), kind=Kind.USER),  # from elsewhere nobody is the local account
+                        row.expires_at,
+                        row.last_used_at,
+                    )
                     for row, whose in session.exec(query)
                 }
         return known

@@ -14,6 +14,7 @@ from service.access.sessions import Sessions
 from service.api import problems, views
 from service.api.batch import Batcher
 from service.api.metrics import Meter, exposition
+from service.api.roles import PREFIX, members_may
 from service.api.routes import (
     artifacts,
     follow,
@@ -25,6 +26,7 @@ from service.api.routes import (
     live,
     many,
     overview,
+    people,
     proxy,
     series,
     session,
@@ -39,7 +41,6 @@ from service.dashboard import site
 from service.intake.submission import Submission, Submitted
 from service.runtime import Runtime
 
-PREFIX = "/api/v1"
 ROUTERS = (
     many,
     jobs,
@@ -54,6 +55,7 @@ ROUTERS = (
     hosts,
     system,
     overview,
+    people,
     session,
     live,
 )
@@ -152,5 +154,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     for path in OPEN_PATHS & made["paths"].keys():
         for operation in made["paths"][path].values():
             operation["security"] = []
+    for path, operations in made["paths"].items():
+        for method, operation in operations.items():
+            operation["x-navarch-role"] = "member" if members_may(method.upper(), path) else "admin"
     app.openapi_schema = made
     return made

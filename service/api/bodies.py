@@ -1,4 +1,4 @@
-"""Reads request bodies, JSON or YAML, within bounds and away from the event loop."""
+"""What comes first in every operation: whose it is to do, and its body, JSON or YAML, read within bounds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from jobs.documents import DocumentError, read_json, read_yaml
+from service.api.roles import check_role
 from service.contract.errors import Problem
 
 _Value = TypeVar("_Value")
@@ -72,12 +73,14 @@ class _ReadRequest(Request):
 
 
 class BoundedRoute(APIRoute):
-    """Reads the body of an operation that has one before FastAPI does; all routers are made of these."""
+    """Asks whether it is somebody's to do, and reads its body before FastAPI does; all routers are made of these."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        method, path, summary = min(self.methods or ()), self.path, self.summary or self.name
 
         async def bounded(request: Request) -> Response:
+            check_role(request.state.principal, method, path, summary)
             if self.body_field is None:
                 return await handle(request)
             raw = await request.body()

@@ -39,16 +39,6 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def check_bind(host: str, tokens: Tokens) -> None:
-    """Refuse to serve an address that others can reach while nobody was given a token. Raises Problem `forbidden`."""
-    if not is_loopback(host) and not tokens.all():
-        raise Problem(
-            "forbidden",
-            f"Navarch does not listen on {host} without a token: whoever reaches it could run containers here.",
-            "Make one with `navarch token new NAME` (or set NAVARCH_TOKEN), or stay on 127.0.0.1.",
-        )
-
-
 @dataclass(frozen=True)
 class Asking:
     """The parts of a request by which it is judged."""
@@ -86,7 +76,8 @@ def judge(asking: Asking, tokens: Tokens, sessions: Sessions) -> tuple[Principal
         return known
     if asking.path in OPEN_PATHS or asking.path.startswith(OPEN_FILES) or _is_site(asking):
         return ANONYMOUS, ""
-    said = "The token is not one of this control plane's." if asking.authorization else "The request carries no token."
+    token = (asking.authorization or "").partition(" ")[2]
+    said = tokens.why_not(token) if token else "The request carries no token."
     raise Problem(
         "unauthorized",
         said,
@@ -126,7 +117,7 @@ def _check_place(asking: Asking) -> None:
         raise Problem(
             "forbidden",
             "This control plane has no token that could be used from another machine.",
-            "Make one on its machine: `navarch token new NAME`.",
+            "Make one on its machine: `navarch token new NAME`, or `navarch user add NAME` for somebody else.",
         )
     name = _hostname(asking.host)
     if not is_loopback(name):

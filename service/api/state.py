@@ -8,6 +8,7 @@ from fastapi import Request
 from sqlmodel import Session
 
 from service.access.keys import KeyRing
+from service.access.people import People
 from service.access.principals import Principal
 from service.access.sessions import Sessions
 from service.access.tokens import Tokens
@@ -41,6 +42,10 @@ class ApiState:
     @property
     def keys(self) -> KeyRing:
         return self.runtime.keys
+
+    @property
+    def people(self) -> People:
+        return self.runtime.people
 
     @property
     def tokens(self) -> Tokens:

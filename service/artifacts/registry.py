@@ -9,7 +9,7 @@ from sqlmodel import Session
 
 from service.access.mounts import Checked, MountRules
 from service.access.paths import Opened, open_below, remove_tree
-from service.access.principals import LOCAL, Principal
+from service.access.principals import LOCAL, Principal, check_owner
 from service.artifacts.keeping import Shelf, size_of
 from service.artifacts.users import check_unused
 from service.artifacts.versions import find_artifact, newest, next_version, versions_of
@@ -67,7 +67,7 @@ class Artifacts:
                 )
             with self._database.read() as session:
                 _check_free(session, name, new_version)
-            row = Artifact(id=new_id(), name=name, kind="", path=str(source), source=str(source))
+            row = Artifact(id=new_id(), name=name, kind="", path=str(source), owner_id=actor.id, source=str(source))
             if not is_gguf:
                 return self._register(row, found, kind, new_version, actor)
             converted = self._convert(found.opened, name, row.id)
@@ -113,6 +113,7 @@ class Artifacts:
                     f"Artifact {ref} has the versions {', '.join(map(str, versions))}.",
                     f"Say which one: `navarch artifact rm {ref}@{versions[0]}`.",
                 )
+            check_owner(session, actor, row.owner_id, f"Artifact {row.name}@{row.version}")
             check_unused(session, row)
             if not self._shelf.holds(row):
                 _forget(session, row, actor)

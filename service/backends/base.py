@@ -18,7 +18,7 @@ is made from the row's url in docker/hosts.py (`DockerHosts`), and watched from 
 interface of engines.py will do as an engine. What lies on another machine than this one is behind `run_folder`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -216,6 +216,10 @@ class Backend(Protocol):
 
     def release(self, gang: Gang) -> None:
         """Opens the barrier at which the ranks wait for each other."""
+        ...
+
+    def put(self, gang: Gang, files: Mapping[str, bytes]) -> None:
+        """Writes files into /run/navarch of every container, whether or not it runs."""
         ...
 
     def signal(self, gang: Gang, ranks: Sequence[int], name: str) -> None:

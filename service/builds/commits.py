@@ -14,7 +14,7 @@ from images.errors import ImageError
 from jobs.values import parse_image
 from service.access.host_keys import host_key
 from service.access.keys import KeyRing
-from service.access.principals import Principal
+from service.access.principals import Principal, check_owner
 from service.access.secrets import SecretBox
 from service.contract.errors import Problem
 from service.settings import Settings
@@ -39,6 +39,7 @@ class Commits:
         _check_tag(tag)
         with self._database.read() as session:
             row = find_workspace(session, ref, actor.id)
+            check_owner(session, actor, row.owner_id, f"Workspace {row.name}")
             url = _engine_of(session, row)
         if row.container_id is None:
             hint = f"Start it: navarch workspace start {row.name}"
@@ -77,7 +78,7 @@ class Commits:
 
     def _never(self, row: Workspace) -> list[str]:
         """What must be in no layer: the secrets' values, every authorised key, the host key."""
-        keys = [key.body for key in KeyRing(self._database).all()]
+        keys = [one.key.body for one in KeyRing(self._database).all()]
         own = self._own_key().split()[1:2]
         private = host_key(self._settings.data_dir, row.owner_id, row.name).private.splitlines()[1:2]
         return [*self._secrets.open(row.secrets).values(), *keys, *own, *private]

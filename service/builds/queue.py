@@ -19,7 +19,7 @@ from images.engine import engine_for
 from images.errors import ImageError
 from service.access import principals
 from service.access.mounts import MountRules
-from service.access.principals import LOCAL, Principal
+from service.access.principals import LOCAL, Principal, check_owner
 from service.builds import inputs
 from service.builds.turns import Turns
 from service.collector.hub import Hub
@@ -45,7 +45,7 @@ class _Running:
 
     row: ImageBuild
     cancellation: Cancellation = field(default_factory=Cancellation)
-    canceller: str | None = None
+    canceller: Principal | None = None
     """Who wants it ended; None with a wanted cancellation: this process ends, and the next one takes it up again."""
     thread: threading.Thread | None = None
     said_at: float = 0.0
@@ -96,13 +96,15 @@ class Builds:
                 row = session.get(ImageBuild, build_id)
                 if row is None:
                     raise Problem("build_not_found", f"There is no build {build_id!r}.", "`navarch image builds`")
+                check_owner(session, actor, row.owner_id, f"The build of {row.tag}")
                 if row.state not in _UNFINISHED:
                     raise Problem("build_finished", f"The build of {row.tag} has ended: {row.state}.")
                 if running is None:
-                    _end(session, row, None, f"cancelled by {actor.name} before it started", state="stopped")
+                    said = f"cancelled by {actor.name} before it started"
+                    _end(session, row, None, said, state="stopped", actor=actor.id)
                 else:
-                    running.canceller = actor.name
-                    row.message = f"is being cancelled by {running.canceller}"
+                    running.canceller = actor
+                    row.message = f"is being cancelled by {actor.name}"
         if running is not None:
             running.cancellation.cancel()
         self._hub.notify(build_id)
@@ -181,7 +183,7 @@ class Builds:
             failure = f"Navarch failed at this build ({type(error).__name__}: {error})"
         state = "failed"
         if built is None and running.canceller is not None:
-            state, failure = "stopped", f"cancelled by {running.canceller}"
+            state, failure = "stopped", f"cancelled by {running.canceller.name}"
         if built is not None or running.canceller is not None or not running.cancellation.wanted:
             self._finish(running, built, failure, state)
         with self._lock:
@@ -261,7 +263,8 @@ class Builds:
                 with self._database.write() as session:
                     row = session.get(ImageBuild, running.row.id)
                     if row is not None:
-                        _end(session, row, built, failure, state)
+                        actor = running.canceller or principals.CONTROLLER
+                        _end(session, row, built, failure, state, actor=actor.id)
                 self._hub.notify(running.row.id)
                 return
             except Exception:
@@ -291,13 +294,15 @@ def _waits(ahead: int) -> str:
     return f"waits for {ahead} build{'s' if ahead > 1 else ''} before it"
 
 
-def _end(session: Session, row: ImageBuild, built: Built | None, failure: str | None, state: str) -> None:
+def _end(
+    session: Session, row: ImageBuild, built: Built | None, failure: str | None, state: str, *, actor: str
+) -> None:
     row.state = state if built is None else "succeeded"
     row.image_id = built.image_id if built else None
     row.message = failure if built is None else f"{built.tag} is ready"
     row.finished_at = time.time()
     kind = {"succeeded": "image.built", "stopped": "image.build_cancelled"}.get(row.state, "image.build_failed")
-    record(session, kind, f"image/{row.tag}", row.message or "the build ended without an image")
+    record(session, kind, f"image/{row.tag}", row.message or "the build ended without an image", actor=actor)
 
 
 def _options(row: ImageBuild, files: inputs.Inputs) -> BuildOptions:

@@ -14,11 +14,11 @@ from service.cli import (
     jobs,
     logs,
     metrics,
+    people,
     server,
     ssh,
     ssh_config,
     submit,
-    tokens,
     workspaces,
 )
 from service.cli.context import chosen
@@ -72,7 +72,9 @@ app.command("up")(server.up)
 app.command("down")(server.down)
 app.command("dashboard")(server.dashboard)
 app.command("doctor")(server.doctor)
-app.add_typer(tokens.app, name="token")
+app.add_typer(people.users, name="user")
+app.add_typer(people.tokens, name="token")
+app.add_typer(people.keys, name="key")
 app.command("version")(server.version)
 
 

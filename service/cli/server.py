@@ -22,7 +22,7 @@ DataDir = Annotated[
 
 
 def up(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; others than loopback need a token.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for other machines, too.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default 8470; 0 takes a free one.")] = None,
     data_dir: DataDir = None,
     mount_root: Annotated[
@@ -45,9 +45,13 @@ def up(
     with busy("starting the control plane"):
         found = process.start_detached(settings, _arguments(settings))
     if as_json:
-        output.as_json({"url": found.url, "pid": found.pid, "data_dir": str(settings.data_dir)})
+        told = {"url": found.url, "pid": found.pid, "data_dir": str(settings.data_dir)}
+        output.as_json({**told, **({"token": found.first_token} if found.first_token else {})})
         return
     output.say(f"Navarch {'already runs' if before else 'runs'} at [bold]{found.url}[/] [dim](pid {found.pid})[/]")
+    if found.first_token is not None:
+        output.note(_FIRST)
+        output.plain(found.first_token)
     output.say(f"[dim]log {settings.data_dir / LOG_NAME}; API docs {found.url}/docs; navarch down ends it[/]")
 
 
@@ -73,12 +77,20 @@ def _link(url: str) -> str:
         return url
 
 
-def _say_ready(url: str) -> None:
+_FIRST = (
+    "[dim]An admin's token for other machines, shown this once; navarch user add NAME makes one for a colleague:[/]"
+)
+
+
+def _say_ready(url: str, first_token: str | None) -> None:
     output.note(f"Navarch runs at {url} (API docs: {url}/docs). Ctrl-C ends it; containers go on.")
+    if first_token is not None:
+        output.note(_FIRST)
+        output.note(first_token)
 
 
-def _say_json(url: str) -> None:
-    output.as_json({"url": url})
+def _say_json(url: str, first_token: str | None) -> None:
+    output.as_json({"url": url, **({"token": first_token} if first_token else {})})
     sys.stdout.flush()
 
 

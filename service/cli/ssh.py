@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from service.client import Client
     from service.client.ssh import Login
     from service.contract.schemas import Job, SshAccess
+    from service.contract.workspaces import Workspace
 
 WORKDIR = "/workspace"
+_PATIENCE_S = 8.0
+"""A key that was added is taken by containers that run within five seconds."""
 SSH_FAILED = 255
 """ssh's own exit code, when it could not connect or log in."""
 
@@ -54,16 +57,11 @@ def ssh(
         return
     extra = forwards(forward, reverse, dynamic, only_forward=only_forward)
     workdir = str(found.spec.get("workdir") or WORKDIR)
-    code = run(login, workdir, command or [], extra, only_forward=only_forward, show=show)
-    if code == SSH_FAILED and _refused(login):
-        with connect() as client:
-            raise _foreign_key(client, found.name, login, "submit the job again", f"navarch ssh {found.name}")
-    raise typer.Exit(code)
+    _enter(found, login, workdir, command or [], extra, only_forward=only_forward, show=show)
 
 
 def enter(
-    name: str,
-    access: SshAccess,
+    found: Workspace,
     workdir: str,
     command: list[str],
     extra: list[str],
@@ -71,13 +69,26 @@ def enter(
     only_forward: bool = False,
     show: bool = False,
 ) -> None:
-    """A login to a workspace that is ready; ends with ssh's exit code. Raises Problem when it does not know our key."""
-    login = login_to(name, access)
+    """A login to a workspace that is ready; ends with ssh's exit code. Raises Problem when it does not take our key."""
+    login = login_to(found.name, found.ssh)
+    _enter(found, login, workdir, command, extra, only_forward=only_forward, show=show)
+
+
+def _enter(
+    found: Job | Workspace,
+    login: Login,
+    workdir: str,
+    command: list[str],
+    extra: list[str],
+    *,
+    only_forward: bool,
+    show: bool,
+) -> None:
+    """One whose key is not known yet is made known, and then let in."""
     code = run(login, workdir, command, extra, only_forward=only_forward, show=show)
     if code == SSH_FAILED and _refused(login):
-        with connect() as client:
-            again = f"restart it (`navarch workspace restart {name}`)"
-            raise _foreign_key(client, name, login, again, f"navarch workspace ssh {name}")
+        _introduce(found, login)
+        code = run(login, workdir, command, extra, only_forward=only_forward, show=show)
     raise typer.Exit(code)
 
 
@@ -136,13 +147,20 @@ def _refused(login: Login) -> bool:
     return tried.returncode == SSH_FAILED and "Permission denied" in tried.stderr
 
 
-def _foreign_key(client: Client, name: str, login: Login, again: str, command: str) -> Problem:
-    authorise(client)
-    return Problem(
+def _introduce(found: Job | Workspace, login: Login) -> None:
+    """Has the container take our key, which it does within seconds where it is ours. Raises Problem."""
+    with connect() as client:
+        authorise(client)
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        if not _refused(login):
+            return
+        time.sleep(0.3)
+    raise Problem(
         "no_ssh",
-        f"The container of {name} does not accept your key {login.key}.",
-        f"A container accepts the keys that were known when it started. Yours is known from now on: {again}, or enter "
-        f"this one by a key that it accepts: NAVARCH_SSH_KEY=FILE {command}",
+        f"The container of {found.name}, which belongs to {found.owner}, does not accept your key {login.key}.",
+        "A container accepts its owner's keys, and those that an admin has authorised everywhere "
+        "(`navarch key add --everywhere`). To show another key: NAVARCH_SSH_KEY=FILE.",
     )
 
 

@@ -66,7 +66,7 @@ def authorise(client: Client) -> None:
     from service.locations import config_dir
 
     key = user_key(config_dir())
-    known = {key.fingerprint for key in client.authorized()}
+    known = {key.fingerprint for key in client.keys("")}
     if key.public.fingerprint not in known:
         client.add_key(key.public.line)
 

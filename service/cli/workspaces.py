@@ -278,7 +278,7 @@ def login(
         )
     extra = ssh.forwards(forward, reverse, dynamic, only_forward=only_forward)
     workdir = str(found.spec.get("workdir") or ssh.WORKDIR)
-    ssh.enter(found.name, found.ssh, workdir, command or [], extra, only_forward=only_forward, show=show_only)
+    ssh.enter(found, workdir, command or [], extra, only_forward=only_forward, show=show_only)
 
 
 @app.command("check")

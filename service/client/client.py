@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from service.client.errors import ApiError, Unreachable
 from service.client.transport import Transport
 from service.contract.images import Build, Committed, Image, Pushed
-from service.contract.pages import HostKey, SessionLink, Token, Tokens
+from service.contract.pages import HostKey, SessionLink
+from service.contract.people import Key, Role, Token, Tokens, User
 from service.contract.schemas import (
     Artifact,
     ArtifactFate,
@@ -29,7 +30,6 @@ from service.contract.schemas import (
     Host,
     Job,
     JobStatus,
-    Key,
     LogLine,
     LogPage,
     Metrics,
@@ -285,7 +285,7 @@ class Client:
     def delete_image(self, ref: str) -> None:
         self._transport.request("DELETE", f"images/{_path(ref)}")
 
-    # artifacts, hosts, keys, the control plane itself
+    # artifacts, hosts
 
     def artifacts(self) -> list[Artifact]:
         return list(self._pages(Artifact, "artifacts", {}, None))
@@ -329,25 +329,55 @@ class Client:
         """The control plane's public SSH key, for authorized_keys on hosts."""
         return self._get(HostKey, "hosts/key").public_key
 
-    def authorized(self) -> list[Key]:
-        """The public keys that every new container authorises."""
-        return list(self._pages(Key, "keys", {}, None))
+    # people
 
-    def add_key(self, public_key: str) -> Key:
-        """Let containers authorise this public key; adding it twice changes nothing."""
-        return self._send(Key, "POST", "keys", json_body={"public_key": public_key}, repeatable=True)
+    def users(self) -> list[User]:
+        """Everybody who uses this control plane, with what they hold."""
+        return list(self._pages(User, "users", {}, None))
 
-    def tokens(self) -> list[Token]:
-        """Those that were given out, by name; none is ever shown again."""
-        return self._get(Tokens, "tokens").items
+    def user(self, name: str) -> User:
+        return self._get(User, f"users/{_segment(name)}")
 
-    def add_token(self, name: str) -> Token:
-        """Make a token; only this answer shows it."""
-        return self._send(Token, "POST", "tokens", json_body={"name": name})
+    def add_user(self, name: str, *, role: Role = "member") -> User:
+        """A new user; only this answer shows their first token."""
+        return self._send(User, "POST", "users", json_body={"name": name, "role": role})
 
-    def remove_token(self, name: str) -> None:
+    def change_user(self, name: str, *, role: Role | None = None) -> User:
+        """What is left out stays as it is."""
+        given = {"role": role}
+        body = {key: value for key, value in given.items() if value is not None}
+        return self._send(User, "PATCH", f"users/{_segment(name)}", json_body=body, repeatable=True)
+
+    def remove_user(self, name: str) -> None:
+        """Their tokens and keys count no more."""
+        self._transport.request("DELETE", f"users/{_segment(name)}")
+
+    def keys(self, user: str | None = None) -> list[Key]:
+        """The public keys that containers authorise: everybody's, somebody's, or ("") one's own."""
+        return list(self._pages(Key, "keys", {"user": user}, None))
+
+    def add_key(self, public_key: str, *, user: str = "", everywhere: bool = False) -> Key:
+        """Have one's containers authorise this public key; adding it twice changes nothing."""
+        body = {"public_key": public_key, "user": user, "everywhere": everywhere}
+        return self._send(Key, "POST", "keys", json_body=body, repeatable=True)
+
+    def remove_key(self, fingerprint: str, *, user: str = "") -> None:
+        """No container authorises it any more."""
+        self._transport.request("DELETE", f"keys/{_segment(fingerprint)}", params={"user": user})
+
+    def tokens(self, user: str | None = None) -> list[Token]:
+        """Those that were given out, by name; none is ever shown again. An admin sees everybody's."""
+        return self._get(Tokens, "tokens", {"user": user}).items
+
+    def add_token(self, name: str, *, user: str = "", lasts: float | None = None) -> Token:
+        """Make a token that lasts so many seconds; only this answer shows it."""
+        return self._send(Token, "POST", "tokens", json_body={"name": name, "user": user, "lasts": lasts})
+
+    def remove_token(self, name: str, *, user: str = "") -> None:
         """Withdraw a token, at once."""
-        self._transport.request("DELETE", f"tokens/{_segment(name)}")
+        self._transport.request("DELETE", f"tokens/{_segment(name)}", params={"user": user})
+
+    # the control plane itself
 
     def health(self) -> Health:
         """How the control plane is; also when it is not well (no exception then)."""

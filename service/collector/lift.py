@@ -176,6 +176,7 @@ class Lifter:
                 version=next_version(session, name),
                 kind=event.kind,
                 path=str(self._job_dir / "run" / event.path),
+                owner_id=job.owner_id,
                 source=f"job:{job.name}",
                 job_id=job.id,
                 run_path=event.path,

@@ -212,6 +212,8 @@ class LineIndex:
             file = self._files[0]
             numbers = np.arange(first, min(first + count, len(file.starts)), dtype=np.int64)
             return [(file.rank, raw) for raw in file.read(numbers)] if len(numbers) else []
+        if not self._files:  # nothing has been printed yet
+            return []
         which, place = self._order()
         which, place = which[first : first + count], place[first : first + count]
         found: list[tuple[int, bytes]] = [(0, b"")] * len(which)

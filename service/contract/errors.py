@@ -25,8 +25,13 @@ KINDS: dict[str, Kind] = {
     "invalid_cursor": Kind(400, "The cursor is not one that this API gave out"),
     "unauthorized": Kind(401, "A valid token is needed"),
     "forbidden": Kind(403, "Not allowed"),
+    "admin_only": Kind(403, "Only an admin may do that"),
+    "not_yours": Kind(403, "It belongs to somebody else"),
     "forbidden_host": Kind(403, "Unknown Host header"),
     "forbidden_origin": Kind(403, "Request from another web origin"),
+    # people
+    "user_not_found": Kind(404, "No such user"),
+    "user_busy": Kind(409, "The user still has something here"),
     # specs, checked at submit
     "invalid_spec": Kind(422, "The spec is not valid"),
     "invalid_override": Kind(422, "An override is not valid"),

@@ -90,26 +90,6 @@ class SessionLink(Schema):
     path: str
 
 
-class TokenRequest(BaseModel):
-    """Whom or what a token is for."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=40)
-
-
-class Token(Schema):
-    """A token, without its secret; `token` holds that once, in the answer that made it."""
-
-    name: str
-    created_at: float
-    token: str | None = None
-
-
-class Tokens(Schema):
-    items: list[Token]
-
-
 class JobCounts(Schema):
     """How many jobs there are in each state."""
 

@@ -398,21 +398,6 @@ class Host(Schema):
     seen_at: float | None = None
 
 
-class Key(Schema):
-    """A public key that containers authorise."""
-
-    fingerprint: str
-    type: str
-    comment: str
-    public_key: str
-
-
-class KeyRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    public_key: str = Field(min_length=1, max_length=16384, description="one line, as in id_ed25519.pub")
-
-
 class Check(Schema):
     """One thing that was looked at, and how it is."""
 

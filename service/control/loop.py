@@ -13,6 +13,7 @@ from jobs.states import PLACED, JobState
 from jobs.workspace_states import AT_WORK, WorkspaceState
 from service.control.context import Context
 from service.control.lanes import Lanes
+from service.control.live_keys import LiveKeys
 from service.control.step import step
 from service.control.steps.schedule import next_retry, schedule
 from service.control.workspaces import step_workspace
@@ -20,7 +21,9 @@ from service.store.ids import WORKSPACE
 from service.store.tables import Attempt, Job, Replica, Workspace
 
 log = structlog.get_logger("controller")
-_SCHEDULE, _SWEEP = "schedule", "sweep"
+_SCHEDULE, _SWEEP, _KEYS = "schedule", "sweep", "keys"
+_WHOLE = (_SCHEDULE, _SWEEP, _KEYS)
+"""What is no job or workspace."""
 _LANES = {JobState.PROVISIONING: "start", JobState.RUNNING: "watch", JobState.STOPPING: "stop"}
 _TIDY = "tidy"
 _WORKSPACE_LANES = {
@@ -53,6 +56,7 @@ class Controller:
         self._scheduled_until = 0.0
         self._lanes = Lanes(context.settings.workers, context.figures)
         self._dispatcher = threading.Thread(target=self._dispatch, name="dispatcher", daemon=True)
+        self._keys = LiveKeys(context, self._lanes.submit)
         context.freed = self.room
 
     def start(self) -> None:
@@ -85,6 +89,10 @@ class Controller:
     def look_at_hosts(self) -> None:
         """There is another host, or one less, or one may be used again."""
         self.wake(_SWEEP)
+
+    def keys_changed(self) -> None:
+        """Containers that run have to authorise others from now on."""
+        self.wake(_KEYS)
 
     def look(self, host_id: str) -> None:
         """Wakes all jobs and workspaces that have containers on a host."""
@@ -119,7 +127,7 @@ class Controller:
             if keys is None:
                 return
             try:
-                places = self._places([key for key in keys if key not in (_SCHEDULE, _SWEEP)])
+                places = self._places([key for key in keys if key not in _WHOLE])
             except Exception:  # the database doesn't answer: it may do so soon
                 log.exception("could not look up where jobs are")
                 self._context.figures.failures.labels("dispatch").inc()
@@ -127,7 +135,7 @@ class Controller:
                     self._done(key, _AFTER_A_MISHAP_S)
                 continue
             for key in keys:
-                kind, place = (key, "") if key in (_SCHEDULE, _SWEEP) else places.get(key, (_TIDY, ""))
+                kind, place = (key, "") if key in _WHOLE else places.get(key, (_TIDY, ""))
                 self._lanes.submit(kind, place, partial(self._work, key))
 
     def _all_due(self) -> list[str] | None:
@@ -199,6 +207,9 @@ class Controller:
     def _do(self, key: str) -> float | None:
         if key == _SCHEDULE:
             return self._schedule()
+        if key == _KEYS:
+            self._keys.look()
+            return None
         if key == _SWEEP:
             self._sweep()
             return self._context.settings.sweep_s
@@ -232,5 +243,6 @@ class Controller:
         for key in {*placed, *unreaped, *workspaces}:
             self.wake(key)
         self.wake(_SCHEDULE)
+        self.wake(_KEYS)
         for backend in self._context.backends.values():
             backend.sweep()

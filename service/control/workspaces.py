@@ -14,15 +14,16 @@ from jobs.mistakes import SpecError
 from jobs.states import JobState, Reason
 from jobs.units import format_duration
 from jobs.workspace import WorkspaceSpec, parse_workspace
-from jobs.workspace_launch import WorkspaceLaunch, home_volume, plan_workspace, workspace_container
+from jobs.workspace_launch import WorkspaceLaunch, home_volume, plan_workspace
 from jobs.workspace_states import AT_REST, Wanted, WorkspaceState
 from service.access.host_keys import HostKey, host_key, owner_mark
 from service.access.keys import authorized_keys
-from service.backends.base import Backend, Gang, Phase, Seat, Sight, Waiting
+from service.backends.base import Backend, Gang, Phase, Sight, Waiting
 from service.backends.docker.ssh_ready import WrongHostKey
 from service.backends.errors import Cancelled, ContainerGone, EngineError, Refused, Unreachable
 from service.control import moves
 from service.control.context import NOTHING, Context, Next, Vanished
+from service.control.live_keys import gang_of
 from service.control.outcome import Outcome
 from service.control.refusals import refused
 from service.settings import Settings
@@ -91,12 +92,8 @@ class Desk:
     deployment: str
 
     @property
-    def container(self) -> str:
-        return workspace_container(self.deployment, self.row.name, self.row.made, self.row.namespace)
-
-    @property
     def gang(self) -> Gang:
-        return Gang(self.row.holder, self.row.id, (Seat(0, self.container, self.row.host_id, self.row.container_id),))
+        return gang_of(self.row, self.deployment)
 
     @property
     def state(self) -> WorkspaceState:
@@ -325,19 +322,21 @@ def _wanted(context: Context, desk: Desk) -> bool:
 
 def _plan(context: Context, desk: Desk, spec: WorkspaceSpec, key: HostKey) -> ContainerPlan:
     row = desk.row
+    with context.database.read() as session:
+        keys = authorized_keys(session, row.owner_id)
     return plan_workspace(
         spec,
         WorkspaceLaunch(
             deployment=context.deployment,
             id=row.id,
             host_id=row.host_id,
-            container=desk.container,
+            container=desk.gang.seats[0].container,
             made=row.made,
             ports={int(inside): outside for inside, outside in row.ports.items()},
             gpus=tuple(row.gpus),
             home_volume=_home(context, row),
             pins=str(context.settings.workspace_dir(row.id) / "mounts"),
-            authorized_keys=authorized_keys(context.database) + context.own_key(),
+            authorized_keys=keys + context.own_key(),
             host_key=key.private,
             host_key_public=key.public,
             secrets=context.secrets.open(row.secrets),

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from sqlmodel import Session, col, select
 
 from jobs.states import TERMINAL, Desired, JobState, Reason
-from service.access.principals import LOCAL, Principal
+from service.access.principals import LOCAL, Principal, only_own
 from service.builds.look import ImageLook
 from service.contract.errors import Problem
 from service.intake.deletion import Deleted, Deletions, HandOver
@@ -66,7 +66,7 @@ class Jobs:
     def stop_many(self, refs: Sequence[str], *, actor: Principal = LOCAL) -> list[Job | Problem]:
         """Asks several jobs to stop, some in each transaction; for each the job, or why not."""
         with self._database.read() as session:
-            meant = find_jobs(session, refs, actor.id)
+            meant = only_own(session, actor, find_jobs(session, refs, actor.id))
         ids = list(dict.fromkeys(job.id for job in meant if isinstance(job, Job)))
         asked: dict[str, Job] = {}
         for start in range(0, len(ids), _CHUNK):

@@ -22,7 +22,7 @@ from sqlmodel import Session, col, select
 
 from jobs.states import TERMINAL, JobState
 from service.access.paths import open_below, remove_tree
-from service.access.principals import Principal
+from service.access.principals import Principal, only_own
 from service.artifacts.keeping import Kept, Shelf, size_of
 from service.artifacts.users import users_of
 from service.backends.errors import EngineError
@@ -81,7 +81,7 @@ class Deletions:
         """For each job what came of it, or why it stays."""
         self._await_removals(refs, actor)
         with self._database.read() as session:
-            meant = find_jobs(session, refs, actor.id)
+            meant = only_own(session, actor, find_jobs(session, refs, actor.id))
         outcome: dict[str, Deleted | Problem] = {}
         with self._claimed({job.id for job in meant if isinstance(job, Job)}) as ids:
             for start in range(0, len(ids), _CHUNK):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import asyncssh
 from sqlmodel import Session, col, select
 
-from service.access.principals import Principal, Role
+from service.access.principals import Principal, check_admin
 from service.access.secrets import SecretBox
 from service.backends.docker.hosts import LOCAL, DockerHosts
 from service.backends.docker.onboarding import Met, meet, shown_key
@@ -43,7 +43,7 @@ class Hosts:
 
     def add(self, asked: HostRequest, actor: Principal) -> Host:
         """Raises Problem with what to do about a host that can't be used."""
-        _admin(actor)
+        check_admin(actor, "change hosts")
         self._is_free(asked)
         key = _usable(asked.key) if asked.key is not None else None
         try:
@@ -82,7 +82,7 @@ class Hosts:
 
     def change(self, ref: str, change: HostChange, actor: Principal) -> Host:
         """What was sent of it becomes so."""
-        _admin(actor)
+        check_admin(actor, "change hosts")
         with self._database.read() as session:
             host = find_host(session, ref)
         line = self._new_key(host, change.fingerprint) if change.fingerprint is not None else None
@@ -109,7 +109,7 @@ class Hosts:
 
     def remove(self, ref: str, actor: Principal) -> Host:
         """Raises Problem `host_in_use` with what runs or lies there."""
-        _admin(actor)
+        check_admin(actor, "change hosts")
         with self._database.write() as session:
             host = find_host(session, ref)
             if host.id == LOCAL:
@@ -221,8 +221,3 @@ def _fingerprint(host: Host) -> str:
 
 def _about_others(met: Met) -> str | None:
     return f"{len(met.foreign)} containers of other control planes are there" if met.foreign else None
-
-
-def _admin(actor: Principal) -> None:
-    if actor.role is not Role.ADMIN:
-        raise Problem("forbidden", "Only an admin may change hosts.", "Ask one.")

@@ -17,7 +17,7 @@ from jobs.workspace import WorkspaceSpec, parse_workspace
 from jobs.workspace_launch import find_place, find_room, ports_of
 from jobs.workspace_states import AT_REST, Wanted, WorkspaceState
 from service.access.mounts import MountRules
-from service.access.principals import LOCAL, Principal
+from service.access.principals import LOCAL, Principal, check_owner
 from service.access.secrets import SecretBox
 from service.builds.look import ImageLook
 from service.contract.errors import Problem
@@ -113,7 +113,7 @@ class Workspaces:
     def remove(self, ref: str, *, home: bool = False, actor: Principal = LOCAL) -> Workspace:
         """Removes it with its container; its home only where that is asked for. Raises Problem."""
         with self._database.write() as session:
-            row = find_workspace(session, ref, actor.id)
+            row = _own(session, ref, actor)
             row.remove_home = row.remove_home or home
             if row.state in AT_REST:
                 row.wanted = Wanted.REMOVE.value
@@ -215,7 +215,7 @@ class Workspaces:
         move_workspace(session, row, WorkspaceState.STOPPING, says, reason=reason, actor=actor.id)
 
     def _present(self, session: Session, ref: str, actor: Principal) -> Workspace:
-        row = find_workspace(session, ref, actor.id)
+        row = _own(session, ref, actor)
         if row.wanted == Wanted.REMOVE:
             raise Problem("workspace_going", f"{row.name} is being removed.", "Wait a moment, then make a new one.")
         return row
@@ -269,6 +269,12 @@ class Workspaces:
             )
         listed = [{"kind": kind, "name": name, "gpus": gpus, "since": since} for kind, name, gpus, since in holders]
         return Problem("no_room", f"{detail} {held[:1].upper()}{held[1:]}." if held else detail, hint, holders=listed)
+
+
+def _own(session: Session, ref: str, actor: Principal) -> Workspace:
+    row = find_workspace(session, ref, actor.id)
+    check_owner(session, actor, row.owner_id, f"Workspace {row.name}")
+    return row
 
 
 def parse(document: Mapping[str, Any]) -> WorkspaceSpec:

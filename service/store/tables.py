@@ -33,16 +33,21 @@ class Principal(SQLModel, table=True):
     role: str
     kind: str
     created_at: float = Field(default_factory=time.time)
+    removed_at: float | None = None
+    """Since when they have no access any more."""
 
 
 class Token(SQLModel, table=True):
     """A token by which a principal is known: its hash, never itself."""
 
     __tablename__ = "token"
+    principal_id: str = Field(foreign_key="principal.id", primary_key=True)
     name: str = Field(primary_key=True)
     sha256: str = Field(unique=True)
-    principal_id: str = Field(foreign_key="principal.id", index=True)
     created_at: float = Field(default_factory=time.time)
+    expires_at: float | None = None
+    last_used_at: float | None = None
+    """To the minute or so: it is not written at each request."""
 
 
 class SshKey(SQLModel, table=True):
@@ -52,6 +57,8 @@ class SshKey(SQLModel, table=True):
     owner_id: str = Field(foreign_key="principal.id", primary_key=True)
     fingerprint: str = Field(primary_key=True)
     line: str
+    everywhere: bool = False
+    """Everybody's containers authorise it, not only its owner's."""
     created_at: float = Field(default_factory=time.time)
 
 
@@ -387,6 +394,8 @@ class Artifact(SQLModel, table=True):
     """Each run of a job, and each import, under one name makes the next version."""
     kind: str
     path: str
+    owner_id: str = Field(foreign_key="principal.id")
+    """Who made this version; its name is everybody's."""
     digest: str | None = None
     size: int | None = Field(default=None, sa_column=Column(BigInteger))
     state: str = "ready"

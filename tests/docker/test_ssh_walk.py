@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import shlex
 import socket
@@ -74,16 +75,18 @@ def test_a_login_begins_in_the_jobs_own_folder(door: FrontDoor, job: Job) -> Non
     assert (said.returncode, said.stdout) == (5, "/workspace\n"), said.stderr
 
 
-def test_a_key_that_the_container_does_not_know_gets_advice(door: FrontDoor, job: Job, tmp_path: Path) -> None:
-    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "other"))
-    other = {"NAVARCH_SSH_KEY": str(tmp_path / "other")}
-    done = door.navarch("ssh", "workspace", "--", "true", environment=other)
-    assert done.returncode == 1 and f"does not accept your key {tmp_path / 'other'}" in done.stderr, done.stderr
-    assert "submit the job again" in done.stderr and "NAVARCH_SSH_KEY=FILE" in done.stderr
-    with door.client() as client:
-        assert (tmp_path / "other.pub").read_text().split()[1] in {
-            key.public_key.split()[1] for key in client.authorized()
-        }
+def test_a_key_of_ones_own_is_taken_while_the_container_runs_and_nobody_elses(
+    door: FrontDoor, job: Job, tmp_path: Path
+) -> None:
+    for name in ("other", "foreign"):
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name))
+    done = door.navarch("ssh", "workspace", "--", "true", environment={"NAVARCH_SSH_KEY": str(tmp_path / "other")})
+    assert done.returncode == 0, done.stderr
+    token = json.loads(door.navarch("user", "add", "eve", "--json").stdout)["token"]
+    eve = {"NAVARCH_SSH_KEY": str(tmp_path / "foreign"), "NAVARCH_TOKEN": token}
+    done = door.navarch("ssh", "workspace", "--", "true", environment=eve)
+    assert done.returncode == 1 and f"does not accept your key {tmp_path / 'foreign'}" in done.stderr, done.stderr
+    assert "belongs to local" in done.stderr and "navarch key add --everywhere" in done.stderr
 
 
 def test_the_next_job_of_a_name_has_the_same_host_key(door: FrontDoor, system_image: str, tmp_path: Path) -> None:

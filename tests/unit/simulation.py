@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 from sqlmodel import select
 
 from jobs.states import JobState
-from service.access.principals import Kind, Principal, enter
+from service.access.principals import Principal, Role, enter
 from service.access.secrets import SecretBox
 from service.backends.docker.backend import DockerBackend
 from service.backends.engines import Engine
@@ -172,10 +172,10 @@ class World:
         self.workspaces = Workspaces(self.database, self.settings, self.clock)
         self.plans = Plans(self.database, self.settings, self)
 
-    def principal(self, name: str) -> Principal:
-        """Somebody with a token."""
+    def principal(self, name: str, role: Role = Role.MEMBER) -> Principal:
+        """Somebody else."""
         with self.database.write() as session:
-            return enter(session, name, Kind.TOKEN)
+            return enter(session, name, role)
 
     def one_replica(self) -> Replica:
         """A job `j` with one attempt and one container `c`, for whoever only needs something to hang a log on."""

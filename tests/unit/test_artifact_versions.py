@@ -83,7 +83,9 @@ def test_every_attempt_of_a_job_uses_the_version_that_the_first_one_did(world: W
         controller.step(job.id)
     assert world.job(job.id).state == "queued"
     with world.database.write() as session:  # meanwhile another run left a newer one
-        session.add(Artifact(id="x", name="sft-model", version=2, kind="model", path=str(world.folder)))
+        session.add(
+            Artifact(owner_id="local", id="x", name="sft-model", version=2, kind="model", path=str(world.folder))
+        )
     world.now += 60
     controller.schedule()
     for _ in range(2):

@@ -101,9 +101,11 @@ def test_a_ring_holds_each_key_once_and_forgets_on_request(tmp_path: Path) -> No
     first, second = (PublicKey.parse(make_key(tmp_path / name)) for name in ("a", "b"))
     assert ring.add(first, ann) and not ring.add(first, ann) and ring.add(second, LOCAL)
     assert ring.add(first, LOCAL), "two may have the same key"
-    assert authorized_keys(world.database) == f"{first.line}\n{second.line}\n"
+    with world.database.read() as session:
+        assert authorized_keys(session, ann.id) == f"{first.line}\n", "somebody else's key opens nothing of hers"
+        assert authorized_keys(session, LOCAL.id) == f"{second.line}\n{first.line}\n"
     assert ring.remove(first.fingerprint, ann) and not ring.remove(first.fingerprint, ann)
-    assert ring.all() == [second]
+    assert [one.key for one in ring.all()] == [second, first]
     told = [(event.actor_id, event.kind) for event in world.rows(Event)]
     assert told == [("ann", "key.added"), ("local", "key.added"), ("local", "key.added"), ("ann", "key.removed")]
 

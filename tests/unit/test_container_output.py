@@ -199,7 +199,9 @@ def test_rows_that_an_older_version_stored_leave_every_view_answering(plane: Pla
     with plane.runtime.database.write() as session:
         connection = session.connection()
         connection.exec_driver_sql("UPDATE job SET progress = ? WHERE id = 'old'", (bad_progress,))
-        session.add(Artifact(id="old-a", name="old-a", kind="model", path="/x", job_id="old", run_path="x"))
+        session.add(
+            Artifact(owner_id="local", id="old-a", name="old-a", kind="model", path="/x", job_id="old", run_path="x")
+        )
         session.flush()
         connection.exec_driver_sql('UPDATE artifact SET metrics = \'{"a": Infinity, "b": "\\udfff"}\'')
         connection.exec_driver_sql('UPDATE host SET facts = \'{"gpus": [{"uuid": 5}], "cpus": "many"}\'')

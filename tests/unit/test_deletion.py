@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.access.mounts import MountRules
+from service.access.principals import Role
 from service.artifacts.digests import Digests, digest_of
 from service.artifacts.registry import Artifacts
 from service.backends.errors import ImageMissing
@@ -40,6 +41,7 @@ def left(world: World, name: str = "sft", path: str = "model", version: int = 1,
 def announced(world: World, job: Job, path: str, version: int = 1) -> None:
     with world.database.write() as session:
         row = Artifact(
+            owner_id="local",
             id=f"{job.id}-{path}",
             name=f"{job.name}-{Path(path).name}",
             version=version,
@@ -79,7 +81,7 @@ def refused(world: World, job: Job, **how: Any) -> Problem:
 def test_what_a_job_left_stays_under_its_name_when_the_job_is_deleted(world: World) -> None:
     job = left(world)
     before = digest(world, run_dir(world, job) / "model")
-    found = world.jobs.delete("sft", actor=world.principal("me"))
+    found = world.jobs.delete("sft", actor=world.principal("me", Role.ADMIN))
     assert (found.job.id, [row.name for row in found.kept], found.gone) == (job.id, ["sft-model"], [])
     assert world.rows(Job) == [] and not world.settings.job_dir(job.id).exists()
     (row,) = world.rows(Artifact)

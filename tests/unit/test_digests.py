@@ -73,9 +73,9 @@ def test_an_end_of_the_control_plane_interrupts_it(folder: Path) -> None:
 def test_filled_in_once_the_job_has_ended(database: Database, folder: Path, tmp_path: Path) -> None:
     with database.write() as session:
         session.add(Job(owner_id="local", id="j", name="j", type="sft", document={}, state="running"))
-        session.add(Artifact(id="a", name="a", kind="model", path=str(folder), job_id="j"))
-        session.add(Artifact(id="b", name="b", kind="model", path=str(folder)))
-        session.add(Artifact(id="c", name="c", kind="dataset", path=str(tmp_path / "gone")))
+        session.add(Artifact(owner_id="local", id="a", name="a", kind="model", path=str(folder), job_id="j"))
+        session.add(Artifact(owner_id="local", id="b", name="b", kind="model", path=str(folder)))
+        session.add(Artifact(owner_id="local", id="c", name="c", kind="dataset", path=str(tmp_path / "gone")))
     digests = Digests(database, MountRules(tmp_path / "data", [tmp_path]))
     digests.start()
     try:
@@ -100,8 +100,8 @@ def test_nothing_outside_of_the_root_is_read(database: Database, tmp_path: Path)
     (root / "model" / "shadow").symlink_to("/etc/passwd")
     (root / "swapped").symlink_to("/etc")
     with database.write() as session:
-        session.add(Artifact(id="a", name="a", kind="model", path=str(root / "model")))
-        session.add(Artifact(id="b", name="b", kind="model", path=str(root / "swapped")))
+        session.add(Artifact(owner_id="local", id="a", name="a", kind="model", path=str(root / "model")))
+        session.add(Artifact(owner_id="local", id="b", name="b", kind="model", path=str(root / "swapped")))
     digests = Digests(database, MountRules(tmp_path / "data", [root]))
     digests.start()
     try:

@@ -147,7 +147,7 @@ def app(tmp_path: Path, root: Path) -> Iterator[tuple[FastAPI, Settings]]:
 
 def test_through_the_front_door(app: tuple[FastAPI, Settings], tmp_path: Path, root: Path) -> None:
     local = local_client(*app)
-    token = local.post("/api/v1/tokens", json={"name": "ann"}).json()["token"]
+    token = local.post("/api/v1/users", json={"name": "ann"}).json()["token"]
     ann = TestClient(app[0], base_url="http://127.0.0.1", headers={"Authorization": f"Bearer {token}"})
     secret = str(tmp_path / "secret.yaml")
     (root / "mine.yaml").write_text(RECIPE)

@@ -147,12 +147,13 @@ def test_what_belonged_to_a_name_belongs_to_a_principal(tmp_path: Path) -> None:
     assert owners == {**dict.fromkeys(owners, "local"), "base": "lee"}
     actors = {event.actor_id for event in world.rows(Event)}
     assert actors == {"local", "lee", "controller"}
-    lee = Principal("lee", "lee", Role.ADMIN, Kind.TOKEN)
+    lee = Principal("lee", "lee", Role.ADMIN, Kind.USER)
     tokens = Tokens(world.database, world.settings.data_dir)
     assert tokens.principal("lee", from_here=False) == lee
     called_local = tokens.principal("local", from_here=False)
-    assert called_local is not None and (called_local.id, called_local.kind) == ("token-local", Kind.TOKEN)
-    assert authorized_keys(world.database) == KEYS[0] + "\n"
+    assert called_local is not None and (called_local.id, called_local.kind) == ("token-local", Kind.USER)
+    with world.database.read() as session:
+        assert authorized_keys(session, "local") == KEYS[0] + "\n" and authorized_keys(session, "lee") == ""
     again = world.jobs.submit(
         {"type": "command", "image": "cpu", "command": "true"}, actor=lee, idempotency_key="k2"
     )  # the person of then goes on with their name

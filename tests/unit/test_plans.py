@@ -82,7 +82,7 @@ def test_an_artifact_whose_files_are_gone_is_refused(world: World, tmp_path: Pat
         world.plans.plan(serve)
     assert unknown.value.code == "artifact_not_found"
     with world.database.write() as session:
-        session.add(Artifact(id="a", name="m", kind="model", path=str(tmp_path / "m")))
+        session.add(Artifact(owner_id="local", id="a", name="m", kind="model", path=str(tmp_path / "m")))
     with pytest.raises(Problem) as gone:
         world.plans.plan(serve)
     assert gone.value.code == "path_missing" and "navarch artifact rm m" in (gone.value.hint or "")

@@ -91,7 +91,7 @@ def app(tmp_path: Path) -> Iterator[tuple[FastAPI, Settings]]:
 
 def test_people_are_shown_by_their_names_and_every_change_has_its_actor(app: tuple[FastAPI, Settings]) -> None:
     local = local_client(*app)
-    token = local.post("/api/v1/tokens", json={"name": "ann"}).json()["token"]
+    token = local.post("/api/v1/users", json={"name": "ann"}).json()["token"]
     here, headers = ("127.0.0.1", 50000), {"Authorization": f"Bearer {token}"}
     ann = TestClient(app[0], base_url="http://127.0.0.1", headers=headers, client=here)
     own, hers = local.post("/api/v1/jobs", json=COMMAND).json(), ann.post("/api/v1/jobs", json=COMMAND).json()
@@ -102,10 +102,11 @@ def test_people_are_shown_by_their_names_and_every_change_has_its_actor(app: tup
     assert [(job["id"], job["owner"]) for job in listed] == [(hers["id"], "ann")]
     assert local.get("/api/v1/jobs", params={"owner": "nobody"}).json()["items"] == []
     assert ann.post("/api/v1/jobs/sft/stop").json()["id"] == hers["id"]
-    assert local.delete("/api/v1/tokens/ann").status_code == 204
+    assert local.delete("/api/v1/tokens/first", params={"user": "ann"}).status_code == 204
     assert ann.get("/api/v1/jobs").status_code == 401
     told = [(event["actor"], event["kind"]) for event in local.get("/api/v1/events").json()["items"]][::-1]
     assert [one for one in told if one[0] != "controller"] == [
+        ("local", "user.added"),
         ("local", "token.made"),
         ("local", "job.submitted"),
         ("ann", "job.submitted"),

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import select
 
 from jobs.spec import REDACTED
+from service.access.principals import Role
 from service.access.secrets import SecretBox
 from service.contract.errors import Problem
 from service.control.steps.schedule import schedule
@@ -119,7 +120,7 @@ def test_paths_are_checked_at_submit(world: World, tmp_path: Path) -> None:
     assert code(world, {**COMMAND, "mounts": [f"{link}:/x"]}) == "mount_not_allowed"
     assert code(world, {**sft, "model": "artifact:m"}) == "artifact_not_found"
     with world.database.write() as session:
-        session.add(Artifact(id="a", name="m", kind="model", path=str(tmp_path)))
+        session.add(Artifact(owner_id="local", id="a", name="m", kind="model", path=str(tmp_path)))
     training = world.jobs.submit({**sft, "model": "artifact:m"}).job.resolved
     assert training["training"]["model"] == "/workspace/artifacts/m"
     assert training["mounts"][0]["target"] == "/workspace/artifacts/m"
@@ -147,7 +148,7 @@ def test_an_artifact_of_another_kind_or_name_is_refused_with_the_right_one(world
     serve = {"type": "serve", "image": "cpu"}
     with world.database.write() as session:
         for kind in ("model", "adapter"):
-            session.add(Artifact(id=kind, name=f"run-{kind}", kind=kind, path=str(tmp_path)))
+            session.add(Artifact(owner_id="local", id=kind, name=f"run-{kind}", kind=kind, path=str(tmp_path)))
 
     def refused(**changed: str) -> Problem:
         with pytest.raises(Problem) as caught:
@@ -335,7 +336,7 @@ def _changes(world: World) -> int:
 def test_many_jobs_are_stopped_and_deleted_at_once_each_by_itself(world: World) -> None:
     queued = [world.jobs.submit({**COMMAND, "name": f"q{n}", "ports": ["7000:1"]}).job.id for n in range(120)]
     running = schedule(world.controller().context)
-    stopped = world.jobs.stop_many([*queued, "nothing"], actor=world.principal("me"))
+    stopped = world.jobs.stop_many([*queued, "nothing"], actor=world.principal("me", Role.ADMIN))
     assert [job.state for job in stopped if isinstance(job, Job)] == ["provisioning"] * 2 + ["stopped"] * 118
     assert isinstance(stopped[-1], Problem) and stopped[-1].code == "job_not_found"
     assert sum(event.actor_id == "me" for event in world.rows(Event)) == 120 + 118
@@ -351,7 +352,9 @@ def test_what_a_running_job_uses_is_found_without_looking_at_the_queue(world: Wo
     maker = world.jobs.submit({**COMMAND, "name": "maker"}).job.id
     world.jobs.stop(maker)
     with world.database.write() as session:
-        session.add(Artifact(id="a", name="maker-model", kind="model", path=str(tmp_path), job_id=maker))
+        session.add(
+            Artifact(owner_id="local", id="a", name="maker-model", kind="model", path=str(tmp_path), job_id=maker)
+        )
     user = world.jobs.submit({"type": "serve", "image": "cpu", "model": "artifact:maker-model"}).job
     for _ in range(3):
         world.jobs.submit_many([Submission(COMMAND) for _ in range(1000)])

@@ -145,7 +145,7 @@ def test_the_newest_is_the_one_that_is_being_made_and_older_ones_are_there_at_on
     world: World, controller: SimulatedController
 ) -> None:
     with world.database.write() as session:
-        session.add(Artifact(id="x", name="sft-model", kind="model", path=str(world.folder)))
+        session.add(Artifact(owner_id="local", id="x", name="sft-model", kind="model", path=str(world.folder)))
     sft = submit(world, "sft", "artifact:sft-model")  # it goes on from what an earlier run left
     assert sft.resolved["mounts"][0]["source"] == str(world.folder)
     older = submit(world, "serve", "artifact:sft-model@1")

@@ -27,6 +27,7 @@ from service.contract import images as contract
 from service.contract import schemas
 from service.contract.errors import Problem
 from service.store import tables
+from service.store.events import record
 
 router = APIRouter(route_class=BoundedRoute, tags=["images"], responses=RESPONSES)
 
@@ -200,9 +201,12 @@ def get_image(request: Request, ref: ImageRef) -> Response:
 def delete_image(request: Request, ref: ImageRef) -> Response:
     """Remove an image from the local engine, unless a container was made from it (`image_in_use`)."""
     _no_build(ref)
-    with _engine(state_of(request)) as client:
+    state, actor = state_of(request), principal_of(request)
+    with _engine(state) as client:
         _named(client, ref)
         remove(client, ref)
+    with state.database.write() as session:
+        record(session, "image.removed", f"image/{ref}", f"{actor.name} removed {ref}", actor=actor.id)
     return Response(status_code=204)
 
 

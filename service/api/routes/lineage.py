@@ -9,13 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from sqlmodel import Session, col, select
 
+from service.api.bodies import BoundedRoute
 from service.api.problems import RESPONSES
 from service.api.state import state_of
 from service.artifacts.versions import find_artifact
 from service.contract import pages
 from service.store.tables import Artifact, Job, JobInput
 
-router = APIRouter(tags=["artifacts"], responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, tags=["artifacts"], responses=RESPONSES)
 Ref = Annotated[str, Path(max_length=200, description="NAME, NAME@VERSION or an id.")]
 _DEEPEST = 20
 _MOST = 500

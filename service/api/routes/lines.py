@@ -10,13 +10,14 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from service.api.bodies import BoundedRoute
 from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
 from service.api.state import ApiState, job_of, state_of
 from service.collector.line_index import LineIndex
 from service.contract import pages
 
-router = APIRouter(tags=["jobs"], responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 _FILE = re.compile(r"(\d{1,9})-(\d{1,9})\.log")
 
 AttemptNumber = Annotated[int | None, Query(ge=1, le=10**9, description="Of this attempt; default: the newest.")]

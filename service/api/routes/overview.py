@@ -10,11 +10,12 @@ from fastapi import APIRouter, Request
 
 from jobs.schema import schema_of
 from jobs.spec import JobType
+from service.api.bodies import BoundedRoute
 from service.api.problems import RESPONSES
 from service.api.state import state_of
 from service.contract import pages, schemas
 
-router = APIRouter(responses=RESPONSES, tags=["control plane"])
+router = APIRouter(route_class=BoundedRoute, responses=RESPONSES, tags=["control plane"])
 
 
 @router.get("/system", response_model=pages.System, summary="How the control plane is, and what room it has")

@@ -11,12 +11,13 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from service.api import views
+from service.api.bodies import BoundedRoute
 from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
 from service.api.state import job_of, state_of
 from service.contract.errors import Problem
 
-router = APIRouter(tags=["jobs"], responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 _TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 Route = Annotated[str, Path(pattern=r"^(v1/(chat/completions|completions|models)|score)$", max_length=60)]
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from sqlmodel import select
 
+from service.api.bodies import BoundedRoute
 from service.api.parameters import JobRef
 from service.api.problems import RESPONSES
 from service.api.state import ApiState, job_of, state_of
@@ -15,7 +16,7 @@ from service.contract import pages
 from service.contract.errors import Problem
 from service.store.tables import Attempt
 
-router = APIRouter(tags=["jobs"], responses=RESPONSES)
+router = APIRouter(route_class=BoundedRoute, tags=["jobs"], responses=RESPONSES)
 Place = Annotated[float | None, Query(allow_inf_nan=False)]
 
 

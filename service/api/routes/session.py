@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from typing import Annotated
-
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from service.access.principals import Principal
 from service.access.sessions import COOKIE, LASTS_S
@@ -64,24 +61,3 @@ def link(request: Request) -> pages.SessionLink:
 
 def _shown(principal: Principal, session: bool) -> pages.Session:
     return pages.Session(name=principal.name, role=principal.role.value, session=session)
-
-
-@router.get("/tokens", response_model=pages.Tokens, summary="List tokens")
-def tokens(request: Request) -> pages.Tokens:
-    """Their names; the tokens themselves are stored as hashes only."""
-    found = state_of(request).tokens.all()
-    return pages.Tokens(items=[pages.Token(name=token.name, created_at=token.created_at) for token in found])
-
-
-@router.post("/tokens", response_model=pages.Token, status_code=201, summary="Make a token")
-def add_token(request: Request, body: pages.TokenRequest) -> pages.Token:
-    """The answer shows it, and nothing else ever does."""
-    token = state_of(request).tokens.create(body.name, principal_of(request))
-    return pages.Token(name=body.name, created_at=time.time(), token=token)
-
-
-@router.delete("/tokens/{name}", status_code=204, summary="Withdraw a token")
-def remove_token(request: Request, name: Annotated[str, Path(max_length=100)]) -> None:
-    """Whatever uses it is refused from now on."""
-    if not state_of(request).tokens.remove(name, principal_of(request)):
-        raise Problem("not_found", f"There is no token {name!r}.", "GET /tokens lists them.")

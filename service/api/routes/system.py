@@ -4,55 +4,17 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version as installed
-from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from service.api.bodies import BoundedRoute
 from service.api.problems import MEDIA_TYPE, RESPONSES
-from service.api.state import principal_of, state_of
+from service.api.state import state_of
 from service.contract import schemas
 from service.contract.errors import Problem
-from service.contract.ssh_keys import PublicKey
 
 router = APIRouter(route_class=BoundedRoute, responses=RESPONSES)
-
-
-@router.get("/keys", response_model=schemas.Page[schemas.Key], tags=["keys"], summary="List authorised keys")
-def keys(request: Request) -> Response:
-    """The public keys that every new container authorises."""
-    page = schemas.Page[schemas.Key](items=[_key(key) for key in state_of(request).keys.all()])
-    return Response(page.model_dump_json(), media_type="application/json")
-
-
-@router.post(
-    "/keys",
-    response_model=schemas.Key,
-    status_code=201,
-    tags=["keys"],
-    summary="Authorise a key",
-    responses={200: {"model": schemas.Key, "description": "It was authorised already"}},
-)
-def add_key(request: Request, body: schemas.KeyRequest) -> Response:
-    """Let containers that start from now on authorise this public key. Adding it again changes nothing (200)."""
-    key = PublicKey.parse(body.public_key)
-    added = state_of(request).keys.add(key, principal_of(request))
-    return Response(_key(key).model_dump_json(), 201 if added else 200, media_type="application/json")
-
-
-@router.delete(
-    "/keys/{fingerprint:path}", status_code=204, response_class=Response, tags=["keys"], summary="Remove a key"
-)
-def remove_key(request: Request, fingerprint: Annotated[str, Path(max_length=200)]) -> Response:
-    """New containers don't authorise it any more; running ones keep it."""
-    if not state_of(request).keys.remove(fingerprint, principal_of(request)):
-        raise Problem("not_found", f"No key has the fingerprint {fingerprint!r}.", "GET /keys lists them.")
-    return Response(status_code=204)
-
-
-def _key(key: PublicKey) -> schemas.Key:
-    return schemas.Key(fingerprint=key.fingerprint, type=key.type, comment=key.comment, public_key=key.line)
 
 
 @router.get(

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from jobs.workspace import WorkspaceSpec
+from service.access.principals import check_owner
 from service.api import workspaces as views
 from service.api.bodies import BoundedRoute, spec_of
 from service.api.pages import newest
@@ -131,7 +132,9 @@ def check(request: Request, ref: WorkspaceRef) -> Response:
     """Over SSH: a login, a command without noise, sftp both ways, forwards both ways, the image's variables, glibc."""
     state = state_of(request)
     with state.database.read() as session:
-        found = views.workspace(session, find_workspace(session, ref, principal_of(request).id))
+        row = find_workspace(session, ref, principal_of(request).id)
+        check_owner(session, principal_of(request), row.owner_id, f"Workspace {row.name}")
+        found = views.workspace(session, row)
     if found.state != "running":
         said = f": {found.message}" if found.message else ""
         raise Problem("no_ssh", f"{found.name} is {found.state}{said}.", f"navarch workspace start {found.name}")

@@ -1,6 +1,6 @@
 """Gangs on plain Docker hosts: images are pulled, containers made, started, looked at, signalled and removed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -109,8 +109,11 @@ class DockerBackend:
         return _side_by_side(gang.seats, lambda seat: self._look(seat, hosts[_host(seat)]))
 
     def release(self, gang: Gang) -> None:
+        self.put(gang, {Path(GO_FILE).name: b""})
+
+    def put(self, gang: Gang, files: Mapping[str, bytes]) -> None:
         for seat in gang.seats:
-            self._engines.engine(_host(seat)).put(seat.key, {Path(GO_FILE).name: b""})
+            self._engines.engine(_host(seat)).put(seat.key, files)
 
     def signal(self, gang: Gang, ranks: Sequence[int], name: str) -> None:
         seats = [seat for seat in gang.seats if seat.rank in ranks]

@@ -176,13 +176,15 @@ def _plans(
     context: Context, work: Work, spec: JobSpec, key: HostKey, run_dir: str, reserved: Reserved
 ) -> tuple[ContainerPlan, ...]:
     job, attempt = work.job, work.placed
+    with context.database.read() as session:
+        keys = authorized_keys(session, job.owner_id)
     launch = Launch(
         deployment=context.deployment,
         job_id=job.id,
         job_name=job.name,
         attempt=attempt.number,
         run_dir=run_dir,
-        authorized_keys=authorized_keys(context.database),
+        authorized_keys=keys,
         host_key=key.private,
         host_key_public=key.public,
         secrets=context.secrets.open(job.secrets),

@@ -31,9 +31,9 @@ function Keys() {
     if (added) text.value = "";
     keys.reload();
   };
-  const remove = async (fingerprint: string) => {
+  const remove = async (fingerprint: string, user: string) => {
     if (!(await sure(t("people.removeKey"), fingerprint, t("common.delete")))) return;
-    await attempt(() => need(api.DELETE("/api/v1/keys/{fingerprint}", { params: { path: { fingerprint } } })));
+    await attempt(() => need(api.DELETE("/api/v1/keys/{fingerprint}", { params: { path: { fingerprint }, query: { user } } })));
     keys.reload();
   };
   return (
@@ -63,7 +63,7 @@ function Keys() {
                   <td class="optional">{key.type}</td>
                   <td class="wrap">{key.comment}</td>
                   <td>
-                    <button type="button" class="button quiet small" onClick={() => void remove(key.fingerprint)}>
+                    <button type="button" class="button quiet small" onClick={() => void remove(key.fingerprint, key.user)}>
                       {t("common.delete")}
                     </button>
                   </td>
@@ -105,9 +105,9 @@ function Tokens() {
     }
     tokens.reload();
   };
-  const remove = async (which: string) => {
+  const remove = async (which: string, user: string) => {
     if (!(await sure(t("people.withdraw", { name: which }), t("people.withdrawText"), t("people.withdrawYes")))) return;
-    await attempt(() => need(api.DELETE("/api/v1/tokens/{name}", { params: { path: { name: which } } })));
+    await attempt(() => need(api.DELETE("/api/v1/tokens/{name}", { params: { path: { name: which }, query: { user } } })));
     tokens.reload();
   };
   return (
@@ -134,7 +134,7 @@ function Tokens() {
                     <Ago at={token.created_at} />
                   </td>
                   <td>
-                    <button type="button" class="button quiet small" onClick={() => void remove(token.name)}>
+                    <button type="button" class="button quiet small" onClick={() => void remove(token.name, token.user)}>
                       {t("people.withdrawYes")}
                     </button>
                   </td>
