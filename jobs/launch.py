@@ -211,6 +211,7 @@ def _container(
     if spec.host_network:
         environment["NAVARCH_SSH_PORT"] = str(ports[SSH_PORT])
         environment["NAVARCH_BARRIER"] = "1"
+        environment["NAVARCH_HOST"] = members[placed.node_rank].host
     if launch.attempt > 1 and spec.type is not JobType.COMMAND:
         environment["NAVARCH_RESUME"] = "auto"
     environment.update(spec.env)

@@ -1,5 +1,6 @@
 """The way into `stopping`, and what is done about backends that don't answer: moves that several steps may make."""
 
+from jobs.spec import JobSpec
 from jobs.states import JobState, Reason
 from jobs.units import format_duration
 from service.control.context import Context, Next, Work, again
@@ -8,6 +9,9 @@ from service.control.outcome import Outcome
 from service.store.events import record_job, transition
 
 _UNREACHABLE_POLL_S = 2.0
+_GANG_GRACE_S = 10.0
+"""How long ranks are waited for of which another one has failed: without it they can't save anything."""
+_ASKED_FOR = frozenset({Reason.STOPPED_BY_USER, Reason.MAX_DURATION})
 
 
 def make_common(context: Context, work: Work, move: Wait | Unanswered | Stop) -> Next:
@@ -30,11 +34,17 @@ def begin_stopping(context: Context, work: Work, outcome: Outcome, says: str | N
         row = again(session, work.placed)
         row.state = JobState.STOPPING.value
         row.reason, row.message, row.final = outcome.reason.value, outcome.message, outcome.final
-        row.stop_deadline = now + context.spec_to_end(work).grace
+        row.stop_deadline = now + grace_of(work, context.spec_to_end(work), outcome.reason)
         job.failures = 0
         transition(session, job, JobState.STOPPING, says or outcome.message, reason=outcome.reason, now=now)
     work.attempt = row
     return Next(0.0)
+
+
+def grace_of(work: Work, spec: JobSpec, reason: Reason) -> float:
+    """Seconds that what still runs gets to end by itself. Pure."""
+    broken = len(work.replicas) > 1 and reason not in _ASKED_FOR
+    return min(spec.grace, _GANG_GRACE_S) if broken else spec.grace
 
 
 def mark_unreachable(context: Context, work: Work, error: str) -> Next:

@@ -2,8 +2,8 @@
 
 import re
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from jobs.spec import JobSpec
 from jobs.states import Reason
@@ -48,20 +48,45 @@ _LATE = float("inf")
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
-def first_bad(ends: Sequence[Sight]) -> Sight | None:
-    """The container that failed first by the engine's clock: the others only followed. None when all ended well."""
+def first_bad(ends: Sequence[Sight], followers: Collection[int] = ()) -> Sight | None:
+    """The container that failed first by the engines' clocks: the others only followed. None when all ended well.
+
+    `followers`: ranks that are known to have ended because of another one. Clocks of hosts differ, that is certain.
+    """
     bad = [end for end in ends if end.phase is not Phase.ENDED or end.exit_code != 0]
-    return min(bad, key=lambda end: (end.finished_at if end.finished_at is not None else _LATE, end.rank), default=None)
+    leaders = [end for end in bad if end.rank not in followers] or bad
+    return min(
+        leaders, key=lambda end: (end.finished_at if end.finished_at is not None else _LATE, end.rank), default=None
+    )
+
+
+def where(end: Sight, spec: JobSpec) -> str:
+    """Which container of the job it is: the ranks in it, and its host."""
+    if spec.resources.nodes == 1:
+        return "the container"
+    each = spec.resources.processes_per_node
+    first = end.rank * each
+    ranks = f"rank {first}" if each == 1 else f"ranks {first} to {first + each - 1}"
+    return f"{ranks} on {end.place}" if end.place else ranks
 
 
 def classify(end: Sight, log: LogEnd, spec: JobSpec) -> Outcome:
-    """The reason and a sentence for one container's end."""
-    where = f"rank {end.rank}'s container" if spec.resources.nodes > 1 else "the container"
+    """The reason and a sentence for one container's end; of a gang, it says which ranks these were, and where."""
+    outcome = _classify(end, log, spec)
+    place = where(end, spec)
+    told = outcome.message.startswith((place, "Rank ", "rank ")) or end.interruption is not None
+    if spec.resources.nodes == 1 or told or outcome.reason is Reason.COMPLETED:
+        return outcome
+    return replace(outcome, message=f"{place}: {outcome.message}")
+
+
+def _classify(end: Sight, log: LogEnd, spec: JobSpec) -> Outcome:
+    place = where(end, spec)
     if end.phase in (Phase.GONE, Phase.ABSENT, Phase.UNKNOWN):
-        return Outcome(Reason.CONTAINER_REMOVED, f"{where} on {end.place} was removed by somebody else")
+        return Outcome(Reason.CONTAINER_REMOVED, _removed(end, spec))
     if end.exit_code is None:
         said = end.error or "no reason given"
-        return Outcome(Reason.ENGINE_REFUSED, f"{where} could not be started: {said}", final=True)
+        return Outcome(Reason.ENGINE_REFUSED, f"{place} could not be started: {said}", final=True)
     if end.interruption is not None:
         return Outcome(*end.interruption)
     if end.exit_code == 0:
@@ -70,7 +95,7 @@ def classify(end: Sight, log: LogEnd, spec: JobSpec) -> Outcome:
         limit = f" of {format_size(spec.resources.memory)}" if spec.resources.memory else ""
         return Outcome(
             Reason.OUT_OF_MEMORY,
-            f"{where} ran over its memory limit{limit} (exit code {end.exit_code}); raise resources.memory",
+            f"{place} ran over its memory limit{limit} (exit code {end.exit_code}); raise resources.memory",
         )
     if log.error_kind in _KINDS:
         return Outcome(_KINDS[log.error_kind], log.error_message or _KINDS[log.error_kind].facts.says)
@@ -79,7 +104,13 @@ def classify(end: Sight, log: LogEnd, spec: JobSpec) -> Outcome:
         return Outcome(reason, log.last_line or reason.facts.says)
     if _CUDA_MEMORY.search(log.last_line):
         return Outcome(Reason.CUDA_OUT_OF_MEMORY, log.last_line)
-    return _by_exit_code(end.exit_code, log, where)
+    return _by_exit_code(end.exit_code, log, place)
+
+
+def _removed(end: Sight, spec: JobSpec) -> str:
+    container = "the container" if spec.resources.nodes == 1 else f"the container of {where(end, spec)}"
+    on = f" on {end.place}" if spec.resources.nodes == 1 else ""
+    return f"{container}{on} was removed by somebody else"
 
 
 def _by_exit_code(code: int, log: LogEnd, where: str) -> Outcome:

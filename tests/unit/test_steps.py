@@ -1,6 +1,8 @@
 """What a step decides: pure functions of a job, its attempt and what the backend sees of it."""
 
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -10,8 +12,9 @@ from service.backends.base import Phase, Sight
 from service.backends.docker.history import HostHistory, interruption
 from service.backends.engines import ContainerFacts
 from service.control import moves
-from service.control.context import LogEnd, Work
-from service.control.outcome import classify, first_bad
+from service.control.context import Context, LogEnd, Work
+from service.control.ending import grace_of
+from service.control.outcome import Outcome, classify, first_bad
 from service.control.steps import provision, run, stop
 from service.settings import Settings
 from service.store.tables import Attempt, Job, Replica
@@ -122,6 +125,38 @@ def test_an_end_goes_from_asking_to_insisting_to_done() -> None:
 def test_the_first_bad_end_is_why() -> None:
     assert first_bad([ended(0), ended(0, 1)]) is None
     assert first_bad([ended(1, 0, NOW - 5), ended(2, 1, NOW - 9), Sight(2, Phase.GONE)]).rank == 1  # type: ignore[union-attr]
+
+
+def gang_ends(*ends: Sight, **logs: LogEnd) -> Outcome:
+    """What becomes of a gang of which one rank was found to have ended badly, once all have ended."""
+    broken = work(len(ends), Reason.USER_ERROR)
+    context = cast(Context, SimpleNamespace(spec_to_end=lambda _: spec(resources={"nodes": len(ends)})))
+    found = {end.rank: logs.get(f"rank{end.rank}", LogEnd()) for end in ends}
+    return stop.outcome(context, broken, [replace(end, place=f"h{end.rank}") for end in ends], found)
+
+
+def test_a_gangs_reason_is_its_first_failure_with_rank_and_host() -> None:
+    follows = LogEnd(error_kind="rank_failed", error_message="rank 1 on h1 died. This rank ends because of it.")
+    early, late = ended(1, 0, NOW - 70), ended(9, 1, NOW - 60)  # the clock of h0 is behind: it followed
+    assert gang_ends(early, late, rank0=follows, rank1=LogEnd("bang")) == Outcome(
+        Reason.USER_ERROR, "rank 1 on h1: exit code 9: bang"
+    )
+    assert gang_ends(ended(1), replace(ended(137, 1), oom_killed=True), rank0=follows).message.startswith(
+        "rank 1 on h1 ran over its memory limit"
+    )
+    nan = LogEnd(error_kind="nan_loss", error_message="The loss is nan")
+    assert gang_ends(early, late, rank1=nan).message == "rank 1 on h1: The loss is nan"
+    assert gang_ends(early, running(1), rank0=follows).message == follows.error_message  # it names the rank itself
+
+
+def test_ranks_that_lost_another_one_are_not_waited_for() -> None:
+    asked = {"stopped": Reason.STOPPED_BY_USER, "broken": Reason.OUT_OF_MEMORY}
+    assert {name: grace_of(work(2), spec(grace=120), reason) for name, reason in asked.items()} == {
+        "stopped": 120.0,
+        "broken": 10.0,
+    }
+    assert grace_of(work(1), spec(grace=120), Reason.OUT_OF_MEMORY) == 120.0
+    assert grace_of(work(2), spec(grace=3), Reason.OUT_OF_MEMORY) == 3.0
 
 
 def test_what_took_the_container_down_with_it_is_the_reason() -> None:

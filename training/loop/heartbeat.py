@@ -36,6 +36,7 @@ class Heartbeat:
         self._store = dist.PrefixStore(f"navarch/alive/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._beat(0)
+        self._store.set(f"host/{rank}", os.environ.get("NAVARCH_HOST", ""))
         self._thread.start()
 
     def close(self, failure: str | None = None) -> None:
@@ -56,12 +57,14 @@ class Heartbeat:
             time.sleep(INTERVAL_S / 2)
             now = {rank: self._read(rank) for rank in self._others()}
             failed = [
-                f"rank {r} failed ({word.removeprefix(FAILED)})" for r, word in now.items() if word.startswith(FAILED)
+                f"{self._named(r)} failed ({word.removeprefix(FAILED)})"
+                for r, word in now.items()
+                if word.startswith(FAILED)
             ]
             if failed:
                 return failed
             if time.monotonic() > deadline:
-                return [f"rank {r} died" for r in now if now[r] == before[r] and now[r] != DONE]
+                return [f"{self._named(r)} died" for r in now if now[r] == before[r] and now[r] != DONE]
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.size) if rank != self.rank]
@@ -69,11 +72,16 @@ class Heartbeat:
     def _beat(self, number: int) -> None:
         self._store.set(str(self.rank), f"{os.getpid()} {number}")
 
-    def _read(self, rank: int) -> str:
+    def _read(self, key: object) -> str:
         with suppress(RuntimeError):
-            if self._store.check([str(rank)]):
-                return self._store.get(str(rank)).decode("utf-8", "replace")
+            if self._store.check([str(key)]):
+                return self._store.get(str(key)).decode("utf-8", "replace")
         return ""
+
+    def _named(self, rank: int) -> str:
+        """The rank, and its host where there are several."""
+        host = self._read(f"host/{rank}")
+        return f"rank {rank} on {host}" if host else f"rank {rank}"
 
     def _run(self) -> None:
         number, store_lost = 0, 0.0
@@ -98,7 +106,8 @@ class Heartbeat:
                     self._seen[rank] = (word, now)
                 elif now - since > self.patience_s:
                     reason = word.removeprefix(FAILED) if word.startswith(FAILED) else f"silent for {now - since:.0f} s"
-                    self.lost(f"Rank {rank} died ({reason}); this rank ends too.")
+                    named = self._named(rank).removeprefix("r")
+                    self.lost(f"R{named} died ({reason}); this rank ends too.")
                     return
 
 

@@ -19,6 +19,7 @@ from service.backends.docker import local_machine
 from service.backends.docker.gpus import probe
 from service.backends.docker.handover import hand_over
 from service.backends.docker.image_files import files_in
+from service.backends.docker.infiniband import DEVICES, has_infiniband
 from service.backends.docker.log_stream import DockerLog
 from service.backends.docker.mounting import Mounting, Prepared, put_links
 from service.backends.docker.refusals import engine_errors
@@ -66,6 +67,7 @@ class DockerHost:
         self._lock = threading.Lock()
         self._probing = threading.Lock()
         self._closed = False
+        self._infiniband: bool | None = None
         self._holding: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {}
 
     @property
@@ -174,7 +176,8 @@ class DockerHost:
 
     def _create(self, plan: ContainerPlan, prepared: Prepared) -> Created:
         try:
-            arguments = create_arguments(self.api, plan, prepared.mounts, self._bind_address)
+            rdma = plan.host_network and self._has_infiniband(plan)
+            arguments = create_arguments(self.api, plan, prepared.mounts, self._bind_address, rdma=rdma)
         except (TypeError, ValueError) as error:
             raise BadContainer(str(error)) from error
         try:
@@ -191,6 +194,12 @@ class DockerHost:
         put_links(self.api, container_id, prepared)
         self.put(container_id, plan.files)
         return Created(container_id)
+
+    def _has_infiniband(self, plan: ContainerPlan) -> bool:
+        if self._infiniband is None:
+            labels = {LABEL_DEPLOYMENT: plan.labels[LABEL_DEPLOYMENT]}
+            self._infiniband = has_infiniband(self.api, plan.image, labels)
+        return self._infiniband
 
     def _namesake(self, plan: ContainerPlan) -> ContainerFacts:
         """The container that has the name, when it is the very one that was asked for."""
@@ -319,9 +328,10 @@ def archive(files: Mapping[str, bytes]) -> bytes:
 
 
 def create_arguments(
-    api: Any, plan: ContainerPlan, mounts: Sequence[Mapping[str, Any]], bind_address: str
+    api: Any, plan: ContainerPlan, mounts: Sequence[Mapping[str, Any]], bind_address: str, *, rdma: bool = False
 ) -> dict[str, Any]:
-    """The SDK's arguments for a container; `mounts` as the engine takes them."""
+    """The SDK's arguments for a container; `mounts` as the engine takes them. `rdma`: it gets the host's InfiniBand."""
+    ulimits = {**({"memlock": -1} if rdma else {}), **plan.ulimits}  # what is sent from must stay where it is
     host: dict[str, Any] = {
         "mounts": [*mounts, *(_named(name, target, plan.labels) for target, name in plan.volumes.items())],
         "network_mode": "host" if plan.host_network else "bridge",
@@ -330,7 +340,8 @@ def create_arguments(
         "mem_limit": plan.memory,
         "memswap_limit": plan.memory,
         "nano_cpus": int(plan.cpus * 1e9) if plan.cpus else None,
-        "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in plan.ulimits.items()],
+        "ulimits": [Ulimit(name=name, soft=limit, hard=limit) for name, limit in ulimits.items()],
+        "devices": [f"{DEVICES}:{DEVICES}:rwm"] if rdma else [],
         "log_config": LOG_CONFIG,
         "init": plan.init or None,
     }

@@ -136,14 +136,15 @@ def outcome(context: Context, work: Work, ends: Sequence[Sight], logs: Mapping[i
     removed = [end for end in ends if end.phase in (Phase.GONE, Phase.ABSENT)]
     if removed and decided.reason is Reason.KILLED:  # removing a running container kills it first
         return classify(removed[0], LogEnd(), spec)
-    bad = first_bad([end for end in ends if end.phase is Phase.ENDED])
+    followers = {rank for rank, log in logs.items() if log.error_kind == "rank_failed"}
+    followers |= {replica.node_rank for replica in work.replicas if replica.signalled_at is not None}
+    bad = first_bad([end for end in ends if end.phase is Phase.ENDED], followers)
     if bad is None:
         return decided
-    log = logs[bad.rank]
-    if log.error_kind in (None, "rank_failed"):  # the rank that failed by itself knows best
-        told = [other for other in logs.values() if other.error_kind not in (None, "rank_failed", "stopped")]
-        log = told[0] if told else log
-    return classify(bad, log, spec)
+    if logs[bad.rank].error_kind in (None, "rank_failed") and not bad.oom_killed:
+        told = {rank for rank, log in logs.items() if log.error_kind not in (None, "rank_failed", "stopped")}
+        bad = first_bad([end for end in ends if end.rank in told]) or bad  # who failed by itself knows best
+    return classify(bad, logs[bad.rank], spec)
 
 
 def _store(context: Context, work: Work, ends: Sequence[Sight], logs: Mapping[int, LogEnd], how: Outcome) -> None:
