@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 GANG_FILE = "gang.json"
-"""What images/gang.py reads in /run/navarch, where a container belongs to a gang."""
+"""What images/gang/ reads in /run/navarch, where a container belongs to a gang."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Member:
     """Its host's cluster address, as a number: nothing has to be resolved."""
     ssh_port: int
     gpus: tuple[str, ...] = ()
+    interface: str = ""
+    """The network interface that has the address; empty: it is looked for."""
 
     @property
     def name(self) -> str:
@@ -43,12 +45,24 @@ def hostfile(members: Sequence[Member], slots: int) -> bytes:
 
 
 def gang_files(
-    members: Sequence[Member], rank: int, master_port: int, keys: GangKeys, host_key: str
+    members: Sequence[Member],
+    rank: int,
+    master_port: int,
+    keys: GangKeys,
+    host_key: str,
+    *,
+    preflight: bool = True,
+    torch: bool = False,
 ) -> dict[str, bytes]:
-    """Name within /run/navarch → content, for the container of one rank; `host_key`: the public one that all have."""
+    """Name within /run/navarch → content, for the container of one rank; `host_key`: the public one that all have.
+
+    `preflight`: whether they try each other before the start; `torch`: whether by an all-reduce, too.
+    """
     description: dict[str, Any] = {
         "rank": rank,
         "master_port": master_port,
+        "preflight": preflight,
+        "torch": torch,
         "members": [{**asdict(member), "name": member.name} for member in members],
         "hosts": names_by_address(members),
     }
@@ -57,6 +71,7 @@ def gang_files(
         GANG_FILE: json.dumps(description, indent=1).encode(),
         "ssh_config": ssh_config(members).encode(),
         "known_hosts": known.encode(),
+        "gang_authorized_keys": "".join(f"{line}\n" for line in keys.public).encode(),
         "id_ed25519": keys.ed25519.encode(),
         "id_rsa": keys.rsa.encode(),
     }

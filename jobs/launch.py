@@ -86,6 +86,8 @@ class Address:
     host_id: str
     host_name: str
     address: str
+    interface: str = ""
+    """Which of its network interfaces has it; empty: it is looked for."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def gang_of(spec: JobSpec, placement: Placement, addresses: Sequence[Address]) -
     if not spec.host_network:
         return ()
     return tuple(
-        Member(placed.node_rank, at.host_name, at.address, port_map(spec, placed)[SSH_PORT], placed.gpus)
+        Member(placed.node_rank, at.host_name, at.address, port_map(spec, placed)[SSH_PORT], placed.gpus, at.interface)
         for placed, at in zip(placement.replicas, addresses, strict=True)
     )
 
@@ -262,13 +264,12 @@ def shared_memory_of(ipc: str | None, shm: int | None, gpus: int, memory: int | 
 def _files(spec: JobSpec, launch: Launch, rank: int, members: Sequence[Member], master_port: int) -> dict[str, bytes]:
     slots = spec.resources.processes_per_node
     files = {"hostfile": hostfile(members, slots) if members else f"localhost slots={slots}\n".encode()}
-    authorized = launch.authorized_keys
     if members:
         keys = launch.gang_keys or GangKeys("", "")
-        authorized += "".join(f"{line}\n" for line in keys.public)
-        files.update(gang_files(members, rank, master_port, keys, launch.host_key_public))
+        wanted = {"preflight": spec.preflight, "torch": spec.trains or spec.resources.gpus > 0}
+        files.update(gang_files(members, rank, master_port, keys, launch.host_key_public, **wanted))
     if spec.ssh:
-        files["authorized_keys"] = authorized.encode()
+        files["authorized_keys"] = launch.authorized_keys.encode()
         files["ssh_host_ed25519_key"] = launch.host_key.encode()
         files["ssh_host_ed25519_key.pub"] = launch.host_key_public.encode()
     if launch.secrets:

@@ -65,11 +65,18 @@ class Demand:
     memory: int | None = None
     lasts: float | None = None
     """Seconds after which an attempt has ended at the latest; None when nobody knows, infinite when it stays."""
+    spread: bool = False
+    """Whether each node is to be on a host of its own."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """What a host must be labelled with."""
+    avoid: frozenset[str] = frozenset()
+    """Ids of hosts that are not to be used as long as others can do it."""
 
     @property
     def key(self) -> str:
         """A short digest: jobs that need the same have the same one."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        told = repr(replace(self, avoid=frozenset())) + repr(sorted(self.avoid))
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     @property
     def room(self) -> Room:
@@ -107,6 +114,11 @@ class HostCapacity:
     memory: int = 1 << 62
     unusable: str = ""
     """Why nothing may be placed here now; empty when something may."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """GPU → its model, where that is known."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = False
+    """Whether other hosts can't reach it: its address is one of the loopback."""
 
     @property
     def free_gpus(self) -> tuple[str, ...]:
@@ -207,6 +219,10 @@ class _Bin:
         host, name, need = self.host, self.host.name, demand.room
         if host.unusable:
             return Waits(f"{name} {host.unusable}")
+        if missing := [f"{key}={value}" for key, value in demand.labels if host.labels.get(key) != value]:
+            return Waits(f"{name} has no label {missing[0]}")
+        if demand.spread and self.used:
+            return Waits(f"{name} has one of the nodes already")
         if host.cpus + _TINY < need.cpus:
             return Waits(f"{name} has {host.cpus:g} CPUs")
         if host.memory < need.memory:
@@ -253,11 +269,48 @@ def place(
 ) -> Placement | Waits:
     """A place for every replica, or why there is none.
 
-    Replicas spread over hosts before they share one. Among hosts that fit, the one with the fewest free GPUs wins, so
-    that large gaps stay for large jobs. `seed` says where in a host's port pool to start looking: another attempt
-    tries other ports. `kept` says what of which host is for another job, and `ends` when this one would be gone.
+    The replicas of a gang get GPUs of one model, and share hosts as far as they fit there; with `spread` each has a
+    host of its own. Among hosts that fit, the one with the fewest free GPUs wins, so that large gaps stay for large
+    jobs. Where several groups of hosts could do it, the first that fits is taken. `seed` says where in a host's port
+    pool to start looking: another attempt tries other ports. `kept` says what of which host is for another job, and
+    `ends` when this one would be gone.
     """
-    kept = kept or {}
+    answers: list[Waits] = []
+    for group in groups(demand, hosts):
+        answer = _place(demand, group, seed, kept or {}, ends)
+        if isinstance(answer, Placement):
+            return answer
+        answers.append(answer)
+    return next((answer for answer in answers if answer.for_room), answers[0])
+
+
+def groups(demand: Demand, hosts: Sequence[HostCapacity]) -> list[list[HostCapacity]]:
+    """The sets of hosts, the better ones first, of which one may run all of a job; never none.
+
+    The members of a gang must reach each other, and have GPUs of one model.
+    """
+    found = [[host for host in hosts if host.id not in demand.avoid], list(hosts)] if demand.avoid else [list(hosts)]
+    if demand.nodes == 1:
+        return found
+    if any(host.alone for host in hosts) and len(hosts) > 1:
+        apart = [[host for host in group if not host.alone] for group in found]
+        found = [group for group in apart if group] + [[host] for host in hosts if host.alone]
+    if not demand.gpus:
+        return found
+    models = sorted({host.models.get(gpu, "") for host in hosts for gpu in host.gpus})
+    if len(models) < 2:
+        return found
+    return [[_of_model(host, model) for host in group] for group in found for model in models]
+
+
+def _of_model(host: HostCapacity, model: str) -> HostCapacity:
+    """The host as if it had no other GPUs."""
+    return replace(host, gpus=tuple(gpu for gpu in host.gpus if host.models.get(gpu, "") == model))
+
+
+def _place(
+    demand: Demand, hosts: Sequence[HostCapacity], seed: int, kept: Mapping[str, Kept], ends: float
+) -> Placement | Waits:
     bins = []
     for host in hosts:
         keeping = kept.get(host.id)
@@ -272,7 +325,7 @@ def place(
         fitting = [box for box, lack in zip(bins, lacks, strict=True) if lack is None]
         if not fitting:
             return _sentence(demand, rank, [lack for lack in lacks if lack is not None])
-        box = min(fitting, key=lambda b: (b.used, b.keeps, len(b.gpus), -b.free.containers, b.host.name))
+        box = min(fitting, key=lambda b: (-b.used, b.keeps, len(b.gpus), -b.free.containers, b.host.name))
         gpus, ports = box.take(demand, fixed, pool)
         if leads:
             master_port, ports = ports[-1], ports[:-1]

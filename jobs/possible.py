@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from jobs.placement import Demand, HostCapacity, Room, in_words, plural
+from jobs.placement import Demand, HostCapacity, Room, groups, in_words, plural
 from jobs.units import format_size
 
 
@@ -11,10 +11,28 @@ def impossible(demand: Demand, hosts: Sequence[HostCapacity], shm: int | None = 
 
     `shm`: bytes of shared memory that each container may fill.
     """
+    labelled = [host for host in hosts if all(host.labels.get(key) == value for key, value in demand.labels)]
+    if hosts and not labelled:
+        wanted = ", ".join(f"{key}={value}" for key, value in demand.labels)
+        return "not_enough_hosts", f"needs hosts with the label {wanted}, but none has it"
+    refusals = [_impossible(demand, group, shm) for group in groups(demand, labelled)]
+    if None in refusals:
+        return None
+    code, sentence = refusals[0] or ("", "")
+    if demand.nodes > 1 and len({model for host in labelled for model in host.models.values()}) > 1:
+        sentence += " of one model"
+    if demand.nodes > 1 and len(labelled) > 1 and (alone := [host.name for host in labelled if host.alone]):
+        sentence += f" ({alone[0]} is left out: other hosts can't reach 127.0.0.1; give it an address, --host-address)"
+    return code, sentence
+
+
+def _impossible(demand: Demand, hosts: Sequence[HostCapacity], shm: int | None) -> tuple[str, str] | None:
     if not hosts:
         return "not_enough_hosts", "needs a host, but there is none"
+    if demand.spread and demand.nodes > len(hosts):
+        return "not_enough_hosts", f"needs {demand.nodes} hosts (`spread`), but there {_are(len(hosts))}"
     for code, need, has in _kinds(demand):
-        if _room_for(need, hosts, demand.nodes) < demand.nodes:
+        if _room_for(need, hosts, demand) < demand.nodes:
             each = in_words(need)
             needs = f"needs {each} on one host"
             if demand.nodes > 1:
@@ -23,7 +41,7 @@ def impossible(demand: Demand, hosts: Sequence[HostCapacity], shm: int | None = 
     most = sum(host.max_containers for host in hosts)
     if demand.nodes > most:
         return "not_enough_hosts", f"needs {plural(demand.nodes, 'container')}, but the hosts run {most:,} at once"
-    if _room_for(demand.room, hosts, demand.nodes) < demand.nodes:
+    if _room_for(demand.room, hosts, demand) < demand.nodes:
         each, nodes = in_words(demand.room), f"on each of {demand.nodes} nodes" if demand.nodes > 1 else "on one host"
         return "not_enough_hosts", f"needs {each} together {nodes}, but {_listed(hosts, lambda h: in_words(h.whole))}"
     largest = max(host.memory for host in hosts)
@@ -34,6 +52,10 @@ def impossible(demand: Demand, hosts: Sequence[HostCapacity], shm: int | None = 
     if demand.pool_ports > pool:
         return "not_enough_ports", f"needs {plural(demand.pool_ports, 'port')} of one host's pool, which has {pool:,}"
     return None
+
+
+def _are(count: int) -> str:
+    return "is 1" if count == 1 else f"are {count}"
 
 
 Has = Callable[[HostCapacity], str]
@@ -48,12 +70,12 @@ def _kinds(demand: Demand) -> list[tuple[str, Room, Has]]:
     ]
 
 
-def _room_for(need: Room, hosts: Sequence[HostCapacity], nodes: int) -> int:
-    """How many nodes (of so many) the empty hosts have room for."""
+def _room_for(need: Room, hosts: Sequence[HostCapacity], demand: Demand) -> int:
+    """How many nodes the empty hosts have room for, up to those that are asked for."""
     found = 0
     for host in hosts:
-        here = 0
-        while found < nodes and host.whole.holds(Room().plus(need, here + 1)):
+        here, most = 0, 1 if demand.spread else demand.nodes
+        while found < demand.nodes and here < most and host.whole.holds(Room().plus(need, here + 1)):
             found, here = found + 1, here + 1
     return found
 

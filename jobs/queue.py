@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jobs.placement import NEVER, SOME_DAY, Demand, Holding, HostCapacity, Kept, Placement, Room, Waits, place
+from jobs.placement import NEVER, SOME_DAY, Demand, Holding, HostCapacity, Kept, Placement, Room, Waits, groups, place
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,25 @@ def reserve(job: Waiting, hosts: Sequence[HostCapacity], now: float) -> dict[str
     Hosts where its ports are free come first, then where enough is given back earliest, then where least is missing.
     Nobody is let on a kept host who would delay the job, so none of these grows there: the choice only gets better.
     """
+    for group in groups(job.demand, hosts):
+        if kept := _reserve(job, group, now):
+            return kept
+    return {}
+
+
+def _reserve(job: Waiting, hosts: Sequence[HostCapacity], now: float) -> dict[str, Kept]:
     need, wanted = job.demand.room, frozenset(job.demand.fixed_ports)
     counts: dict[str, int] = {}
     start = now
-    open_hosts = [host for host in hosts if not host.unusable]
+    labels = job.demand.labels
+    open_hosts = [
+        host for host in hosts if not host.unusable and all(host.labels.get(key) == value for key, value in labels)
+    ]
     for _ in range(job.demand.nodes):
         options = []
         for host in open_hosts:
+            if job.demand.spread and host.id in counts:
+                continue
             claim = Room().plus(need, counts.get(host.id, 0) + 1)
             when = _soonest(host, claim, now)
             if when is not None:

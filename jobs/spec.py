@@ -94,6 +94,9 @@ Secrets = Annotated[
 ]
 
 
+_Label = Annotated[StrictStr, Field(min_length=1, max_length=100)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,6 +110,10 @@ class Resources(Section):
     cpus: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
     memory: Memory | None = None
     shm: Size | None = None
+    spread: StrictBool = False
+    """Whether each node is on a host of its own, instead of as few hosts as possible."""
+    labels: Annotated[dict[_Label, _Label], Field(max_length=20)] = Field(default_factory=dict)
+    """What the hosts must be labelled with."""
     ulimits: Ulimits = Field(default_factory=dict)
 
     @property
@@ -142,6 +149,8 @@ class JobSpec(Section):
     ] = Field(default_factory=list)
     env: Environment = Field(default_factory=dict)
     secrets: Secrets = Field(default_factory=dict)
+    preflight: StrictBool = True
+    """Whether a gang of several nodes tries its hosts and the ways between them before each start."""
     retries: Annotated[StrictInt, Field(ge=0, le=100)] = 0
     after: Annotated[
         list[Annotated[StrictStr, Field(min_length=1, max_length=100)]],

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import images
-import images.gang
+from images import gang
 from jobs.gang import GANG_FILE
 from jobs.launch import CONTAINER_DIR, TRAINING_BIN, Asked, ContainerPlan
 from service.backends.engines import ImageFacts
@@ -16,7 +16,7 @@ LAYER_START = ("/usr/bin/tini", "--", "/usr/local/bin/navarch-entrypoint")
 SUPERVISE = "supervise"
 """The file in /run/navarch by which images without Navarch's layer start a job."""
 TRAIN = f"{TRAINING_BIN}/navarch-train"
-GANG_PROGRAM = "gang.py"
+GANG_PROGRAM = "gang.pyz"
 """The file in /run/navarch that readies a member of a gang."""
 SHELLS = ("/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash", "/bin/sh")
 """Where the shell lies that runs it, the better ones first."""
@@ -117,7 +117,7 @@ def started_in(plan: ContainerPlan, image: ImageFacts, programs: Programs) -> Co
     """The plan with this image, and with what starts the command in it, whatever ENTRYPOINT the image has."""
     plan = replace(plan, image=image.reference, environment=_environment(plan, image))
     if GANG_FILE in plan.files:
-        plan = replace(plan, files={**plan.files, GANG_PROGRAM: Path(images.gang.__file__).read_bytes()})
+        plan = replace(plan, files={**plan.files, GANG_PROGRAM: gang.program()})
     if SYSTEM_LABEL in image.labels:
         return replace(plan, entrypoint=LAYER_START)
     found = programs()

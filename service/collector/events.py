@@ -114,6 +114,8 @@ class Error(_Event):
     event: Literal["error"]
     kind: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")] = "internal"
     message: Annotated[str, _cut(4000)] = ""
+    host: Annotated[str, _cut(100)] = ""
+    """Whose fault it is, where a gang's check found that out."""
 
 
 Event = Metrics | Progress | Sample | Artifact | Ready | Error

@@ -17,7 +17,7 @@ from service.collector.events import PREFIX
 from service.collector.figures import Figures
 from service.collector.hub import Hub
 from service.collector.lift import Lifter
-from service.collector.log_end import LogEnd
+from service.collector.log_end import LogEnd, torchrun_failure
 from service.collector.log_file import event_lines, path_of, read_lines, seconds, tail_offset
 from service.collector.log_writer import LogWriter
 from service.settings import Settings
@@ -86,7 +86,7 @@ class Follower:
         self._deadline: float | None = None
         self._stream: LogStream | None = None
         self._skew = 0.0
-        self._error: tuple[str, str] | None = None
+        self._error: tuple[str, str, str] | None = None
         self.done = threading.Event()
         self.result: LogEnd | None = None
         self.failure: EngineError | None = None
@@ -119,8 +119,9 @@ class Follower:
         read = self.collect(wait=False, ended=True)
         if not read.whole:
             self._skip_to_the_end()
-        kind, message = self._error or (None, None)
-        return LogEnd(last_line(self.path), kind, message)
+        kind, message, host = self._error or (None, None, "")
+        said = last_lines(self.path)
+        return LogEnd(said[-1] if said else "", kind, message, host, torchrun_failure(said))
 
     def collect(self, *, wait: bool, ended: bool = False) -> Pass:
         """One reading: from where the file ends to the end of the log, or of our patience."""
@@ -271,11 +272,11 @@ class Follower:
             self._hub.notify(self._replica.job_id)
 
 
-def last_line(path: Path) -> str:
-    """The last line that says something, for the reason of a failure."""
-    said = ""
+def last_lines(path: Path) -> list[str]:
+    """The last lines that say something, for the reason of a failure."""
+    said = []
     for line in read_lines(path, tail_offset(path, 50), 51):
         text = _CONTROL.sub("", line.text).strip()
         if text and not line.passing and not line.text.startswith((PREFIX, "navarch: ", "[navarch] ")):
-            said = text
-    return said[:1000]
+            said.append(text[:1000])
+    return said

@@ -39,7 +39,8 @@ class Findings:
     progress: dict[str, Any] = field(default_factory=dict)
     artifacts: dict[str, events.Artifact] = field(default_factory=dict)
     """By path below the run folder."""
-    error: tuple[str, str] | None = None
+    error: tuple[str, str, str] | None = None
+    """Kind, message, and the name of the host whose fault it is."""
     dropped: Counter[str] = field(default_factory=Counter)
     lines: dict[str, list[str]] = field(default_factory=lambda: {_METRICS: [], _SAMPLES: []})
     """For the files."""
@@ -72,8 +73,8 @@ class Lifter:
         """Events that could be used, and values and events that could not."""
         self.lifted = min(replica.lifted, log_end)
         """Logical log offset up to which everything is lifted and stored."""
-        self.error: tuple[str, str] | None = (
-            (replica.error_kind, replica.error_message or "") if replica.error_kind else None
+        self.error: tuple[str, str, str] | None = (
+            (replica.error_kind, replica.error_message or "", replica.error_host or "") if replica.error_kind else None
         )
 
     def feed(self, line: StoredLine) -> None:
@@ -145,7 +146,7 @@ class Lifter:
     def _error(self, event: events.Error) -> None:
         if self.error is not None and event.kind == "rank_failed":
             return  # what this rank said first is nearer to the cause
-        self.error = self._found.error = (event.kind, event.message)
+        self.error = self._found.error = (event.kind, event.message, event.host)
 
     def _store(self, session: Session, offset: int) -> None:
         found = self._found
@@ -157,7 +158,7 @@ class Lifter:
         for event in found.artifacts.values():
             self._artifact(session, job, event)
         if found.error is not None:
-            replica.error_kind, replica.error_message = found.error
+            replica.error_kind, replica.error_message, replica.error_host = found.error
         if found.dropped:
             replica.dropped = dict(Counter(replica.dropped) + found.dropped)
         replica.lifted = max(replica.lifted, offset)

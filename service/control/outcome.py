@@ -34,6 +34,7 @@ _KINDS = {
     "stopped": Reason.KILLED,
     "port_taken": Reason.PORT_UNAVAILABLE,
     "host_misconfigured": Reason.HOST_UNFIT,
+    "host_unfit": Reason.HOST_UNFIT,
 }
 _CODES = {
     64: Reason.BAD_CONFIG,
@@ -104,6 +105,10 @@ def _classify(end: Sight, log: LogEnd, spec: JobSpec) -> Outcome:
         return Outcome(reason, log.last_line or reason.facts.says)
     if _CUDA_MEMORY.search(log.last_line):
         return Outcome(Reason.CUDA_OUT_OF_MEMORY, log.last_line)
+    if log.failed_rank is not None:  # torchrun ended with 1, as it does whatever happened
+        rank, code = log.failed_rank
+        which = f"rank {rank} on {end.place}" if spec.resources.nodes > 1 else f"rank {rank}"
+        return _by_exit_code(128 - code if code < 0 else code, LogEnd(), which)
     return _by_exit_code(end.exit_code, log, place)
 
 

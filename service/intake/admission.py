@@ -45,7 +45,8 @@ def demand_of(spec: JobSpec) -> Demand:
     lasts = NEVER if spec.type is JobType.SERVE else None
     if spec.max_duration is not None:
         lasts = _START_S + spec.max_duration + spec.grace
-    return Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec), r.cpus, r.memory, lasts)
+    labels = tuple(sorted(r.labels.items()))
+    return Demand(r.nodes, r.gpus, spec.fixed_ports, pool_ports(spec), r.cpus, r.memory, lasts, r.spread, labels)
 
 
 def resolve(session: Session, spec: JobSpec, settings: Settings, actor: Principal) -> Resolved:

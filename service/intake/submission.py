@@ -203,6 +203,7 @@ def _row(item: _Checked, name: str) -> Job:
         cpus=demand.cpus,
         memory=demand.memory,
         lasts=demand.lasts,
+        placing={"spread": demand.spread, "labels": dict(demand.labels)},
         ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
         demand=demand.key,
         not_before=NOT_BEFORE_ITS_INPUTS if item.resolved.why else 0.0,

@@ -1,6 +1,7 @@
 """Reads what every host has and what of it is taken, as placement wants it."""
 
 from collections import defaultdict
+from typing import Any
 
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
@@ -59,9 +60,33 @@ def capacities(session: Session) -> list[HostCapacity]:
             cpus=float(host.facts.get("cpus", 1)),
             memory=int(host.facts.get("memory_bytes", 1 << 62)),
             unusable=_unusable(host),
+            models={str(gpu["uuid"]): str(gpu.get("name", "")) for gpu in host.facts.get("gpus", ())},
+            labels=host.labels,
+            alone=_is_loopback(host.cluster_address or host.address),
         )
         for host in hosts
     ]
+
+
+def demand_of_row(row: Any) -> Demand:
+    """What a queued job needs, as its row (or the columns of one) has it."""
+    ports, placing = row.ports, row.placing
+    return Demand(
+        nodes=row.nodes,
+        gpus=row.gpus,
+        fixed_ports=tuple(ports["fixed"]),
+        pool_ports=ports["pool"],
+        cpus=row.cpus,
+        memory=row.memory,
+        lasts=row.lasts,
+        spread=bool(placing.get("spread")),
+        labels=tuple(sorted(placing.get("labels", {}).items())),
+        avoid=frozenset(placing.get("avoid", ())),
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "localhost" or address.startswith("127.") or address == "::1"
 
 
 def _unusable(host: Host) -> str:

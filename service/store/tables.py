@@ -112,6 +112,8 @@ class Job(SQLModel, table=True):
     """{"fixed": [host ports], "pool": how many from the pool}, of each node."""
     demand: str = Field(default_factory=lambda: uuid.uuid4().hex)
     """The same for jobs that need the same (`Demand.key`): the scheduling pass looks at the first of them only."""
+    placing: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))
+    """{"spread", "labels", "avoid": [host ids that failed the check of an earlier attempt]}; each may be missing."""
     attempts: int = 0
     user_retries: int = 0
     system_retries: int = 0
@@ -196,7 +198,8 @@ class Replica(SQLModel, table=True):
     """What the engine said."""
     error_kind: str | None = None
     error_message: str | None = None
-    """What the training said in its last `error` event."""
+    error_host: str | None = None
+    """What was said in its last `error` event."""
     started_at: float | None = None
     finished_at: float | None = None
     signalled_at: float | None = None

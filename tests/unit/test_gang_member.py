@@ -1,4 +1,4 @@
-"""What images/gang.py does inside a member of a gang, where that needs no container."""
+"""What images/gang/ does inside a member of a gang, where that needs no container."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from images.gang import Failure, hold, interface_variables, write_hosts, write_keys
+from images.gang.member import Failure, hold, interface_variables, write_hosts, write_keys
 from jobs.gang import GangKeys, Member, gang_files
 from tests.docker.ssh_client import free_port
 
@@ -67,7 +67,7 @@ def test_the_entrypoint_is_told_what_to_do(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
     (tmp_path / "hosts").touch()
     code = (
-        "import sys; from pathlib import Path; import images.gang as g; "
+        "import sys; from pathlib import Path; import images.gang.member as g; "
         "g.HOSTS = Path(sys.argv[1], 'hosts'); g.main(Path(sys.argv[1]))"
     )
     environment = {**os.environ, "HOME": str(tmp_path)}

@@ -27,12 +27,55 @@ def test_a_job_goes_where_the_smallest_gap_fits() -> None:
     assert placement.replicas[0].gpus == ("small-0", "small-1")
 
 
-def test_a_gang_spreads_over_hosts_and_has_one_master_port() -> None:
-    placement = place(Demand(nodes=2, gpus=2, pool_ports=1), [host("a", 4), host("b", 4)])
+def where(demand: Demand, hosts: list[HostCapacity]) -> list[str] | str:
+    answer = place(demand, hosts)
+    return [replica.host_id for replica in answer.replicas] if isinstance(answer, Placement) else answer.why
+
+
+def test_a_gang_packs_or_spreads_and_has_one_master_port() -> None:
+    hosts = [host("a", 4), host("b", 4)]
+    placement = place(Demand(nodes=2, gpus=2, pool_ports=1, spread=True), hosts)
     assert isinstance(placement, Placement)
     assert {replica.host_id for replica in placement.replicas} == {"a", "b"}
     assert placement.master_port is not None
     assert placement.master_port not in placement.replicas[0].pool_ports
+    assert where(Demand(nodes=3, gpus=2), hosts) == ["a", "a", "b"]
+    assert where(Demand(nodes=2, spread=True), hosts[:1]) == (
+        "needs 2 nodes, has room for 1: a has one of the nodes already"
+    )
+    assert impossible(Demand(nodes=3, spread=True), hosts) == (
+        "not_enough_hosts",
+        "needs 3 hosts (`spread`), but there are 2",
+    )
+
+
+def test_a_gang_has_gpus_of_one_model() -> None:
+    mixed = host("m", 4, models={"m-0": "A100", "m-1": "H200", "m-2": "H200", "m-3": "A100"})
+    other = host("o", 1, models={"o-0": "H200"})
+    placement = place(Demand(nodes=3, gpus=1), [mixed, other])
+    assert isinstance(placement, Placement)
+    assert {gpu for replica in placement.replicas for gpu in replica.gpus} == {"m-1", "m-2", "o-0"}
+    refusal = impossible(Demand(nodes=4, gpus=1), [mixed, other])
+    assert refusal is not None and refusal[1].endswith("of one model")
+
+
+def test_labels_are_asked_for_and_a_host_without_an_address_is_no_part_of_a_gang() -> None:
+    hosts = [host("local", alone=True), host("h1", labels={"room": "a"}), host("h2")]
+    assert where(Demand(labels=(("room", "a"),)), hosts) == ["h1"]
+    assert impossible(Demand(labels=(("room", "b"),)), hosts) == (
+        "not_enough_hosts",
+        "needs hosts with the label room=b, but none has it",
+    )
+    assert where(Demand(nodes=2, spread=True), hosts) == ["h1", "h2"]
+    refusal = impossible(Demand(nodes=3, spread=True), hosts)
+    assert refusal is not None and "local is left out" in refusal[1]
+
+
+def test_a_host_that_failed_a_check_is_avoided_as_long_as_others_can_do_it() -> None:
+    two = Demand(nodes=2, spread=True, avoid=frozenset({"h1"}))
+    assert where(two, [host("h1"), host("h2"), host("h3")]) == ["h2", "h3"]
+    assert where(two, [host("h1"), host("h2")]) == ["h1", "h2"]
+    assert two.key != Demand(nodes=2, spread=True).key
 
 
 def test_who_waits_is_told_what_for() -> None:

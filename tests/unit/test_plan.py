@@ -130,7 +130,8 @@ def test_a_gang_shares_its_hosts_network_and_waits_at_the_barrier() -> None:
     gang = json.loads(second.files["gang.json"])
     assert (gang["rank"], str(gang["master_port"])) == (1, first.environment["MASTER_PORT"])
     assert gang["hosts"] == {"10.0.0.1": ["node0", "h1"], "10.0.0.2": ["node1", "h2"]}
-    assert second.files["authorized_keys"] == b"ssh-ed25519 AAAA me\nssh-rsa CCCC gang\n"
+    assert second.files["authorized_keys"] == b"ssh-ed25519 AAAA me\n"
+    assert second.files["gang_authorized_keys"] == b"ssh-rsa CCCC gang\n"
     assert b"Host node1 h2\n    HostName 10.0.0.2\n    Port %d\n" % second.ports[22] in first.files["ssh_config"]
 
 

@@ -11,6 +11,7 @@ from jobs.states import Reason, ReplicaState
 from service.backends.base import Phase, Sight
 from service.backends.docker.history import HostHistory, interruption
 from service.backends.engines import ContainerFacts
+from service.collector.log_end import torchrun_failure
 from service.control import moves
 from service.control.context import Context, LogEnd, Work
 from service.control.ending import grace_of
@@ -170,3 +171,12 @@ def test_what_took_the_container_down_with_it_is_the_reason() -> None:
     assert rebooted is not None
     sight = Sight(0, Phase.ENDED, "h1", exit_code=137, interruption=rebooted)
     assert classify(sight, LogEnd(), spec()).reason is Reason.HOST_REBOOTED
+
+
+def test_torchruns_account_says_which_rank_was_killed() -> None:
+    account = ["===", "Root Cause (first observed failure):", "[0]:", "rank      : 3 (local_rank: 1)"]
+    said = torchrun_failure([*account, "exitcode  : -9 (pid: 28)  (SIGKILL)", "error_file: <N/A>", "====="])
+    assert said == (3, -9)
+    outcome = gang_ends(ended(0), ended(1, 1), rank1=LogEnd("=====", failed_rank=said))
+    assert outcome == Outcome(Reason.KILLED, "rank 3 on h1 was killed by SIGKILL (exit code 137), not by Navarch")
+    assert torchrun_failure(["Root Cause", "rank : 3 (x)"]) is None

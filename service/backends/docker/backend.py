@@ -1,5 +1,6 @@
 """Gangs on plain Docker hosts: images are pulled, containers made, started, looked at, signalled and removed."""
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -81,7 +82,8 @@ class DockerBackend:
         hosts = self._rows(gang)
         at = [hosts[_host(seat)] for seat in gang.seats]
         return Reserved(
-            tuple(Address(host.id, host.name, host.address) for host in at), tuple(images[host.id] for host in at)
+            tuple(Address(host.id, host.name, _numeric(host), host.interface or "") for host in at),
+            tuple(images[host.id] for host in at),
         )
 
     def withdraw(self, gang: Gang) -> None:
@@ -248,6 +250,15 @@ def _host(seat: Seat) -> str:
 
 def _hosts_of(gang: Gang) -> list[str]:
     return sorted({_host(seat) for seat in gang.seats})
+
+
+def _numeric(host: Host) -> str:
+    """Where the other hosts find it, as a number: in a container its name may mean something else."""
+    address = host.cluster_address or host.address
+    try:
+        return str(socket.getaddrinfo(address, None, proto=socket.IPPROTO_TCP)[0][4][0])
+    except OSError as error:
+        raise EngineError(f"the address {address} of {host.name} can't be resolved: {error}") from error
 
 
 def _side_by_side(seats: Sequence[Seat], work: Callable[[Seat], Answer]) -> list[Answer]:

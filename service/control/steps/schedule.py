@@ -15,12 +15,12 @@ from sqlmodel import Session, col, select
 from jobs.awaited import NOT_BEFORE_ITS_INPUTS
 from jobs.launch import container_name, port_map
 from jobs.mistakes import SpecError
-from jobs.placement import Demand, Placement, Waits
+from jobs.placement import Placement, Waits
 from jobs.queue import Queue, Waiting
 from jobs.states import Desired, JobState, Reason
 from service.control.context import Context
 from service.control.steps.wait import admit
-from service.store.capacity import capacities
+from service.store.capacity import capacities, demand_of_row
 from service.store.events import transition
 from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica
 
@@ -124,6 +124,7 @@ def _waiting(now: float) -> tuple[ColumnElement[bool], ...]:
 def _columns() -> tuple[Any, ...]:
     return (
         *(_JOB.id, _JOB.name, _JOB.nodes, _JOB.gpus, _JOB.cpus, _JOB.memory, _JOB.lasts, _JOB.ports),
+        _JOB.placing,
         *(_JOB.attempts, _JOB.demand, _JOB.priority, _JOB.created_at),
     )
 
@@ -134,7 +135,7 @@ def _head(row: Any) -> _Head:
 
 def _read(head: _Head) -> Waiting:
     row = head.row
-    return Waiting(row.id, row.name, _demand(row), _seed(row))
+    return Waiting(row.id, row.name, demand_of_row(row), _seed(row))
 
 
 def _heads(session: Session, now: float) -> list[_Head]:
@@ -198,11 +199,6 @@ def _tell(context: Context, waits: Mapping[str, str], told: Sequence[tuple[str, 
 def _seed(row: Any) -> int:
     """Where to start in the port pool: elsewhere for each job, and for each attempt."""
     return zlib.crc32(f"{row.id}/{row.attempts}".encode())
-
-
-def _demand(row: Any) -> Demand:
-    ports = row.ports
-    return Demand(row.nodes, row.gpus, tuple(ports["fixed"]), ports["pool"], row.cpus, row.memory, row.lasts)
 
 
 def _commit(context: Context, waiting: Waiting, placement: Placement, now: float) -> bool:

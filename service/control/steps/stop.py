@@ -1,9 +1,9 @@
 """Stopping: SIGTERM, a grace, SIGKILL; then the exit facts and the whole log are stored, leases go, containers go."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import delete
-from sqlmodel import col
+from sqlmodel import Session, col
 
 from jobs.states import AfterAttempt, Desired, JobState, Reason, ReplicaState, after_attempt
 from service.backends.base import Phase, Sight
@@ -11,8 +11,9 @@ from service.control import moves
 from service.control.context import NOTHING, Context, LogEnd, Next, Work, again
 from service.control.ending import make_common
 from service.control.outcome import Outcome, classify, first_bad
+from service.store.capacity import demand_of_row
 from service.store.events import transition
-from service.store.tables import Holder, Job, Replica
+from service.store.tables import Holder, Host, Job, Replica
 
 _FROM_EXIT = frozenset(
     {
@@ -164,10 +165,20 @@ def _store(context: Context, work: Work, ends: Sequence[Sight], logs: Mapping[in
             job.system_retries += not decision.user_retry
             job.not_before = now + decision.delay_s
             job.why = f"tries again in {decision.delay_s:.0f} s: {how.message}"
+            if how.reason is Reason.HOST_UNFIT:
+                _avoid(session, job, work.replicas, {log.error_host for log in logs.values()})
         job.unreachable_since = None
         transition(session, job, decision.state, how.message, reason=how.reason, now=now)
     work.attempt = attempt
     context.freed()
+
+
+def _avoid(session: Session, job: Job, replicas: Sequence[Replica], names: Collection[str]) -> None:
+    """Other attempts don't use the hosts of this one that its check named, as long as others can do it."""
+    rows = [session.get(Host, replica.host_id) for replica in replicas]
+    found = {host.id for host in rows if host is not None and host.name in names}
+    job.placing = {**job.placing, "avoid": sorted({*job.placing.get("avoid", ()), *found})}
+    job.demand = demand_of_row(job).key
 
 
 def _decide(context: Context, work: Work, job: Job, how: Outcome) -> AfterAttempt:

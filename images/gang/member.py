@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .check import Torch, check, is_there
+
 GIVEN = Path("/run/navarch")
 HOSTS = Path("/etc/hosts")
 UNAVAILABLE, MISCONFIGURED = 69, 78
@@ -29,9 +31,9 @@ _BEGIN, _END = "# navarch begin", "# navarch end"
 class Failure(Exception):
     """The gang can't start; `kind` is the error event's."""
 
-    def __init__(self, kind: str, message: str, code: int = UNAVAILABLE) -> None:
+    def __init__(self, kind: str, message: str, code: int = UNAVAILABLE, host: str = "") -> None:
         super().__init__(message)
-        self.kind, self.code = kind, code
+        self.kind, self.code, self.host = kind, code, host
 
 
 def main(given: Path = GIVEN) -> None:
@@ -42,14 +44,31 @@ def main(given: Path = GIVEN) -> None:
         write_keys(given, Path.home() / ".ssh")
         for name, value in interface_variables(members, me, os.environ).items():
             say(f"{name}={value}")
+            os.environ[name] = value
         held = hold(gang["master_port"], me) if me["rank"] == 0 else None
+        torch = Torch() if gang["preflight"] and gang["torch"] and is_there() else None
         say("ready")
         wait_for_go(given / "go")
+        if gang["preflight"]:
+            preflight(gang, held, torch)
         if held is not None:
             held.close()
         say("go")
     except Failure as failure:
         fail(failure, me)
+
+
+def preflight(gang: Mapping[str, Any], held: socket.socket | None, torch: Torch | None) -> None:
+    """Raises Failure when the gang must not start."""
+    try:
+        verdict, says = check(gang, held, torch)
+    finally:
+        if torch is not None:
+            torch.close()
+    if verdict is not None:
+        raise Failure("host_unfit", verdict.message, host=verdict.host)
+    if says:
+        print(says, file=sys.stderr, flush=True)
 
 
 def say(line: str) -> None:
@@ -60,6 +79,7 @@ def say(line: str) -> None:
 def fail(failure: Failure, me: Mapping[str, Any]) -> NoReturn:
     """An error event for the control plane, a line for people, the exit code for the entrypoint."""
     event = {"event": "error", "kind": failure.kind, "message": str(failure), "rank": me["rank"], "time": time.time()}
+    event["host"] = failure.host or me["host"]
     print(f"@navarch {json.dumps(event)}\nerror: {failure}", file=sys.stderr, flush=True)
     say(f"exit {failure.code}")
     sys.exit(failure.code)
@@ -136,7 +156,7 @@ def interface_variables(
         return {}
     found = list(interfaces())
     wanted = ipaddress.ip_address(me["address"])
-    name = next((name for name, address in found if address == wanted), None)
+    name = me.get("interface") or next((name for name, address in found if address == wanted), None)
     if name is None:
         seen = ", ".join(f"{name} {address}" for name, address in found if not address.is_loopback) or "none but lo"
         raise Failure(
@@ -209,7 +229,3 @@ def _released(file: Path) -> bool:
         return file.read_text().strip() != "stale"  # that of the container of which an image was made
     except FileNotFoundError:
         return False
-
-
-if __name__ == "__main__":
-    main()
