@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from service.access.keys import KeyRing
 from service.access.mounts import MountRules
+from service.access.own_secrets import OwnSecrets
 from service.access.people import People
 from service.access.private import forget_old_files, private_folder
 from service.access.secrets import SecretBox
@@ -62,7 +63,8 @@ class Runtime:
         self.hub = Hub()
         self.database = Database(settings.url)
         self.tokens = Tokens(self.database, settings.data_dir, settings.token)
-        self.people = People(self.database, self.tokens)
+        self.people = People(self.database, self.tokens, self._people_changed)
+        self.secrets = OwnSecrets(self.database, SecretBox(settings.data_dir))
         self.keys = KeyRing(self.database, self._keys_changed)
         self.own_key = OwnKey(settings.data_dir)
         self.engines = DockerHosts(self.database, settings)
@@ -155,6 +157,12 @@ class Runtime:
         reachable = host is not None and host.reachable
         checks["engine"] = (reachable, (host.message if host and not reachable else None) or self.settings.engine_url)
         return checks
+
+    def _people_changed(self) -> None:
+        """Somebody may have more from now on, or is gone with their keys."""
+        if self.controller is not None:
+            self.controller.room()
+            self.controller.keys_changed()
 
     def _keys_changed(self) -> None:
         if self.controller is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import delete
 from sqlmodel import Session, col, select
@@ -58,6 +58,17 @@ class People:
         self._changed()
         return Principal.of(row)
 
+    def limit(self, name: str, change: Mapping[str, int | None], actor: Principal = LOCAL) -> None:
+        """Sets limits of what they may hold, or lifts them (None). What they have already stays. Raises Problem."""
+        check_admin(actor, "set quotas")
+        with self._database.write() as session:
+            row = session.exec(select(tables.Principal).where(tables.Principal.id == named(session, name).id)).one()
+            merged = {**row.quota, **change}
+            row.quota = {kind: most for kind, most in merged.items() if most is not None}
+            said = ", ".join(f"{most} {kind}" for kind, most in row.quota.items()) or "no limit"
+            record(session, "user.quota", f"user/{name}", f"the quota of {name}: {said}", actor=actor.id)
+        self._changed()
+
     def remove(self, name: str, actor: Principal = LOCAL) -> None:
         """Takes away their tokens, keys and secrets. Raises Problem `user_busy` while they have something here."""
         check_admin(actor, "remove users")
@@ -69,8 +80,9 @@ class People:
                 said = f"{name} still has {', '.join(left[:_SHOWN])}{more}."
                 raise Problem("user_busy", said, "Stop or remove that first: an admin may.", holds=left)
             row.removed_at = time.time()
-            for table, owner in ((tables.Token, tables.Token.principal_id), (tables.SshKey, tables.SshKey.owner_id)):
-                session.exec(delete(table).where(col(owner) == row.id))
+            session.exec(delete(tables.Token).where(col(tables.Token.principal_id) == row.id))
+            session.exec(delete(tables.SshKey).where(col(tables.SshKey.owner_id) == row.id))
+            session.exec(delete(tables.Secret).where(col(tables.Secret.owner_id) == row.id))
             record(session, "user.removed", f"user/{name}", f"{actor.name} removed {name}", actor=actor.id)
         self._tokens.changed()
         self._changed()

@@ -21,6 +21,8 @@ MEMBERS_MAY = frozenset(
         ("DELETE", "/tokens/{name}"),
         ("POST", "/keys"),
         ("DELETE", "/keys/{fingerprint}"),
+        ("PUT", "/secrets/{name}"),
+        ("DELETE", "/secrets/{name}"),
         # jobs
         ("POST", "/jobs"),
         ("POST", "/jobs/stop"),

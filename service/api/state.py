@@ -8,6 +8,7 @@ from fastapi import Request
 from sqlmodel import Session
 
 from service.access.keys import KeyRing
+from service.access.own_secrets import OwnSecrets
 from service.access.people import People
 from service.access.principals import Principal
 from service.access.sessions import Sessions
@@ -46,6 +47,10 @@ class ApiState:
     @property
     def people(self) -> People:
         return self.runtime.people
+
+    @property
+    def secrets(self) -> OwnSecrets:
+        return self.runtime.secrets
 
     @property
     def tokens(self) -> Tokens:

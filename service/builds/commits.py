@@ -14,6 +14,7 @@ from images.errors import ImageError
 from jobs.values import parse_image
 from service.access.host_keys import host_key
 from service.access.keys import KeyRing
+from service.access.own_secrets import given
 from service.access.principals import Principal, check_owner
 from service.access.secrets import SecretBox
 from service.contract.errors import Problem
@@ -81,7 +82,9 @@ class Commits:
         keys = [one.key.body for one in KeyRing(self._database).all()]
         own = self._own_key().split()[1:2]
         private = host_key(self._settings.data_dir, row.owner_id, row.name).private.splitlines()[1:2]
-        return [*self._secrets.open(row.secrets).values(), *keys, *own, *private]
+        with self._database.read() as session:
+            secrets = given(session, self._secrets, row.owner_id, sealed=row.secrets, env={})
+        return [*secrets.values(), *keys, *own, *private]
 
 
 def _engine_of(session: Session, row: Workspace) -> str:

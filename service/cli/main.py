@@ -75,6 +75,7 @@ app.command("doctor")(server.doctor)
 app.add_typer(people.users, name="user")
 app.add_typer(people.tokens, name="token")
 app.add_typer(people.keys, name="key")
+app.add_typer(people.secrets, name="secret")
 app.command("version")(server.version)
 
 

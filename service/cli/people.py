@@ -15,10 +15,11 @@ from service.cli.listing import Column, listing, remove, single
 from service.contract.errors import Problem
 
 if TYPE_CHECKING:
-    from service.contract.people import Key, Token, User
+    from service.contract.people import Key, Secret, Token, User
 
 users = typer.Typer(help="People who use the control plane.", no_args_is_help=True)
 tokens = typer.Typer(help="API tokens: what a person's programs are known by.", no_args_is_help=True)
+secrets = typer.Typer(help="Secrets that one's jobs and workspaces are given.", no_args_is_help=True)
 keys = typer.Typer(help="SSH keys that containers authorise.", no_args_is_help=True)
 
 Role = Literal["admin", "member"]
@@ -29,19 +30,71 @@ Whose = Annotated[str, typer.Option("--user", help="Somebody else's; for admins.
 USERS: list[Column[User]] = [
     Column("NAME", lambda user: f"[bold]{output.escape(user.name)}[/]"),
     Column("ROLE", lambda user: output.escape(user.role)),
+    Column("GPUS", lambda user: _share(user.gpus, user.quota.gpus), right=True),
+    Column("JOBS", lambda user: _share(user.jobs, user.quota.jobs), right=True, gives_way=3),
+    Column("WORKSPACES", lambda user: _share(user.workspaces, user.quota.workspaces), right=True, gives_way=2),
+    Column("HOLDS", lambda user: f"[dim]{output.escape(', '.join(user.holds))}[/]"),
     Column("SINCE", lambda user: output.date(user.created_at), gives_way=1),
 ]
+
+
+def _share(has: int, most: int | None) -> str:
+    return f"{has}/{most}" if most is not None else str(has)
+
+
+Gpus = Annotated[str | None, typer.Option(help="GPUs that they may hold at once; none: no limit.")]
+Workspaces = Annotated[str | None, typer.Option(help="Workspaces that they may have.")]
+Jobs = Annotated[str | None, typer.Option(help="Jobs of theirs that may run at once.")]
+Disk = Annotated[str | None, typer.Option(help="Disk for their jobs' files and artifacts, such as 500GB.")]
+
+
+def _quota(gpus: str | None, workspaces: str | None, jobs: str | None, disk: str | None) -> dict[str, int | None]:
+    """The limits that options name; "none" lifts one."""
+    from jobs.units import parse_size
+
+    found: dict[str, int | None] = {}
+    for name, text in {"gpus": gpus, "workspaces": workspaces, "jobs": jobs, "disk": disk}.items():
+        if text is None:
+            continue
+        try:
+            found[name] = None if text == "none" else parse_size(text) if name == "disk" else int(text)
+        except ValueError:
+            expected = "a size such as 500GB" if name == "disk" else "a number"
+            raise Problem(
+                "invalid_override", f"--{name} is {text!r}, which is not {expected}, or none.", None
+            ) from None
+    return found
+
+
+@users.command("quota")
+def quota(
+    name: UserName,
+    gpus: Gpus = None,
+    workspaces: Workspaces = None,
+    jobs: Jobs = None,
+    disk: Disk = None,
+    as_json: Json = False,
+) -> None:
+    """Limit what a user may hold at once, or lift limits (none); what is not said stays."""
+    with connect() as client:
+        found = client.change_user(name, quota=_quota(gpus, workspaces, jobs, disk))
+    _tell(found, as_json=as_json)
 
 
 @users.command("add")
 def add(
     name: UserName,
+    gpus: Gpus = None,
+    workspaces: Workspaces = None,
+    jobs: Jobs = None,
+    disk: Disk = None,
     role: Annotated[Role, typer.Option(help="An admin may do everything; a member what is theirs.")] = "member",
     as_json: Json = False,
 ) -> None:
     """Add a user, and show their first token, this once."""
     with connect() as client:
-        made = client.add_user(name, role=role)
+        limits = {kind: most for kind, most in _quota(gpus, workspaces, jobs, disk).items() if most is not None}
+        made = client.add_user(name, role=role, quota=limits)
         url = client.url
     if as_json:
         output.as_json(made)
@@ -63,8 +116,19 @@ def show(name: UserName, as_json: Json = False) -> None:
     """Show one user."""
     with connect() as client:
         found = client.user(name)
+    _tell(found, as_json=as_json)
+
+
+def _tell(found: User, *, as_json: bool) -> None:
     title = f"[bold]{output.escape(found.name)}[/]  {output.escape(found.role)}"
-    single(found, title, [("since", output.date(found.created_at))], as_json=as_json)
+    facts = [
+        ("since", output.date(found.created_at)),
+        ("gpus", _share(found.gpus, found.quota.gpus) + (f" ({', '.join(found.holds)})" if found.holds else "")),
+        ("jobs", f"{_share(found.jobs, found.quota.jobs)} running"),
+        ("workspaces", _share(found.workspaces, found.quota.workspaces)),
+        ("disk", f"at most {output.size(found.quota.disk)}" if found.quota.disk is not None else ""),
+    ]
+    single(found, title, facts, as_json=as_json)
 
 
 @users.command("role")
@@ -195,3 +259,36 @@ def rm_key(
     """Revoke keys: within seconds no container takes them any more."""
     with connect() as client:
         remove(fingerprint, lambda one: client.remove_key(one, user=user), as_json=as_json)
+
+
+SECRETS: list[Column[Secret]] = [
+    Column("NAME", lambda secret: f"[bold]{output.escape(secret.name)}[/]"),
+    Column("SET", lambda secret: output.ago(secret.set_at)),
+]
+
+
+@secrets.command("set")
+def set_secret(name: Annotated[str, typer.Argument(help="Such as HF_TOKEN.")], as_json: Json = False) -> None:
+    """Set a secret, asked for at the terminal or read from standard input; what one starts from now on has it."""
+    value = typer.prompt(name, hide_input=True) if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
+    with connect() as client:
+        made = client.set_secret(name, value)
+    if as_json:
+        output.as_json(made)
+        return
+    output.say(f"{output.escape(made.name)} is set")
+
+
+@secrets.command("ls")
+def ls_secrets(as_json: Json = False) -> None:
+    """List the names of one's secrets."""
+    with connect() as client:
+        found = client.secrets()
+    listing(found, SECRETS, as_json=as_json, empty="No secrets. [dim]navarch secret set HF_TOKEN sets one.[/]")
+
+
+@secrets.command("rm")
+def rm_secret(name: Annotated[list[str], typer.Argument(metavar="NAME…")], as_json: Json = False) -> None:
+    """Remove secrets; what runs keeps them."""
+    with connect() as client:
+        remove(name, client.remove_secret, as_json=as_json)

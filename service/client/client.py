@@ -18,7 +18,7 @@ from service.client.errors import ApiError, Unreachable
 from service.client.transport import Transport
 from service.contract.images import Build, Committed, Image, Pushed
 from service.contract.pages import HostKey, SessionLink
-from service.contract.people import Key, Role, Token, Tokens, User
+from service.contract.people import Key, Role, Secret, Secrets, Token, Tokens, User
 from service.contract.schemas import (
     Artifact,
     ArtifactFate,
@@ -338,13 +338,15 @@ class Client:
     def user(self, name: str) -> User:
         return self._get(User, f"users/{_segment(name)}")
 
-    def add_user(self, name: str, *, role: Role = "member") -> User:
+    def add_user(self, name: str, *, role: Role = "member", quota: Mapping[str, int] | None = None) -> User:
         """A new user; only this answer shows their first token."""
-        return self._send(User, "POST", "users", json_body={"name": name, "role": role})
+        return self._send(User, "POST", "users", json_body={"name": name, "role": role, "quota": dict(quota or {})})
 
-    def change_user(self, name: str, *, role: Role | None = None) -> User:
-        """What is left out stays as it is."""
-        given = {"role": role}
+    def change_user(
+        self, name: str, *, role: Role | None = None, quota: Mapping[str, int | None] | None = None
+    ) -> User:
+        """What is left out stays as it is; None lifts a limit of the quota (gpus, workspaces, jobs, disk)."""
+        given = {"role": role, "quota": dict(quota) if quota is not None else None}
         body = {key: value for key, value in given.items() if value is not None}
         return self._send(User, "PATCH", f"users/{_segment(name)}", json_body=body, repeatable=True)
 
@@ -376,6 +378,17 @@ class Client:
     def remove_token(self, name: str, *, user: str = "") -> None:
         """Withdraw a token, at once."""
         self._transport.request("DELETE", f"tokens/{_segment(name)}", params={"user": user})
+
+    def secrets(self) -> list[Secret]:
+        """One's own, by name."""
+        return self._get(Secrets, "secrets").items
+
+    def set_secret(self, name: str, value: str) -> Secret:
+        """What one starts from now on has it as a variable."""
+        return self._send(Secret, "PUT", f"secrets/{_segment(name)}", json_body={"value": value}, repeatable=True)
+
+    def remove_secret(self, name: str) -> None:
+        self._transport.request("DELETE", f"secrets/{_segment(name)}")
 
     # the control plane itself
 

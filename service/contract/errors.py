@@ -31,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "forbidden_origin": Kind(403, "Request from another web origin"),
     # people
     "user_not_found": Kind(404, "No such user"),
+    "quota_exceeded": Kind(409, "Over the quota"),
     "user_busy": Kind(409, "The user still has something here"),
     # specs, checked at submit
     "invalid_spec": Kind(422, "The spec is not valid"),

@@ -18,6 +18,7 @@ from jobs.workspace_launch import WorkspaceLaunch, home_volume, plan_workspace
 from jobs.workspace_states import AT_REST, Wanted, WorkspaceState
 from service.access.host_keys import HostKey, host_key, owner_mark
 from service.access.keys import authorized_keys
+from service.access.own_secrets import given
 from service.backends.base import Backend, Gang, Phase, Sight, Waiting
 from service.backends.docker.ssh_ready import WrongHostKey
 from service.backends.errors import Cancelled, ContainerGone, EngineError, Refused, Unreachable
@@ -324,6 +325,7 @@ def _plan(context: Context, desk: Desk, spec: WorkspaceSpec, key: HostKey) -> Co
     row = desk.row
     with context.database.read() as session:
         keys = authorized_keys(session, row.owner_id)
+        secrets = given(session, context.secrets, row.owner_id, sealed=row.secrets, env=spec.env)
     return plan_workspace(
         spec,
         WorkspaceLaunch(
@@ -339,7 +341,7 @@ def _plan(context: Context, desk: Desk, spec: WorkspaceSpec, key: HostKey) -> Co
             authorized_keys=keys + context.own_key(),
             host_key=key.private,
             host_key_public=key.public,
-            secrets=context.secrets.open(row.secrets),
+            secrets=secrets,
         ),
     )
 

@@ -14,6 +14,7 @@ from jobs.placement import HostCapacity
 from jobs.spec import JobSpec, redacted
 from jobs.states import JobState
 from service.access.principals import LOCAL, Principal
+from service.access.quotas import check_alone, check_disk
 from service.access.secrets import SecretBox
 from service.builds.look import ImageLook
 from service.contract.errors import Problem
@@ -122,6 +123,9 @@ class Submissions:
 
     def _check(self, session: Session, submission: Submission, hosts: Callable[[], list[HostCapacity]]) -> "_Checked":
         spec = parse(submission.document)
+        owner = submission.actor.id
+        check_alone(session, owner, spec.resources.gpus * spec.resources.nodes)
+        check_disk(session, self._settings, owner)
         resolved = resolve(session, spec, self._settings, submission.actor)
         check_possible(spec, hosts())
         if self._images is not None:
@@ -185,7 +189,7 @@ class Submissions:
 
 
 def _row(item: _Checked, name: str) -> Job:
-    demand = demand_of(item.spec)
+    demand, owner = demand_of(item.spec), item.submission.actor.id
     return Job(
         id=item.job_id,
         name=name,
@@ -196,7 +200,7 @@ def _row(item: _Checked, name: str) -> Job:
             "training": item.resolved.training,
             "mounts": [mount.model_dump() for mount in item.resolved.mounts.values()],
         },
-        owner_id=item.submission.actor.id,
+        owner_id=owner,
         priority=item.spec.priority,
         nodes=demand.nodes,
         gpus=demand.gpus,
@@ -205,7 +209,7 @@ def _row(item: _Checked, name: str) -> Job:
         lasts=demand.lasts,
         placing={"spread": demand.spread, "labels": dict(demand.labels)},
         ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
-        demand=demand.key,
+        demand=demand.key if owner == LOCAL.id else f"{demand.key}/{owner}",
         not_before=NOT_BEFORE_ITS_INPUTS if item.resolved.why else 0.0,
         why=item.resolved.why or "has just been submitted",
         message="waits for its turn",

@@ -18,6 +18,7 @@ from jobs.workspace_launch import find_place, find_room, ports_of
 from jobs.workspace_states import AT_REST, Wanted, WorkspaceState
 from service.access.mounts import MountRules
 from service.access.principals import LOCAL, Principal, check_owner
+from service.access.quotas import check_quota
 from service.access.secrets import SecretBox
 from service.builds.look import ImageLook
 from service.contract.errors import Problem
@@ -153,6 +154,7 @@ class Workspaces:
         found = find_place(spec, hosts, zlib.crc32(identifier.encode()))
         if isinstance(found, Waits):
             raise self._no_room(session, f"The workspace {found.why}.", hosts, found)
+        check_quota(session, actor.id, workspaces=1, gpus=len(found.gpus))
         row = Workspace(
             id=identifier,
             name=spec.name,
@@ -187,6 +189,7 @@ class Workspaces:
         if isinstance(found, Waits):
             others = not row.remake and isinstance(find_room(spec, host, None), Placed)
             raise self._no_room(session, f"The workspace {found.why}.", [host], found, row if others else None)
+        check_quota(session, row.owner_id, gpus=len(found.gpus))
         now = self._clock()
         row.gpus, row.started_at, row.wanted = list(found.gpus), now, Wanted.RUN.value
         row.runs_until = now + spec.max if spec.max is not None else None

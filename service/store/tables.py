@@ -35,6 +35,8 @@ class Principal(SQLModel, table=True):
     created_at: float = Field(default_factory=time.time)
     removed_at: float | None = None
     """Since when they have no access any more."""
+    quota: dict[str, int] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    """The most that they may hold at once: gpus, workspaces, jobs, disk (bytes); what is not there has no limit."""
 
 
 class Token(SQLModel, table=True):
@@ -60,6 +62,17 @@ class SshKey(SQLModel, table=True):
     everywhere: bool = False
     """Everybody's containers authorise it, not only its owner's."""
     created_at: float = Field(default_factory=time.time)
+
+
+class Secret(SQLModel, table=True):
+    """What somebody's jobs and workspaces are given without anybody seeing it."""
+
+    __tablename__ = "secret"
+    owner_id: str = Field(foreign_key="principal.id", primary_key=True)
+    name: str = Field(primary_key=True)
+    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """Its value, encrypted."""
+    set_at: float = Field(default_factory=time.time)
 
 
 class Job(SQLModel, table=True):

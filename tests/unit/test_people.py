@@ -10,9 +10,14 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from service.access.keys import KeyRing
+from service.access.own_secrets import OwnSecrets
+from service.access.people import People
 from service.access.principals import LOCAL, Principal
+from service.access.secrets import SecretBox
+from service.access.tokens import Tokens
 from service.api.app import create_app
 from service.api.bodies import BoundedRoute
+from service.contract.errors import Problem
 from service.contract.ssh_keys import PublicKey, make_pair
 from service.control.live_keys import LiveKeys
 from service.runtime import Runtime
@@ -145,6 +150,9 @@ def test_tokens_and_keys_are_their_owners_and_the_admins(plane: Plane, tmp_path:
 
 
 def test_a_user_is_added_made_an_admin_and_removed(plane: Plane) -> None:
+    assert plane.admin.patch("/api/v1/users/bob", json={"quota": {"gpus": 4, "jobs": 2}}).status_code == 200
+    lifted = plane.admin.patch("/api/v1/users/bob", json={"quota": {"gpus": None}}).json()["quota"]
+    assert lifted == {"gpus": None, "workspaces": None, "jobs": 2, "disk": None}
     eve, carl = plane.member("eve"), plane.member("carl")
     assert eve.get("/api/v1/session").json()["role"] == "member"
     assert plane.admin.patch("/api/v1/users/eve", json={"role": "admin"}).json()["role"] == "admin"
@@ -162,6 +170,82 @@ def test_a_user_is_added_made_an_admin_and_removed(plane: Plane) -> None:
         assert plane.admin.patch(f"/api/v1/users/{name}", json={"role": "member"}).json()["code"] == "invalid_request"
     told = {(event["actor"], event["kind"]) for event in plane.admin.get("/api/v1/events").json()["items"]}
     assert {("local", "user.role"), ("eve", "user.removed")} <= told
+
+
+def test_a_quota_says_by_how_much_and_what_one_has(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    ann, bob = world.principal("ann"), world.principal("bob")
+    people = People(world.database, Tokens(world.database, world.settings.data_dir))
+    people.limit("ann", {"gpus": 2, "workspaces": 1, "disk": 4096})
+    world.workspaces.create({"name": "lab", "image": "cpu", "resources": {"gpus": 1}}, actor=ann)
+    with pytest.raises(Problem, match="over the quota of 1 workspaces by 1: workspace lab"):
+        world.workspaces.create({"name": "lab2", "image": "cpu"}, actor=ann)
+    with pytest.raises(Problem, match=r"needs 3 GPUs: 1 more than the 2 of your quota"):
+        world.jobs.submit({**COMMAND, "resources": {"gpus": 1, "nodes": 3}}, actor=ann)
+    waiting = world.jobs.submit({**COMMAND, "resources": {"gpus": 2}}, actor=ann).job
+    others = world.jobs.submit({**COMMAND, "resources": {"gpus": 2}}, actor=bob).job
+    controller = world.controller()
+    controller.schedule()
+    assert world.job(others.id).state == "provisioning", "what waits for its owner's quota keeps nobody else waiting"
+    assert world.job(waiting.id).why == "would be over the quota of 2 GPUs by 1: workspace lab has 1"
+    people.limit("ann", {"gpus": None})
+    controller.schedule()
+    assert "needs 2 GPUs" in (world.job(waiting.id).why or ""), "the limit is lifted; bob has the GPUs"
+    run = world.settings.job_dir(waiting.id) / "run"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "weights").write_bytes(b"x" * 9000)
+    with pytest.raises(Problem, match=r"over the quota of 0.0 GB of disk by 0.0 GB: job sft has 0.0 GB"):
+        world.jobs.submit({**COMMAND, "name": "more"}, actor=ann)
+    controller.close()
+    world.close()
+
+
+def test_secrets_are_ones_own_encrypted_and_given_to_what_one_starts(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    ann, bob = world.principal("ann"), world.principal("bob")
+    secrets = OwnSecrets(world.database, SecretBox(world.settings.data_dir))
+    for name, value in {"HF_TOKEN": "hf_of_ann_1", "WANDB_API_KEY": "swordfish", "OTHER": "hidden-by-env"}.items():
+        secrets.set(name, value, ann)
+    secrets.set("HF_TOKEN", "hf_of_ann_2", ann)
+    with pytest.raises(Problem, match="line break"):
+        secrets.set("TWO", "a\nb", ann)
+    for file in world.settings.data_dir.glob("navarch.db*"):
+        assert b"swordfish" not in file.read_bytes()
+    controller = world.controller()
+    spec = {**COMMAND, "secrets": {"WANDB_API_KEY": "of the job"}, "env": {"OTHER": "seen"}}
+    jobs = [world.jobs.submit(spec, actor=who).job for who in (ann, bob)]
+    world.workspaces.create({"name": "lab", "image": "cpu"}, actor=ann)
+    controller.schedule()
+    for _ in range(2):
+        for job in jobs:
+            controller.step(job.id)
+        controller.step_workspace(world.rows(Workspace)[0].id)
+        controller.work_lanes()
+    files = {container.plan.name.split("-", 2)[2]: container.files.get("env") for container in world.containers()}
+    assert files == {
+        "sft.ann-1-0": b"HF_TOKEN=hf_of_ann_2\nWANDB_API_KEY=of the job\n",
+        "sft.bob-1-0": b"WANDB_API_KEY=of the job\n",
+        "lab.ann-w1": b"HF_TOKEN=hf_of_ann_2\nOTHER=hidden-by-env\nWANDB_API_KEY=swordfish\n",
+    }
+    assert secrets.remove("HF_TOKEN", ann) and not secrets.remove("HF_TOKEN", bob)
+    controller.close()
+    world.close()
+
+
+def test_a_secret_is_told_to_nobody(plane: Plane) -> None:
+    assert plane.ann.put("/api/v1/secrets/HF_TOKEN", json={"value": "hf_swordfish"}).status_code == 200
+    for answer in (
+        plane.ann.get("/api/v1/secrets"),
+        plane.admin.get("/api/v1/secrets"),
+        plane.ann.put("/api/v1/secrets/HF TOKEN", json={"value": "hf_swordfish"}),
+        plane.ann.put("/api/v1/secrets/X", json={"value": "hf_swordfish", "more": 1}),
+        plane.ann.put("/api/v1/secrets/X", json={"value": ["hf_swordfish"]}),
+        plane.admin.get("/api/v1/events"),
+    ):
+        assert "swordfish" not in answer.text
+    assert [one["name"] for one in plane.ann.get("/api/v1/secrets").json()["items"]] == ["HF_TOKEN"]
+    assert plane.admin.get("/api/v1/secrets").json()["items"] == []
+    assert plane.ann.delete("/api/v1/secrets/HF_TOKEN").status_code == 204
 
 
 def test_a_key_reaches_its_owners_running_containers_and_leaves_them(tmp_path: Path) -> None:

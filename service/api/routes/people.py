@@ -10,6 +10,7 @@ from sqlmodel import Session, col, select
 
 from service.access.keys import Authorised
 from service.access.principals import Kind, Role, named
+from service.access.quotas import held
 from service.api.bodies import BoundedRoute
 from service.api.problems import RESPONSES
 from service.api.state import principal_of, state_of
@@ -23,6 +24,7 @@ router = APIRouter(route_class=BoundedRoute, responses=RESPONSES)
 FIRST_TOKEN = "first"
 
 UserName = Annotated[str, Path(description="A user's name.", max_length=100)]
+SecretName = Annotated[str, Path(description="A variable's name, such as HF_TOKEN.", max_length=200)]
 Whose = Annotated[str, Query(description="Whose; by default one's own.", max_length=100)]
 
 
@@ -39,6 +41,9 @@ def add_user(request: Request, body: contract.UserRequest) -> contract.User:
     """The answer has their first token, and nothing else ever shows it."""
     state, actor = state_of(request), principal_of(request)
     made = state.people.add(body.name, Role(body.role), actor)
+    limits = body.quota.model_dump(exclude_none=True)
+    if limits:
+        state.people.limit(made.name, limits, actor)
     token = state.tokens.create(FIRST_TOKEN, actor, owner=made)
     return _user(request, made.name).model_copy(update={"token": token})
 
@@ -54,6 +59,8 @@ def change_user(request: Request, name: UserName, body: contract.UserChange) -> 
     state, actor = state_of(request), principal_of(request)
     if body.role is not None:
         state.people.give_role(name, Role(body.role), actor)
+    if body.quota is not None:
+        state.people.limit(name, body.quota.model_dump(exclude_unset=True), actor)
     return _user(request, name)
 
 
@@ -69,9 +76,23 @@ def _users(session: Session) -> list[contract.User]:
         col(tables.Principal.removed_at).is_(None), col(tables.Principal.kind) != Kind.SYSTEM.value
     )
     return [
-        contract.User(name=row.name, role=row.role, created_at=row.created_at)
+        _shown(session, row)
         for row in session.exec(rows.order_by(col(tables.Principal.created_at), col(tables.Principal.name)))
     ]
+
+
+def _shown(session: Session, row: tables.Principal) -> contract.User:
+    gpus = held(session, "gpus", row.id)
+    return contract.User(
+        name=row.name,
+        role=row.role,
+        created_at=row.created_at,
+        quota=contract.Quota(**row.quota),
+        gpus=sum(one.amount for one in gpus),
+        workspaces=len(held(session, "workspaces", row.id)),
+        jobs=len(held(session, "jobs", row.id)),
+        holds=[f"{one.what}: {one.amount}" for one in gpus],
+    )
 
 
 def _user(request: Request, name: str) -> contract.User:
@@ -119,6 +140,27 @@ def remove_token(request: Request, name: Annotated[str, Path(max_length=100)], u
     owner = state.people.own(user, actor, f"The token {name}")
     if not state.tokens.remove(name, actor, owner=owner):
         raise Problem("not_found", f"{owner.name} has no token {name!r}.", "GET /tokens lists them.")
+
+
+@router.get("/secrets", response_model=contract.Secrets, tags=["people"], summary="List one's secrets")
+def secrets(request: Request) -> contract.Secrets:
+    """Their names; a value is shown to nobody."""
+    rows = state_of(request).secrets.all(principal_of(request))
+    return contract.Secrets(items=[contract.Secret(name=row.name, set_at=row.set_at) for row in rows])
+
+
+@router.put("/secrets/{name}", response_model=contract.Secret, tags=["people"], summary="Set a secret")
+def set_secret(request: Request, name: SecretName, body: contract.SecretRequest) -> contract.Secret:
+    """One's jobs and workspaces that start from now on have it as a variable, through /run/navarch/env."""
+    row = state_of(request).secrets.set(name, body.value, principal_of(request))
+    return contract.Secret(name=row.name, set_at=row.set_at)
+
+
+@router.delete("/secrets/{name}", status_code=204, tags=["people"], summary="Remove a secret")
+def remove_secret(request: Request, name: SecretName) -> None:
+    """What runs keeps it."""
+    if not state_of(request).secrets.remove(name, principal_of(request)):
+        raise Problem("not_found", f"You have no secret {name!r}.", "GET /secrets lists them.")
 
 
 @router.get("/keys", response_model=Page[contract.Key], tags=["people"], summary="List authorised keys")

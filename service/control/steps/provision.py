@@ -12,6 +12,7 @@ from jobs.spec import SSH_PORT, JobSpec, Mount
 from jobs.states import Desired, JobState, Reason, ReplicaState
 from service.access.host_keys import HostKey, gang_keys, job_host_key
 from service.access.keys import authorized_keys
+from service.access.own_secrets import given
 from service.backends.base import Phase, Reserved, Sight, Waiting
 from service.backends.docker.ssh_ready import WrongHostKey
 from service.backends.errors import Cancelled, ContainerGone, Refused
@@ -178,6 +179,7 @@ def _plans(
     job, attempt = work.job, work.placed
     with context.database.read() as session:
         keys = authorized_keys(session, job.owner_id)
+        secrets = given(session, context.secrets, job.owner_id, sealed=job.secrets, env=spec.env)
     launch = Launch(
         deployment=context.deployment,
         job_id=job.id,
@@ -187,7 +189,7 @@ def _plans(
         authorized_keys=keys,
         host_key=key.private,
         host_key_public=key.public,
-        secrets=context.secrets.open(job.secrets),
+        secrets=secrets,
         extra_mounts=tuple(Mount.model_validate(mount) for mount in job.resolved.get("mounts", ())),
         training=job.resolved.get("training", {}),
         namespace=job.namespace,

@@ -18,6 +18,7 @@ from jobs.mistakes import SpecError
 from jobs.placement import Placement, Waits
 from jobs.queue import Queue, Waiting
 from jobs.states import Desired, JobState, Reason
+from service.access.quotas import limited, over
 from service.control.context import Context
 from service.control.steps.wait import admit
 from service.store.capacity import capacities, demand_of_row
@@ -55,6 +56,7 @@ def schedule(context: Context) -> list[str]:
             return []
         queue = Queue(capacities(session), now)
         told = _told(session, now)
+        with_quota = limited(session)
     heapq.heapify(line)
     placed: list[str] = []
     waits: dict[str, str] = {}
@@ -62,6 +64,10 @@ def schedule(context: Context) -> list[str]:
         head = heapq.heappop(line)
         try:
             job = _read(head)
+            limit = _over_quota(context, head.row) if head.row.owner_id in with_quota else None
+            if limit is not None:
+                waits[head.demand] = limit
+                continue
             answer = queue.offer(job)
             if isinstance(answer, Waits):
                 waits[head.demand] = answer.why
@@ -78,6 +84,13 @@ def schedule(context: Context) -> list[str]:
             heapq.heappush(line, following)
     _tell(context, waits, told, now)
     return placed
+
+
+def _over_quota(context: Context, row: Any) -> str | None:
+    """What a job's owner has too much of for it to start; others of its kind are others' or wait for the same."""
+    with context.database.read() as session:
+        said = over(session, row.owner_id, gpus=row.gpus * row.nodes, jobs=1)
+    return f"would be {said}" if said is not None else None
 
 
 def next_retry(context: Context) -> float | None:
@@ -125,7 +138,7 @@ def _columns() -> tuple[Any, ...]:
     return (
         *(_JOB.id, _JOB.name, _JOB.nodes, _JOB.gpus, _JOB.cpus, _JOB.memory, _JOB.lasts, _JOB.ports),
         _JOB.placing,
-        *(_JOB.attempts, _JOB.demand, _JOB.priority, _JOB.created_at),
+        *(_JOB.attempts, _JOB.demand, _JOB.priority, _JOB.created_at, _JOB.owner_id),
     )
 
 
@@ -207,6 +220,8 @@ def _commit(context: Context, waiting: Waiting, placement: Placement, now: float
         with context.database.write() as session:
             job = session.get(Job, waiting.id)
             if job is None or job.state != JobState.QUEUED or job.desired != Desired.RUN:
+                return False
+            if over(session, job.owner_id, gpus=job.gpus * job.nodes, jobs=1) is not None:
                 return False
             _place(session, context, job, placement, now)
     except IntegrityError:
