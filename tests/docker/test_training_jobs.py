@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from service.client import Client
 from tests.docker.front_door import FrontDoor
 from tests.training.making import make_model, make_rows
+from training.data.synthetic import synthesize
 
 TRAIN = {"max_steps": 4, "lr": 1e-2, "max_length": 64, "tokens_per_batch": 128}
 
@@ -32,12 +31,26 @@ def spec(door: FrontDoor, stage: str, image: str, **more: Any) -> dict[str, Any]
     }
 
 
-@pytest.mark.parametrize("stage", ["pt", "rm", "dpo"])
-def test_a_stage_trains_in_its_container(door: FrontDoor, client: Client, cpu_image: str, stage: str) -> None:
-    job = client.wait(client.submit(spec(door, stage, cpu_image)).id, timeout_s=120)
+def test_dpo_trains_in_its_container(door: FrontDoor, client: Client, cpu_image: str) -> None:
+    """The other stages do in test_rlhf_chain."""
+    job = client.wait(client.submit(spec(door, "dpo", cpu_image)).id, timeout_s=120)
     assert job.state == "succeeded", (job.message, *client.logs(job.id).lines)
     losses = client.metrics(job.id).values["loss"]
     assert len(losses) == 4 and all(loss is not None for loss in losses)
+    assert {artifact.kind for artifact in job.artifacts} >= {"model"}
+
+
+def test_grpo_learns_sums_from_a_rule_in_its_container(door: FrontDoor, client: Client, cpu_image: str) -> None:
+    sums = door.folder / "shared" / "sums.jsonl"
+    synthesize(sums, 16, kind="sums")
+    asked = spec(
+        door, "grpo", cpu_image, data=str(sums), reward={"function": "training.ppo.rules:right_number"},
+        generation={"max_new_tokens": 4}, grpo={"dynamic_sampling": 1},
+        train={"max_steps": 2, "rollout_batch_size": 8, "minibatch_size": 8, "samples_per_prompt": 4},
+    )  # fmt: skip
+    job = client.wait(client.submit(asked).id, timeout_s=120)
+    assert job.state == "succeeded", (job.message, *client.logs(job.id).lines)
+    assert len(client.metrics(job.id).values["groups_with_signal"]) == 2
     assert {artifact.kind for artifact in job.artifacts} >= {"model"}
 
 
