@@ -30,7 +30,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "biogpt": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "layerdrop": 0.0},
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "expansion_ratio": 2},
     "dbrx": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128,
-             "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0},
+             "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
              "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2}},
     "gemma": SMALL_HEADS, "glm": SMALL_HEADS, "glm4": SMALL_HEADS, "qwen3": SMALL_HEADS, "helium": SMALL_HEADS,
     "gemma2": {**SMALL_HEADS, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0,
