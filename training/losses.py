@@ -50,4 +50,19 @@ def dpo_loss(
     return losses, rewards
 
 
+def orpo_loss(
+    chosen: Tensor, rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor, *, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Odds ratio preference optimization, Hong et al. 2024 (arXiv 2403.07691), eq. 6: no reference.
+
+    chosen, rejected: [p] summed log-probs of the answers; *_tokens: [p] how many tokens they have, so that
+    P(y) = exp(mean log-prob) and odds(y) = P / (1 − P).
+    Returns ([p] losses −log P(chosen) − β·log σ(log odds(chosen)/odds(rejected)), [p, 2] β·log odds, detached).
+    """
+    good, bad = chosen / chosen_tokens, rejected / rejected_tokens
+    odds = [mean - torch.log(-torch.expm1(mean.clamp(max=-1e-6))) for mean in (good, bad)]
+    losses = -good - beta * F.logsigmoid(odds[0] - odds[1])
+    return losses, beta * torch.stack(odds, dim=-1).detach()
+
+
 PAIR_LOSSES = {"log_sig": log_sigmoid_loss, "log_exp": log_exp_loss}

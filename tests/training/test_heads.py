@@ -14,7 +14,7 @@ from tests.training.tiny import packed, tiny_config
 from training.config.stages import DPOLossConfig, LoraConfig, RewardLossConfig
 from training.data.template import TextCodec
 from training.errors import MissingInput, TrainingError
-from training.losses import dpo_loss
+from training.losses import dpo_loss, orpo_loss
 from training.models.export import check_export, load_reward_model, save_model, save_reward_model
 from training.models.heads import (
     HeadOptions,
@@ -123,6 +123,17 @@ def test_dpo_reads_the_answers_of_each_pair_and_the_reference_is_the_adapter_off
     logits = model(input_ids=torch.tensor([DOCS[1]]), use_cache=False).logits[0].log_softmax(-1)
     wanted = sum(logits[i, t] for i, t in enumerate(labels[1]) if t != -100)
     torch.testing.assert_close(policy[1], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_orpo_takes_each_answers_mean_and_needs_no_reference() -> None:
+    model = from_config(tiny_config())
+    labels = [[-100, 12, 7, 33, -100], [-100, 8, 8, 20, 31, 2, -100], [41, -100], [-100, 6, 13, -100]]
+    batch = packed(DOCS, length=32, labels=labels, pairs=[(0, 1), (2, 3)])
+    policy = document_logprobs(model, batch, HeadOptions())
+    tokens = torch.tensor([3.0, 5, 1, 2])
+    expected, _ = orpo_loss(policy[[0, 2]], policy[[1, 3]], tokens[[0, 2]], tokens[[1, 3]], beta=0.1)
+    found = PreferenceLoss(model, DPOLossConfig(loss="orpo"))(batch)
+    torch.testing.assert_close(found["loss"], expected.sum())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bloom"])

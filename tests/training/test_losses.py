@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from training.losses import centering_loss, dpo_loss, log_exp_loss, log_sigmoid_loss
+from training.losses import centering_loss, dpo_loss, log_exp_loss, log_sigmoid_loss, orpo_loss
 from training.models.chunked_head import Head, cross_entropy_sum, token_logprobs
 
 
@@ -49,6 +49,20 @@ def test_dpo_loss_equals_equation_7_and_its_smoothed_form() -> None:
 def test_dpo_loss_of_the_reference_itself_is_log_2() -> None:
     same = torch.tensor([-7.0])
     assert dpo_loss(same, same, same, same, beta=0.1)[0].item() == pytest.approx(math.log(2))
+
+
+def test_orpo_loss_equals_equation_6_and_its_gradient_equation_9() -> None:
+    sums = torch.tensor([-3.0, -8.0], dtype=torch.float64, requires_grad=True)
+    tokens = torch.tensor([2.0, 4.0])
+    good, bad = (math.exp(total / n) for total, n in ((-3.0, 2), (-8.0, 4)))
+    ratio = (good / (1 - good)) / (bad / (1 - bad))
+    losses, rewards = orpo_loss(sums[:1], sums[1:], tokens[:1], tokens[1:], beta=0.3)
+    assert losses.item() == pytest.approx(-math.log(good) - 0.3 * math.log(1 / (1 + 1 / ratio)))
+    assert (rewards[0, 0] - rewards[0, 1]).item() == pytest.approx(0.3 * math.log(ratio))
+    losses.sum().backward()
+    delta = 1 / (1 + ratio)  # δ(d): how far the odds are from being won; h(d) = ∇log P / (1 − P) of each answer
+    expected = [-0.5 * (1 + 0.3 * delta / (1 - good)), 0.25 * 0.3 * delta / (1 - bad)]
+    assert sums.grad is not None and sums.grad.tolist() == pytest.approx(expected)
 
 
 def made(tokens: int = 23, width: int = 12, vocabulary: int = 31, bias: bool = False):  # type: ignore[no-untyped-def]

@@ -292,10 +292,14 @@ class RMConfig(StageConfig):
 
 @dataclass(frozen=True)
 class DPOLossConfig:
-    """Direct preference optimization, Rafailov et al. 2023, eq. 7."""
+    """What is learned from pairs."""
 
+    loss: Literal["dpo", "orpo"] = "dpo"
+    """dpo: direct preference optimization, Rafailov et al. 2023, eq. 7; orpo: likelihood of the chosen answer and odds
+    ratio of the two, without a reference, Hong et al. 2024, eq. 6 (it wants a larger train.lr, about 8e-6)."""
     beta: float = 0.1
-    """How strongly the model is held to the reference: the smaller, the further it may go."""
+    """dpo: how strongly the model is held to the reference: the smaller, the further it may go; orpo: weight of the
+    odds ratio beside the likelihood (the paper's λ)."""
     label_smoothing: float = 0.0
     """Probability that a pair's label is flipped (conservative DPO)."""
     reference: Literal["auto", "precompute", "adapter_off"] = "auto"
@@ -303,6 +307,10 @@ class DPOLossConfig:
 
     def __post_init__(self) -> None:
         _require(self.beta > 0, f"dpo.beta must be above 0, is {self.beta}")
+        _require(
+            self.loss == "dpo" or (not self.label_smoothing and self.reference == "auto"),
+            "dpo.loss: orpo has no reference and no label_smoothing: leave dpo.reference and dpo.label_smoothing out",
+        )
         _require(0 <= self.label_smoothing < 0.5, f"dpo.label_smoothing must lie in 0..0.5, is {self.label_smoothing}")
 
 

@@ -17,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from training.config.stages import DPOLossConfig, RewardLossConfig
 from training.data.batch import IGNORE, PackedBatch
-from training.losses import PAIR_LOSSES, centering_loss, dpo_loss
+from training.losses import PAIR_LOSSES, centering_loss, dpo_loss, orpo_loss
 from training.models.attention import PACKED, packed_hidden
 from training.models.chunked_head import Head, cross_entropy_sum, only_targets, token_logprobs
 from training.models.families import logits_of
@@ -70,15 +70,25 @@ class LanguageModelLoss(nn.Module):
 def document_logprobs(model: PreTrainedModel, batch: PackedBatch, options: HeadOptions) -> Tensor:
     """[n] summed log-probs of each document's targets, fp32, with gradients."""
     hidden = packed_hidden(model, batch, pad_id=options.pad_id)
-    segments = batch.cu_seqlens.shape[0] - 1
-    spans = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
-    owner = torch.repeat_interleave(
-        torch.arange(segments, device=spans.device), spans, output_size=batch.labels.shape[0]
-    )
+    segments, owner = batch.cu_seqlens.shape[0] - 1, _owners(batch)
     hidden, labels, owner = _targets_with_owner(hidden, batch, owner, options.chunk)
     logprobs, _ = token_logprobs(hidden, head_of(model), labels, chunk=options.chunk, compiled=options.compiled)
     sums = torch.zeros(segments, dtype=torch.float32, device=logprobs.device).index_add(0, owner, logprobs)
     return sums[: batch.num_documents]
+
+
+def target_counts(batch: PackedBatch) -> Tensor:
+    """[n] how many targets each document has, fp32."""
+    segments = batch.cu_seqlens.shape[0] - 1
+    counts = torch.zeros(segments, dtype=torch.float32, device=batch.labels.device)
+    return counts.index_add(0, _owners(batch), (batch.labels != IGNORE).float())[: batch.num_documents]
+
+
+def _owners(batch: PackedBatch) -> Tensor:
+    """[t] the segment's number of each token."""
+    spans = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
+    numbers = torch.arange(len(spans), device=spans.device)
+    return torch.repeat_interleave(numbers, spans, output_size=batch.labels.shape[0])
 
 
 def _targets_with_owner(hidden: Tensor, batch: PackedBatch, owner: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,8 +106,8 @@ def wins(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 class PreferenceLoss(nn.Module):
-    """Pairs → DPO's loss sum and its figures. The reference's log-probs come with the call, or from the model itself
-    with its adapters off."""
+    """Pairs → the loss sum of DPO or ORPO and its figures. The reference's log-probs (DPO) come with the call, or from
+    the model itself with its adapters off."""
 
     def __init__(self, model: PreTrainedModel, config: DPOLossConfig, options: HeadOptions | None = None) -> None:
         super().__init__()
@@ -115,15 +125,21 @@ class PreferenceLoss(nn.Module):
             self.model.train(was_training)
 
     def forward(self, batch: PackedBatch, reference: Tensor | None = None) -> dict[str, Tensor]:
-        if reference is None:
-            reference = self.reference(batch)
-        policy = document_logprobs(self.model, batch, self.options)
         assert batch.pairs is not None
         chosen, rejected = batch.pairs[:, 0], batch.pairs[:, 1]
-        losses, rewards = dpo_loss(
-            policy[chosen], policy[rejected], reference[chosen], reference[rejected],
-            beta=self.config.beta, label_smoothing=self.config.label_smoothing,
-        )  # fmt: skip
+        if self.config.loss == "orpo":
+            policy, tokens = document_logprobs(self.model, batch, self.options), target_counts(batch)
+            losses, rewards = orpo_loss(
+                policy[chosen], policy[rejected], tokens[chosen], tokens[rejected], beta=self.config.beta
+            )
+        else:
+            if reference is None:
+                reference = self.reference(batch)
+            policy = document_logprobs(self.model, batch, self.options)
+            losses, rewards = dpo_loss(
+                policy[chosen], policy[rejected], reference[chosen], reference[rejected],
+                beta=self.config.beta, label_smoothing=self.config.label_smoothing,
+            )  # fmt: skip
         return {
             "loss": losses.sum(),
             "accuracy": wins(rewards[:, 0], rewards[:, 1]),

@@ -1,4 +1,4 @@
-"""Direct preference optimization: makes the chosen answer likelier than the rejected one, against a reference."""
+"""Preference optimization: makes the chosen answer likelier than the rejected one, against a reference (DPO) or not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(config: DPOConfig) -> None:
         rehearse(run, model, codec)
         module = PreferenceLoss(model, config.dpo, run.head_options(codec))
         reference = Reference(run, module)
-        if not reference.adapter_off:
+        if reference.needed:
             with phase("computing the reference's log-probs", run.note) as now:
                 reference.precompute(loader, now)
         trainer = Trainer(
@@ -57,7 +57,8 @@ class Reference:
     def __init__(self, run: Run, module: PreferenceLoss) -> None:
         self.run, self.module = run, module
         wanted = run.config.dpo.reference
-        self.adapter_off = run.config.lora is not None and wanted in ("auto", "adapter_off")
+        adapter_off = run.config.lora is not None and wanted in ("auto", "adapter_off")
+        self.needed = run.config.dpo.loss == "dpo" and not adapter_off
         self.known: dict[bytes, float] = {}
 
     @torch.no_grad()
@@ -97,7 +98,7 @@ class Reference:
 
     def forward(self, module: nn.Module, batch: PackedBatch, host_batch: PackedBatch) -> dict[str, Tensor]:
         """The trainer's forward: the loss module with the reference's values where it needs them."""
-        if self.adapter_off:
+        if not self.needed:
             result: dict[str, Tensor] = module(batch)
             return result
         values = torch.tensor([self.known[key] for key in document_keys(host_batch)])

@@ -180,10 +180,6 @@ export const help: Record<string, string> = {
     "normal：N(0, 1/(d+1))，Stiennon 等 2020。",
   "frozen: only the head learns. With a few hundred pairs that generalises better than training all weights; it wants a larger train.lr (1e-3), about ten epochs and head_init: zero.":
     "frozen：只训练打分头。只有几百对数据时，比训练全部权重泛化更好；此时应取较大的 train.lr（1e-3）、约十个 epoch，并设 head_init: zero。",
-  "Direct preference optimization, Rafailov et al. 2023, eq. 7.":
-    "直接偏好优化，Rafailov 等 2023 式 7。",
-  "How strongly the model is held to the reference: the smaller, the further it may go.":
-    "模型被参考模型约束的强度：越小，可以偏离得越远。",
   "Probability that a pair's label is flipped (conservative DPO).":
     "配对标签被颠倒的概率（保守 DPO）。",
   "auto: the model without its adapter under LoRA, else log-probs computed once before training.":
@@ -398,4 +394,10 @@ export const help: Record<string, string> = {
     "更多函数，每个有 function、weight 与 arguments；总分是所有来源的加权和。",
   "Of the score of `model` or `function`, beside `functions`.":
     "与 `functions` 并用时，`model` 或 `function` 的分数的权重。",
+  "What is learned from pairs.":
+    "从配对中学习什么。",
+  "dpo: direct preference optimization, Rafailov et al. 2023, eq. 7; orpo: likelihood of the chosen answer and odds ratio of the two, without a reference, Hong et al. 2024, eq. 6 (it wants a larger train.lr, about 8e-6).":
+    "dpo：直接偏好优化，Rafailov 等 2023 式 7；orpo：被选回答的似然与两者的优势比，无需参考模型，Hong 等 2024 式 6（需要较大的 train.lr，约 8e-6）。",
+  "dpo: how strongly the model is held to the reference: the smaller, the further it may go; orpo: weight of the odds ratio beside the likelihood (the paper's λ).":
+    "dpo：模型被参考模型约束的强度，越小可以偏离得越远；orpo：优势比相对似然的权重（论文中的 λ）。",
 };
