@@ -88,6 +88,8 @@ class Address:
     address: str
     interface: str = ""
     """Which of its network interfaces has it; empty: it is looked for."""
+    run_dir: str = ""
+    """The job's run folder on this host, where it is another one than `Launch.run_dir`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Launch:
     job_name: str
     attempt: int
     run_dir: str
-    """The job's run folder on the host."""
+    """The job's run folder on the control plane's machine."""
     authorized_keys: str
     host_key: str
     host_key_public: str
@@ -171,7 +173,10 @@ def plan_containers(
     master = addresses[0].address if spec.host_network else "127.0.0.1"
     master_port = placement.master_port or SINGLE_NODE_MASTER_PORT
     members = gang_of(spec, placement, addresses)
-    return tuple(_container(spec, placed, launch, master, master_port, members) for placed in placement.replicas)
+    return tuple(
+        _container(spec, placed, at.run_dir or launch.run_dir, launch, master, master_port, members)
+        for placed, at in zip(placement.replicas, addresses, strict=True)
+    )
 
 
 def gang_of(spec: JobSpec, placement: Placement, addresses: Sequence[Address]) -> tuple[Member, ...]:
@@ -187,6 +192,7 @@ def gang_of(spec: JobSpec, placement: Placement, addresses: Sequence[Address]) -
 def _container(
     spec: JobSpec,
     placed: Placed,
+    run_dir: str,
     launch: Launch,
     master: str,
     master_port: int,
@@ -231,7 +237,7 @@ def _container(
             LABEL_REPLICA: str(placed.node_rank),
         },
         ports=ports,
-        mounts=(*spec.mounts, *launch.extra_mounts, Mount(source=launch.run_dir, target=RUN_TARGET)),
+        mounts=(*spec.mounts, *launch.extra_mounts, Mount(source=run_dir, target=RUN_TARGET)),
         gpus=placed.gpus,
         host_network=spec.host_network,
         ipc=spec.ipc,

@@ -52,6 +52,15 @@ class Room:
 
 
 @dataclass(frozen=True)
+class Need:
+    """Something that only some hosts have: a folder, an artifact."""
+
+    what: str
+    hosts: tuple[str, ...]
+    """Their ids."""
+
+
+@dataclass(frozen=True)
 class Demand:
     """What one job needs; everything but `nodes` and `lasts` is per node."""
 
@@ -71,6 +80,11 @@ class Demand:
     """What a host must be labelled with."""
     avoid: frozenset[str] = frozenset()
     """Ids of hosts that are not to be used as long as others can do it."""
+    needs: tuple[Need, ...] = ()
+    """Every node's host has to have all of them."""
+
+    def has_its_needs(self, host_id: str) -> bool:
+        return all(host_id in need.hosts for need in self.needs)
 
     @property
     def key(self) -> str:
@@ -104,6 +118,8 @@ class HostCapacity:
     gpus: tuple[str, ...] = ()
     """UUIDs, in the order of their index."""
     taken_gpus: frozenset[str] = frozenset()
+    sick_gpus: Mapping[str, str] = field(default_factory=dict)
+    """GPUs that nobody gets, with what is wrong."""
     first_port: int = 20000
     last_port: int = 21999
     taken_ports: Mapping[int, str] = field(default_factory=dict)
@@ -122,7 +138,7 @@ class HostCapacity:
 
     @property
     def free_gpus(self) -> tuple[str, ...]:
-        return tuple(uuid for uuid in self.gpus if uuid not in self.taken_gpus)
+        return tuple(uuid for uuid in self.gpus if uuid not in self.taken_gpus and uuid not in self.sick_gpus)
 
     @property
     def whole(self) -> Room:
@@ -223,13 +239,19 @@ class _Bin:
             return Waits(f"{name} has no label {missing[0]}")
         if demand.spread and self.used:
             return Waits(f"{name} has one of the nodes already")
+        for wanted in demand.needs:
+            if host.id not in wanted.hosts:
+                return Waits(f"{name} does not have {wanted.what}")
         if host.cpus + _TINY < need.cpus:
             return Waits(f"{name} has {host.cpus:g} CPUs")
         if host.memory < need.memory:
             return Waits(f"{name} has {format_size(host.memory)} of memory")
         if len(self.gpus) < need.gpus:
             of = f"of {len(host.gpus)} free" if host.gpus else "GPUs"
-            return Waits(f"{name} has {len(self.gpus)} {of}", for_room=len(host.gpus) >= need.gpus)
+            bad = [uuid for uuid in host.gpus if uuid in host.sick_gpus]
+            sick = "; ".join(f"{uuid[:12]} is not used: {host.sick_gpus[uuid]}" for uuid in bad)
+            usable = len(host.gpus) - len(bad)
+            return Waits(f"{name} has {len(self.gpus)} {of}" + (f" ({sick})" if sick else ""), usable >= need.gpus)
         if self.free.cpus + _TINY < need.cpus:
             return Waits(f"{name} has {max(self.free.cpus, 0.0):g} of {host.cpus:g} CPUs free", for_room=True)
         if self.free.memory < need.memory:

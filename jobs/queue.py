@@ -83,7 +83,11 @@ def _reserve(job: Waiting, hosts: Sequence[HostCapacity], now: float) -> dict[st
     start = now
     labels = job.demand.labels
     open_hosts = [
-        host for host in hosts if not host.unusable and all(host.labels.get(key) == value for key, value in labels)
+        host
+        for host in hosts
+        if not host.unusable
+        and all(host.labels.get(key) == value for key, value in labels)
+        and job.demand.has_its_needs(host.id)
     ]
     for _ in range(job.demand.nodes):
         options = []

@@ -81,12 +81,15 @@ class Runtime:
             patience_s=_REMOVAL_PATIENCE_S,
             images=look,
             hand_over=self._hand_over,
+            elsewhere=self.engines.files,
         )
-        self.hosts = Hosts(self.database, settings, self.engines, lambda: self.own_key.line, self._hosts_changed)
+        self.hosts = Hosts(
+            self.database, settings, self.engines, lambda: self.own_key.line, self._hosts_changed, docker.check
+        )
         self.workspaces = Workspaces(self.database, settings, time.time, self._woken, look)
         self.logs = LogReader(lambda job_id: settings.job_dir(job_id) / "logs", self.hub)
-        self.artifacts = Artifacts(self.database, settings)
-        self.digests = Digests(self.database, MountRules.of(settings))
+        self.artifacts = Artifacts(self.database, settings, self.engines.files)
+        self.digests = Digests(self.database, MountRules.of(settings), self.engines.files)
         self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub)
         self.commits = Commits(self.database, settings, lambda: self.own_key.line)

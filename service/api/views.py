@@ -334,6 +334,7 @@ def _bare_host(row: tables.Host, said: str) -> schemas.Host:
 
 def host(row: tables.Host, holders: dict[str, tables.Holder]) -> schemas.Host:
     facts = mapping(row.facts)
+    sick = {finding.get("gpu"): finding for finding in row.findings or []}
     return schemas.Host(
         id=row.id,
         name=row.name,
@@ -355,14 +356,20 @@ def host(row: tables.Host, holders: dict[str, tables.Holder]) -> schemas.Host:
         engine_version=facts.get("engine_version"),
         cpus=facts.get("cpus"),
         memory_bytes=facts.get("memory_bytes"),
-        gpus=[_gpu(gpu, holders.get(gpu["uuid"])) for gpu in facts.get("gpus") or []],
+        gpus=[_gpu(gpu, holders.get(gpu["uuid"]), sick.get(gpu["uuid"])) for gpu in facts.get("gpus") or []],
         seen_at=row.seen_at,
     )
 
 
-def _gpu(facts: dict[str, Any], holder: tables.Holder | None) -> schemas.Gpu:
+def _gpu(facts: dict[str, Any], holder: tables.Holder | None, finding: dict[str, Any] | None) -> schemas.Gpu:
     name = holder.name if holder is not None else None
-    return schemas.Gpu(**facts, holder=name, job=name if holder is not None and holder.kind == "job" else None)
+    return schemas.Gpu(
+        **facts,
+        holder=name,
+        job=name if holder is not None and holder.kind == "job" else None,
+        health=finding["name"] if finding is not None else None,
+        health_message=finding["detail"] if finding is not None else None,
+    )
 
 
 def build(row: tables.ImageBuild, ahead: int) -> images.Build:

@@ -11,12 +11,15 @@ from sqlmodel import col, or_, select
 
 from service.access.mounts import Checked, MountRules
 from service.access.paths import Opened, files_below
+from service.artifacts.elsewhere import Elsewhere
 from service.contract.errors import Problem
 from service.store.database import Database
 from service.store.tables import Artifact, Job, JobInput
 
 log = structlog.get_logger("digests")
 _LOOK_EVERY_S = 2.0
+_AWAY_S = 60.0
+"""A host on which a file could not be read is asked again after that long."""
 _CHUNK = 1 << 20
 
 
@@ -63,8 +66,10 @@ def _place(row: Artifact) -> tuple[str, str, float]:
 class Digests:
     """One thread that reads one artifact after the other, without holding a transaction meanwhile."""
 
-    def __init__(self, database: Database, rules: MountRules) -> None:
-        self._database, self._rules = database, rules
+    def __init__(self, database: Database, rules: MountRules, elsewhere: Elsewhere | None = None) -> None:
+        self._database, self._rules, self._elsewhere = database, rules, elsewhere
+        self._later: dict[str, float] = {}
+        """Remote host → when it is asked again: the files of others don't wait for it."""
         self._stopping = threading.Event()
         self._unreadable: set[tuple[str, str, float]] = set()
         """Artifacts not tried again before the next start, or before they move: (id, path, when it was made)."""
@@ -101,17 +106,33 @@ class Digests:
                 .where(or_(col(Artifact.job_id).is_(None), col(Job.finished_at).is_not(None)))
                 .order_by(col(Artifact.created_at), col(Artifact.id))
             )
-            return next((row for row in session.exec(query) if _place(row) not in self._unreadable), None)
+            now = time.monotonic()
+            return next(
+                (
+                    row
+                    for row in session.exec(query)
+                    if _place(row) not in self._unreadable and self._later.get(row.host_id or "", 0.0) <= now
+                ),
+                None,
+            )
+
+    def _read(self, row: Artifact) -> tuple[str, int]:
+        if row.host_id is not None and self._elsewhere is not None:
+            return self._elsewhere(row.host_id).digest(row)
+        with (checked := self._rules.open_any(row.path, "Its path")).opened:
+            return digest_of(checked, self._stopping)
 
     def _fill(self, row: Artifact) -> None:
         begun = time.monotonic()
         found: tuple[str, int] | None = None
         message = None
         try:
-            with (checked := self._rules.open_any(row.path, "Its path")).opened:
-                found = digest_of(checked, self._stopping)
+            found = self._read(row)
         except (Problem, OSError) as error:
-            self._unreadable.add(_place(row))
+            if row.host_id is not None:
+                self._later[row.host_id] = time.monotonic() + _AWAY_S
+            else:
+                self._unreadable.add(_place(row))
             said = f"{error.strerror or error}: {error.filename or row.path}" if isinstance(error, OSError) else error
             message = f"It has no digest: {said}"
         with self._database.write() as session:

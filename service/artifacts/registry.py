@@ -10,6 +10,7 @@ from sqlmodel import Session
 from service.access.mounts import Checked, MountRules
 from service.access.paths import Opened, open_below, remove_tree
 from service.access.principals import LOCAL, Principal, check_owner
+from service.artifacts.elsewhere import Elsewhere
 from service.artifacts.keeping import Shelf, size_of
 from service.artifacts.users import check_unused
 from service.artifacts.versions import find_artifact, newest, next_version, versions_of
@@ -28,11 +29,12 @@ _GOING = "deleting"
 
 
 class Artifacts:
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, elsewhere: Elsewhere | None = None) -> None:
         self._database = database
         self._settings = settings
         self._rules = MountRules.of(settings)
         self._shelf = Shelf(settings.data_dir)
+        self._elsewhere = elsewhere
         self._conversions = threading.BoundedSemaphore(_CONVERSIONS)
         self._ending = threading.Event()
 
@@ -115,12 +117,16 @@ class Artifacts:
                 )
             check_owner(session, actor, row.owner_id, f"Artifact {row.name}@{row.version}")
             check_unused(session, row)
-            if not self._shelf.holds(row):
+            kept_elsewhere = row.host_id is not None and row.run_path is None
+            if not kept_elsewhere and not self._shelf.holds(row):
                 _forget(session, row, actor)
                 return
             row.state = _GOING  # nothing may begin to use it
         try:
-            self._shelf.remove(row)
+            if row.host_id is None or self._elsewhere is None:
+                self._shelf.remove(row)
+            else:
+                self._elsewhere(row.host_id).remove(row)
         except OSError as error:
             name = f"{row.name}@{row.version}"
             raise Problem(

@@ -132,7 +132,7 @@ class Launched:
 
 
 class RunFolder(Protocol):
-    """The run folder that a gang's containers see; it may lie on another machine than the control plane."""
+    """The run folder of a gang's containers on the control plane's machine; on others a launch makes them."""
 
     @property
     def path(self) -> Path:

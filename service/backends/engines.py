@@ -31,6 +31,25 @@ class EngineFacts:
     """When the engine itself was started; None when that can't be seen from here."""
 
 
+@dataclass(frozen=True)
+class Examination:
+    """What a closer look at an engine's machine found; None: it can't be seen from here."""
+
+    report: str | None = None
+    """What `nvidia-smi -q -x` says in a container; None where containers get no GPUs."""
+    gpu_devices: int | None = None
+    """GPUs that the machine's NVIDIA driver knows."""
+    disk_free: int | None = None
+    """Bytes, where the engine keeps images and containers."""
+    disk_size: int | None = None
+    shm: int | None = None
+    """Bytes of /dev/shm."""
+    skew_s: float | None = None
+    """How far its clock is ahead of this machine's, as far as that is certain."""
+    xids: tuple[str, ...] = ()
+    """The last errors of the NVIDIA driver in the kernel's log."""
+
+
 DEFAULT_SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """PATH where an image says nothing."""
 
@@ -120,6 +139,17 @@ class Engine(Protocol):
         """Returns soon when the engine is well; else raises soon, whatever it is that hangs."""
         ...
 
+    def examine(self, deployment: str) -> Examination:
+        """A closer look, which may take some seconds."""
+        ...
+
+    def reaches(self, address: str, port: int) -> str | None:
+        """Why a TCP packet from this host to another address gets no answer; None when it gets one.
+
+        A refusal is an answer. Raises EngineError where that can't be tried.
+        """
+        ...
+
     def gpus(self, deployment: str, image: str | None = None) -> list[Gpu]:
         """The machine's GPUs, by a short probe container; empty when there are none or no image to probe with.
 
@@ -170,6 +200,10 @@ class Engine(Protocol):
 
     def containers(self, deployment: str) -> list[ContainerFacts]:
         """Every container of a deployment, in whatever state."""
+        ...
+
+    def strangers(self, deployment: str) -> list[str]:
+        """Containers of other control planes, as "DEPLOYMENT NAME"."""
         ...
 
     def signal(self, container_id: str, name: str) -> None:

@@ -133,6 +133,24 @@ def set_(
         )
 
 
+@app.command("check")
+def check(
+    host: Name,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="The GPUs and the driver that it has now are the right ones.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look closely at a host: GPUs, driver, disk, clock, the way to and from the others. 1 when something is wrong."""
+    with connect(timeout_s=120) as client:
+        found = client.check_host(host, accept=accept)
+    _facts(found, as_json=as_json)
+    if not as_json and not found.findings:
+        output.say("[green]nothing is wrong[/]")
+    if any(finding.level == "error" for finding in found.findings):
+        raise typer.Exit(1)
+
+
 @app.command("drain")
 def drain(host: Name, as_json: Json = False) -> None:
     """Place nothing new on a host; what runs there runs on."""

@@ -321,6 +321,11 @@ class Client:
         """Change a host, such as state="draining"; as in the REST API's HostChange."""
         return self._send(Host, "PATCH", f"hosts/{_segment(ref)}", json_body=change, repeatable=True)
 
+    def check_host(self, ref: str, *, accept: bool = False) -> Host:
+        """Look closely at it now: see its `findings`. `accept`: its GPUs and its driver are the right ones."""
+        params = {"accept": "true"} if accept else None
+        return self._send(Host, "POST", f"hosts/{_segment(ref)}/check", params=params, repeatable=True)
+
     def remove_host(self, ref: str) -> None:
         """It is no host any more; refused while anything runs there."""
         self._transport.request("DELETE", f"hosts/{_segment(ref)}")

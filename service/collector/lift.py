@@ -19,6 +19,7 @@ from service.collector import events
 from service.collector.log_file import StoredLine, lines_backwards, seconds
 from service.store.database import Database
 from service.store.events import record_job
+from service.store.places import run_folder_elsewhere
 from service.store.tables import Artifact, Job, Replica
 
 _STORE_EVERY_S = 0.5
@@ -156,14 +157,14 @@ class Lifter:
         if found.progress:
             job.progress = {**job.progress, **found.progress}
         for event in found.artifacts.values():
-            self._artifact(session, job, event)
+            self._artifact(session, job, replica, event)
         if found.error is not None:
             replica.error_kind, replica.error_message, replica.error_host = found.error
         if found.dropped:
             replica.dropped = dict(Counter(replica.dropped) + found.dropped)
         replica.lifted = max(replica.lifted, offset)
 
-    def _artifact(self, session: Session, job: Job, event: events.Artifact) -> None:
+    def _artifact(self, session: Session, job: Job, replica: Replica, event: events.Artifact) -> None:
         row = session.exec(select(Artifact).where(Artifact.job_id == job.id, Artifact.run_path == event.path)).first()
         if row is None:
             known = session.exec(select(func.count(col(Artifact.id))).where(Artifact.job_id == job.id)).one()
@@ -171,12 +172,14 @@ class Lifter:
                 self._found.dropped[f"artifact: more than {_MAX_ARTIFACTS} of one job"] += 1
                 return
             name = f"{job.name}-{Path(event.path).name}"
+            elsewhere = run_folder_elsewhere(session, replica.host_id, job.id)
             row = Artifact(
                 id=f"{job.id}-{event.path.replace('/', '-')}",
                 name=name,
                 version=next_version(session, name),
                 kind=event.kind,
-                path=str(self._job_dir / "run" / event.path),
+                path=str((elsewhere or self._job_dir / "run") / event.path),
+                host_id=replica.host_id if elsewhere is not None else None,
                 owner_id=job.owner_id,
                 source=f"job:{job.name}",
                 job_id=job.id,
@@ -184,6 +187,10 @@ class Lifter:
             )
             session.add(row)
             record_job(session, job, "artifact.registered", f"{job.name} left {row.kind} {name}@{row.version}")
+        elif replica.host_id != row.host_id and (row.host_id or run_folder_elsewhere(session, replica.host_id, job.id)):
+            elsewhere = run_folder_elsewhere(session, replica.host_id, job.id)  # this attempt runs on another host
+            row.path = str((elsewhere or self._job_dir / "run") / event.path)
+            row.host_id = replica.host_id if elsewhere is not None else None
         row.attempt, row.digest, row.size = self._attempt, None, None  # filled in when the job has ended
         row.metrics = self._numbers("artifact", event.metrics)
 

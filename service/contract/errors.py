@@ -74,6 +74,7 @@ KINDS: dict[str, Kind] = {
     "artifact_not_kept": Kind(409, "An artifact of the job can't be kept"),
     "files_left": Kind(409, "Files can't be removed"),
     "import_failed": Kind(422, "The import failed"),
+    "files_elsewhere": Kind(409, "Files on another host can't be reached"),
     # hosts
     "host_not_found": Kind(404, "No such host"),
     "host_exists": Kind(409, "The host is there already"),

@@ -57,9 +57,16 @@ def mark_unreachable(context: Context, work: Work, error: str) -> Next:
             job.message = f"its host doesn't answer: {error}"
             record_job(session, job, "job.unreachable", job.message)
         return Next(_UNREACHABLE_POLL_S)
-    if now - since > context.settings.unreachable_grace_s and work.job.state != JobState.STOPPING:
+    if now - since > context.settings.unreachable_grace_s:
         grace = format_duration(context.settings.unreachable_grace_s)
-        return begin_stopping(context, work, Outcome(Reason.HOST_LOST, f"its host did not answer for {grace}: {error}"))
+        lost = Outcome(Reason.HOST_LOST, f"its host did not answer for {grace}: {error}")
+        if work.job.state != JobState.STOPPING:
+            return begin_stopping(context, work, lost)
+        with context.writing(work) as (session, _):  # nobody waits for its end any more
+            row = again(session, work.placed)
+            row.reason, row.message = lost.reason.value, lost.message
+        work.attempt = row
+        return Next(0.0)
     return Next(_UNREACHABLE_POLL_S)
 
 

@@ -7,6 +7,7 @@ from sqlmodel import Session, col, select
 
 from jobs.states import TERMINAL, Desired, JobState, Reason
 from service.access.principals import LOCAL, Principal, only_own
+from service.artifacts.elsewhere import Elsewhere
 from service.builds.look import ImageLook
 from service.contract.errors import Problem
 from service.intake.deletion import Deleted, Deletions, HandOver
@@ -35,11 +36,12 @@ class Jobs:
         patience_s: float = 0.0,
         images: ImageLook | None = None,
         hand_over: HandOver | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """`patience_s`: how long a deletion waits for containers that the controller is removing."""
         self._database = database
         self._submitted, self._stopping = submitted, stopping
-        self._deletions = Deletions(database, settings, stopping, patience_s, hand_over)
+        self._deletions = Deletions(database, settings, stopping, patience_s, hand_over, elsewhere)
         self._submissions = Submissions(database, settings, images)
 
     def submit(

@@ -23,6 +23,7 @@ from sqlmodel import Session, col, select
 from jobs.states import TERMINAL, JobState
 from service.access.paths import open_below, remove_tree
 from service.access.principals import Principal, only_own
+from service.artifacts.elsewhere import Elsewhere
 from service.artifacts.keeping import Kept, Shelf, size_of
 from service.artifacts.users import users_of
 from service.backends.errors import EngineError
@@ -31,8 +32,9 @@ from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record, record_job
 from service.store.faults import of_storage
+from service.store.places import is_remote
 from service.store.rows import find_jobs
-from service.store.tables import Artifact, Attempt, Idempotency, Job, JobInput, Replica
+from service.store.tables import Artifact, Attempt, Host, Idempotency, Job, JobInput, Replica
 
 HandOver = Callable[[Job, Path], None]
 """Makes all that is in a job's run folder this account's own. Raises EngineError."""
@@ -69,10 +71,12 @@ class Deletions:
         wake: Callable[[str], None],
         patience_s: float,
         hand_over: HandOver | None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """`patience_s`: how long containers are waited for that the controller (`wake`) is removing."""
         self._database, self._settings = database, settings
         self._wake, self._patience_s, self._hand_over = wake, patience_s, hand_over
+        self._elsewhere = elsewhere
         self._shelf = Shelf(settings.data_dir)
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
@@ -131,7 +135,7 @@ class Deletions:
             elif keep:
                 found.append((row, self._kept(job, row)))
             else:
-                if row.size is None and row.run_path is not None:
+                if row.size is None and row.run_path is not None and row.host_id is None:
                     with suppress(Problem, OSError):
                         row.size = self._as_owner(job, partial(_size_below, run_dir, row.run_path))
                 found.append((row, None))
@@ -139,6 +143,8 @@ class Deletions:
 
     def _kept(self, job: Job, row: Artifact) -> Kept | None:
         """Where an artifact can stay; None when its files are gone already. Raises Problem `artifact_not_kept`."""
+        if row.host_id is not None and self._elsewhere is not None:
+            return self._elsewhere(row.host_id).keep(row)
         try:
             return self._as_owner(job, lambda: self._shelf.keep(row, self._run_dir(job)))
         except OSError as error:
@@ -151,8 +157,15 @@ class Deletions:
 
     def _remove_files(self, one: _Leaving) -> None:
         for row, kept in one.artifacts:
-            if kept is None and self._shelf.holds(row):
+            if kept is None and row.host_id is not None and row.run_path is None and self._elsewhere is not None:
+                self._elsewhere(row.host_id).remove(row)
+            elif kept is None and self._shelf.holds(row):
                 self._shelf.remove(row)
+        with self._database.read() as session:
+            hosts = _remote_hosts(session, one.job.id)
+        for host_id in hosts:
+            assert self._elsewhere is not None
+            self._elsewhere(host_id).remove_job(one.job.id)
         remove_tree(self._settings.job_dir(one.job.id))
 
     def _as_owner(self, job: Job, act: Callable[[], Value]) -> Value:
@@ -295,6 +308,12 @@ def _forget(session: Session, jobs: Sequence[Job], actor: Principal) -> None:
     for table in (JobInput, Replica, Attempt, Idempotency):
         session.exec(sql_delete(table).where(col(table.job_id).in_(ids)))
     session.exec(sql_delete(Job).where(col(Job.id).in_(ids)).execution_options(synchronize_session=False))
+
+
+def _remote_hosts(session: Session, job_id: str) -> list[str]:
+    """The remote hosts on which a job has a run folder, as far as they are hosts still."""
+    query = select(Host).join(Replica, col(Replica.host_id) == col(Host.id)).where(Replica.job_id == job_id).distinct()
+    return [host.id for host in session.exec(query) if is_remote(host) and host.lifecycle != "removed"]
 
 
 def _with_containers(session: Session, ids: Sequence[str]) -> set[str]:

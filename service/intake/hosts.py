@@ -14,6 +14,7 @@ from service.access.secrets import SecretBox
 from service.backends.docker.hosts import LOCAL, DockerHosts
 from service.backends.docker.onboarding import Met, meet, shown_key
 from service.backends.docker.wires import Route
+from service.backends.errors import EngineError
 from service.contract.errors import Problem
 from service.contract.hosts import HostChange, HostRequest, HostSettings
 from service.contract.ssh_keys import PublicKey
@@ -35,10 +36,14 @@ class Hosts:
         engines: DockerHosts,
         own_line: Callable[[], str],
         changed: Callable[[], None],
+        look: Callable[[str, bool], None],
     ) -> None:
-        """`own_line`: the control plane's own public key. `changed`: told when there is another host, or one less."""
+        """`own_line`: the control plane's own public key. `changed`: told when there is another host, or one less.
+
+        `look`: looks closely at a host, and writes down what it finds.
+        """
         self._database, self._settings, self._engines = database, settings, engines
-        self._own_line, self._changed = own_line, changed
+        self._own_line, self._changed, self._look = own_line, changed, look
         self._secrets = SecretBox(settings.data_dir)
 
     def add(self, asked: HostRequest, actor: Principal) -> Host:
@@ -105,6 +110,18 @@ class Hosts:
         if line is not None:
             self._engines.forget(host.id)
         self._changed()
+        return host
+
+    def check(self, ref: str, accept: bool, actor: Principal) -> Host:
+        """Looks closely at a host now. `accept`: the GPUs and the driver that it has are the right ones."""
+        check_admin(actor, "change hosts")
+        with self._database.read() as session:
+            host = find_host(session, ref)
+        try:
+            self._look(host.id, accept)
+        except EngineError as error:
+            hint = "See that it is on and that its sshd and Docker run."
+            raise Problem("host_unreachable", f"{host.name} can't be looked at: {error}.", hint) from error
         return host
 
     def remove(self, ref: str, actor: Principal) -> Host:

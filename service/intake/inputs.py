@@ -34,7 +34,9 @@ class Input:
     version: int | None = None
     artifact_id: str | None = None
     path: str | None = None
-    """Where its files are on the control plane's machine."""
+    """Where its files are, on its host."""
+    host_id: str | None = None
+    """The remote host on which they are; None: the control plane's machine."""
     digest: str | None = None
     """None as long as it hasn't been computed."""
     maker_id: str | None = None
@@ -71,6 +73,7 @@ def find_inputs(session: Session, by: str) -> FindInput:
             version=found.version,
             artifact_id=found.id,
             path=found.path,
+            host_id=found.host_id,
             digest=found.digest,
             maker_id=found.job_id,
             maker_name=source.removeprefix("job:") if (source := found.source or "").startswith("job:") else None,
@@ -119,7 +122,7 @@ def _ready(session: Session, reference: str) -> Artifact:
     artifact = find_artifact(session, reference)
     if artifact.state != "ready":
         raise Problem("artifact_not_found", f"Artifact {reference!r} is {artifact.state}, not ready.")
-    if not os.path.lexists(artifact.path):
+    if artifact.host_id is None and not os.path.lexists(artifact.path):
         exact = f"{artifact.name}@{artifact.version}"
         raise Problem(
             "path_missing",

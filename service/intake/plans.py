@@ -36,8 +36,8 @@ class Plans:
             resolved = resolve(session, spec, self._settings, actor)
             hosts = capacities(session)
             builds = _builds_under_way(session)
-        check_possible(spec, hosts)
-        placement = place(demand_of(spec), hosts)
+        check_possible(spec, hosts, resolved.needs)
+        placement = place(demand_of(spec, resolved.needs), hosts)
         images = _Images(self._engines, spec, builds)
         why = resolved.why or (placement.why if isinstance(placement, Waits) else None)
         if why is not None or isinstance(placement, Waits):

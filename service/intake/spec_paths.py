@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.awaited import wait_sentence
 from jobs.launch import RUN_TARGET
+from jobs.placement import Need
 from jobs.spec import JobSpec, Mount
 from service.access.mounts import MountRules
 from service.contract.errors import Problem
@@ -25,6 +26,8 @@ class Resolved:
     mounts: dict[str, Mount] = field(default_factory=dict)
     inputs: dict[str, tuple[Input, str]] = field(default_factory=dict)
     """Key of the spec → the artifact there, and where the container sees it."""
+    needs: list[Need] = field(default_factory=list)
+    """What only some hosts have."""
 
     @property
     def why(self) -> str | None:

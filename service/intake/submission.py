@@ -21,8 +21,9 @@ from service.contract.errors import Problem
 from service.intake.admission import check_possible, demand_of, parse, resolve
 from service.intake.spec_paths import Resolved
 from service.settings import Settings
-from service.store.capacity import capacities
+from service.store.capacity import capacities, kind_of
 from service.store.database import Database
+from service.store.demands import stored
 from service.store.ids import new_id
 from service.store.tables import Event, Idempotency, Job, JobInput, Workspace
 
@@ -127,7 +128,7 @@ class Submissions:
         check_alone(session, owner, spec.resources.gpus * spec.resources.nodes)
         check_disk(session, self._settings, owner)
         resolved = resolve(session, spec, self._settings, submission.actor)
-        check_possible(spec, hosts())
+        check_possible(spec, hosts(), resolved.needs)
         if self._images is not None:
             self._images.check(spec, hosts())
         text = json.dumps(submission.document, sort_keys=True, separators=(",", ":"), default=str)
@@ -189,7 +190,7 @@ class Submissions:
 
 
 def _row(item: _Checked, name: str) -> Job:
-    demand, owner = demand_of(item.spec), item.submission.actor.id
+    demand, owner = demand_of(item.spec, item.resolved.needs), item.submission.actor.id
     return Job(
         id=item.job_id,
         name=name,
@@ -209,7 +210,8 @@ def _row(item: _Checked, name: str) -> Job:
         lasts=demand.lasts,
         placing={"spread": demand.spread, "labels": dict(demand.labels)},
         ports={"fixed": list(demand.fixed_ports), "pool": demand.pool_ports},
-        demand=demand.key if owner == LOCAL.id else f"{demand.key}/{owner}",
+        needs=stored(demand.needs),
+        demand=kind_of(demand, owner),
         not_before=NOT_BEFORE_ITS_INPUTS if item.resolved.why else 0.0,
         why=item.resolved.why or "has just been submitted",
         message="waits for its turn",

@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy import select as select_columns
 from sqlmodel import Session, col, select
 
-from jobs.placement import NEVER, Demand, Holding, HostCapacity, Room
+from jobs.placement import NEVER, Demand, Holding, HostCapacity, Need, Room
 from jobs.units import parse_size
 from jobs.workspace_states import AT_WORK
-from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Replica, Workspace
+from service.store.tables import LOCAL, Attempt, GpuLease, Holder, Host, Job, PortLease, Replica, Workspace
 
 
 def capacities(session: Session) -> list[HostCapacity]:
@@ -52,6 +52,7 @@ def capacities(session: Session) -> list[HostCapacity]:
             name=host.name,
             gpus=tuple(str(gpu["uuid"]) for gpu in host.facts.get("gpus", ())),
             taken_gpus=frozenset(gpus[host.id]),
+            sick_gpus={str(one["gpu"]): str(one["name"]) for one in host.findings if one.get("gpu")},
             first_port=host.first_port,
             last_port=host.last_port,
             taken_ports=ports[host.id],
@@ -82,7 +83,13 @@ def demand_of_row(row: Any) -> Demand:
         spread=bool(placing.get("spread")),
         labels=tuple(sorted(placing.get("labels", {}).items())),
         avoid=frozenset(placing.get("avoid", ())),
+        needs=tuple(Need(need["what"], tuple(need["hosts"])) for need in row.needs),
     )
+
+
+def kind_of(demand: Demand, owner_id: str) -> str:
+    """`Job.demand`: what it needs, and whose it is where people have quotas."""
+    return demand.key if owner_id == LOCAL else f"{demand.key}/{owner_id}"
 
 
 def _is_loopback(address: str) -> bool:

@@ -123,6 +123,10 @@ class Job(SQLModel, table=True):
     """Seconds after which an attempt has ended at the latest: `Demand.lasts`."""
     ports: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     """{"fixed": [host ports], "pool": how many from the pool}, of each node."""
+    needs: list[dict[str, Any]] = Field(
+        default_factory=list, sa_column=Column(JSON, nullable=False, server_default="[]")
+    )
+    """[{"what": in words, "hosts": [ids of those that have it]}]."""
     demand: str = Field(default_factory=lambda: uuid.uuid4().hex)
     """The same for jobs that need the same (`Demand.key`): the scheduling pass looks at the first of them only."""
     placing: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False, server_default="{}"))

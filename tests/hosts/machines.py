@@ -36,7 +36,7 @@ from tests.docker.engines import remove_containers
 BASE = Path("/var/tmp/navarch-hosts")
 SLOTS = 16
 BOOT_S = 60.0
-DISK = "8g"
+DISK = "16g"
 """Of each machine, in memory: what is written there takes room, and goes in no time."""
 PLAIN_USER = "plain"
 """An account of every machine that may log in, but not use Docker."""
@@ -256,6 +256,13 @@ class Machines:
     def gateway(self) -> str:
         """This machine's own address on the bridge."""
         return f"10.77.{self.slot}.1"
+
+    @property
+    def shared(self) -> Path:
+        """A folder that all of them see, and this machine, too, under one name: like NFS."""
+        folder = BASE / str(self.slot) / "shared"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def __iter__(self) -> Iterator[Machine]:
         return iter(self.machines)

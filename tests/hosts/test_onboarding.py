@@ -97,3 +97,35 @@ def test_a_changed_host_key_is_refused_until_it_is_pinned_anew(client: Client, h
     assert before in said and h1.fingerprint() in said and "navarch host trust" in said
     client.change_host("h1", fingerprint=h1.fingerprint())
     until(lambda: client.host("h1").reachable, "the new key is taken")
+
+
+def test_a_check_tries_the_ways_between_hosts_and_names_other_control_planes(
+    client: Client, hosts: Machines, h1: Machine, system_image: str
+) -> None:
+    client.add_host("h1", h1.url)
+    client.add_host("h2", hosts[1].url)
+    stranger = h1.docker()
+    try:
+        until(lambda: client.host("h1").reachable and client.host("h2").reachable, "both answer")
+        assert client.check_host("h1").findings == []
+        h1.shell(f"iptables -I INPUT -s {hosts[1].address} -p tcp --syn --dport 20000: -j DROP")
+        (finding,) = client.check_host("h2").findings
+        assert (finding.name, finding.level) == ("network", "error")
+        assert f"h2 can't reach h1 at {h1.address}" in finding.detail
+        h1.shell("iptables -D INPUT 1")
+        assert client.check_host("h2").findings == []
+        stranger.containers.run(
+            system_image,
+            ["60"],
+            entrypoint=["sleep"],
+            name="theirs",
+            detach=True,
+            labels={"navarch.deployment": "them"},
+        )
+        (finding,) = client.check_host("h1").findings
+        assert (finding.name, finding.level) == ("other control plane", "warning") and "them theirs" in finding.detail
+        assert stranger.containers.get("theirs").status == "running"
+    finally:
+        h1.clear()
+        stranger.close()
+        client.remove_host("h2")

@@ -23,6 +23,7 @@ from service.backends.engines import (
     Created,
     EngineEvent,
     EngineFacts,
+    Examination,
     Gpu,
     ImageFacts,
     LogStream,
@@ -233,6 +234,16 @@ class SimulatedEngine:
     def facts(self) -> EngineFacts:
         with self._effect() as machine:
             return EngineFacts("1", 4, 1 << 34, "boot-1", machine.engine_started_at)
+
+    def examine(self, deployment: str) -> Examination:
+        with self._effect():
+            return Examination()
+
+    def strangers(self, deployment: str) -> list[str]:
+        return []
+
+    def reaches(self, address: str, port: int) -> str | None:
+        return None
 
     def ping(self) -> None:
         with self._effect():

@@ -29,7 +29,7 @@ from tests.unit.simulation import SimulatedController, World
 COMMAND: dict[str, Any] = {"type": "command", "image": "cpu", "command": "true", "name": "sft"}
 ADMINS_ONLY = {
     *("POST /users", "PATCH /users/{name}", "DELETE /users/{name}"),
-    *("POST /hosts", "PATCH /hosts/{ref}", "DELETE /hosts/{ref}"),
+    *("POST /hosts", "PATCH /hosts/{ref}", "DELETE /hosts/{ref}", "POST /hosts/{ref}/check"),
     *("DELETE /images/{ref}", "GET /consistency", "GET /place"),
 }
 """Nobody's but an admin's. A route that is new is one of these until it is said to be a member's, too."""

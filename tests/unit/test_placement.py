@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.placement import SOME_DAY, Demand, Holding, HostCapacity, Placement, Room, Waits, place
+from jobs.placement import SOME_DAY, Demand, Holding, HostCapacity, Need, Placement, Room, Waits, place
 from jobs.possible import impossible
 from jobs.queue import Queue, Waiting
 
@@ -87,6 +87,23 @@ def test_who_waits_is_told_what_for() -> None:
     assert place(Demand(fixed_ports=(8095,)), [ports]) == Waits("needs a host: port 8095 of h1 belongs to job other")
     full = host("h1", first_port=20000, last_port=20001)
     assert place(Demand(pool_ports=3), [full]) == Waits("needs a host: the port pool of h1 is used up")
+
+
+def test_what_only_some_hosts_have_keeps_a_job_from_the_others() -> None:
+    demand = Demand(needs=(Need("artifact base@1", ("h2",)),))
+    hosts = [host("h1"), host("h2")]
+    placement = place(demand, hosts)
+    assert isinstance(placement, Placement) and placement.replicas[0].host_id == "h2"
+    answer = place(demand, [hosts[0], host("h2", unusable="is draining")])
+    assert answer == Waits("needs a host: h1 does not have artifact base@1; h2 is draining")
+
+
+def test_a_sick_gpu_is_nobodys_and_who_waits_for_it_is_told() -> None:
+    sick = host("h1", 2, sick_gpus={"h1-0": "ecc"})
+    placement = place(Demand(gpus=1), [sick])
+    assert isinstance(placement, Placement) and placement.replicas[0].gpus == ("h1-1",)
+    answer = place(Demand(gpus=2), [sick])
+    assert answer == Waits("needs 2 GPUs on one host: h1 has 1 of 2 free (h1-0 is not used: ecc)", for_room=False)
 
 
 def test_cpus_and_memory_of_running_jobs_are_subtracted() -> None:

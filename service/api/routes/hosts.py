@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.api import views
 from service.api.bodies import BoundedRoute
@@ -48,6 +48,16 @@ def host(request: Request, ref: HostRef) -> Response:
 def change(request: Request, ref: HostRef, body: HostChange) -> Response:
     """Drain it or use it again; its labels, ports, addresses; or the SSH host key that it has now. Only admins may."""
     return _shown(request, state_of(request).runtime.hosts.change(ref, body, principal_of(request)).id)
+
+
+@router.post("/hosts/{ref}/check", response_model=schemas.Host, summary="Look closely at a host")
+def check(
+    request: Request,
+    ref: HostRef,
+    accept: Annotated[bool, Query(description="The GPUs and the driver that it has now are the right ones.")] = False,
+) -> Response:
+    """GPUs, driver, disk, clock, the way to and from the other hosts: see `findings`. Only admins may."""
+    return _shown(request, state_of(request).runtime.hosts.check(ref, accept, principal_of(request)).id)
 
 
 @router.delete("/hosts/{ref}", status_code=204, response_class=Response, summary="Remove a host")

@@ -12,6 +12,7 @@ from sqlmodel import col, select
 
 from jobs.launch import GO_FILE, LABEL_DEPLOYMENT, Address, Asked, ContainerPlan
 from service.backends.base import Gang, InLane, Launched, Listener, Phase, Reserved, Seat, Sight, Waiting
+from service.backends.docker.checks import Checks
 from service.backends.docker.history import HostHistory, Hosts, interruption, may_be_interrupted
 from service.backends.docker.leftovers import Leftovers
 from service.backends.docker.pulls import Pulls
@@ -30,10 +31,11 @@ from service.backends.fitness import LOOKED_FOR, is_root, misfit, started_in
 from service.backends.references import find_image, how_to_get
 from service.settings import Settings
 from service.store.database import Database
+from service.store.places import is_remote, remote_run
 from service.store.tables import Host
 
 log = structlog.get_logger("docker")
-SWEEP_LANE = "sweep"
+SWEEP_LANE, CHECK_LANE = "sweep", "check"
 _AT_ONCE = 16
 """Containers of one gang that are worked on side by side."""
 Answer = TypeVar("Answer")
@@ -61,6 +63,8 @@ class DockerBackend:
         self._deployment, self._in_lane = deployment, in_lane
         self._leftovers = Leftovers(self._engines, self._database, deployment, self._clock)
         self._pulls = Pulls(self._engines, in_lane, listener.wake)
+        self._checks = Checks(self._engines, self._database, deployment, self._clock)
+        self._room = listener.room
         self.watches = Watches(self._engines, self._database, self._hosts, self._leftovers, deployment, listener)
 
     def stop(self) -> None:
@@ -81,10 +85,11 @@ class DockerBackend:
             return Waiting(said[0] if len(said) == 1 else f"{said[0]}; {len(said) - 1} more hosts pull it, too")
         hosts = self._rows(gang)
         at = [hosts[_host(seat)] for seat in gang.seats]
-        return Reserved(
-            tuple(Address(host.id, host.name, _numeric(host), host.interface or "") for host in at),
-            tuple(images[host.id] for host in at),
-        )
+        return Reserved(tuple(self._address(host, gang.owner) for host in at), tuple(images[host.id] for host in at))
+
+    def _address(self, host: Host, owner: str) -> Address:
+        folder = str(remote_run(self._deployment, owner)) if is_remote(host) else ""
+        return Address(host.id, host.name, _numeric(host), host.interface or "", folder)
 
     def withdraw(self, gang: Gang) -> None:
         self._pulls.leave(gang.owner)
@@ -141,13 +146,27 @@ class DockerBackend:
                 self._engines.engine(host_id).remove_volume(name)
 
     def run_folder(self, gang: Gang) -> LocalRunFolder:
-        engine = self._engines.engine(_host(gang.seats[0]))
+        rows = self._rows(gang)
+        here = [seat for seat in gang.seats if not is_remote(rows[_host(seat)])] or gang.seats
+        engine = self._engines.engine(_host(here[0]))
         return LocalRunFolder(self._settings.job_dir(gang.owner), engine, self._deployment)
 
     def sweep(self) -> None:
         self.watches.look_for_hosts()
         for host_id in self.watches.connected():
             self._in_lane(SWEEP_LANE, host_id, partial(self._sweep, host_id))
+        for host_id in self._checks.due():
+            self._in_lane(CHECK_LANE, host_id, partial(self._check, host_id))
+
+    def check(self, host_id: str, accept: bool = False) -> None:
+        if self._checks.check(host_id, accept):
+            self._room()
+
+    def _check(self, host_id: str) -> None:
+        try:
+            self.check(host_id)
+        except EngineError as error:  # its watch sees that, too
+            log.info("check interrupted", host=host_id, error=str(error))
 
     def _sweep(self, host_id: str) -> None:
         try:
@@ -191,7 +210,7 @@ class DockerBackend:
         wrong = misfit(spec, image, programs)
         if wrong is not None:
             raise ImageUnsuitable(f"{wrong.message} {wrong.hint}")
-        if not is_root(image):
+        if not is_root(image) and not is_remote(self._rows(gang)[_host(seat)]):  # there it is so from the start
             self.run_folder(gang).open_to_all()
         plan = started_in(plan, image, programs)
         if cancelled():

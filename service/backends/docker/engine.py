@@ -5,6 +5,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,8 @@ import docker.errors
 from docker.types import DeviceRequest, Healthcheck, Ulimit
 
 from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, ContainerPlan
-from service.access.mounts import MountRules
 from service.backends.docker import local_machine
-from service.backends.docker.gpus import probe
+from service.backends.docker.gpus import REPORT, ask, probe
 from service.backends.docker.handover import hand_over
 from service.backends.docker.image_files import files_in
 from service.backends.docker.infiniband import DEVICES, has_infiniband
@@ -24,13 +24,15 @@ from service.backends.docker.log_stream import DockerLog
 from service.backends.docker.mounting import Mounting, Prepared, put_links
 from service.backends.docker.refusals import engine_errors
 from service.backends.docker.remote_machine import RemoteMachine
-from service.backends.docker.seen import Seen
+from service.backends.docker.remote_mounting import RemoteMounting
+from service.backends.docker.seen import Seen, closer
 from service.backends.docker.streams import Events, PullStream
 from service.backends.engines import (
     DEFAULT_SEARCH_PATH,
     ContainerFacts,
     Created,
     EngineFacts,
+    Examination,
     Gpu,
     ImageFacts,
     LogStream,
@@ -54,13 +56,17 @@ class DockerHost:
     """Calls of one Docker Engine; any thread may use it. Connects at the first call."""
 
     def __init__(
-        self, url: str, rules: MountRules, bind_address: str = "0.0.0.0", remote: RemoteMachine | None = None
+        self,
+        url: str,
+        mounting: Mounting | RemoteMounting,
+        bind_address: str = "0.0.0.0",
+        remote: RemoteMachine | None = None,
     ) -> None:
         """`remote`: the machine behind the URL, which is that of a socket here, where it is another one."""
         self._url = url
         self._remote = remote
         self._bind_address = bind_address
-        self._mounting = Mounting(rules)
+        self._mounting = mounting
         self._prepared: dict[str, Prepared] = {}
         """By container: what its mounts name, held open until it runs."""
         self._client: docker.APIClient | None = None
@@ -104,6 +110,18 @@ class DockerHost:
             boot_id=seen.boot_id,
             started_at=seen.engine_started_at,
         )
+
+    def examine(self, deployment: str) -> Examination:
+        with self._probing, engine_errors(f"The Docker Engine {self._where} doesn't answer"):
+            if self._closed:
+                raise Unreachable("The connection to the engine was closed")
+            root = str(self.api.info().get("DockerRootDir") or "/var/lib/docker")
+            seen = closer(self._remote.shell if self._remote else local_machine.shell, root)
+            report = ask(self.api, deployment, None, REPORT) if seen.gpu_devices != 0 else None
+        return replace(seen, report=report)
+
+    def reaches(self, address: str, port: int) -> str | None:
+        return self._remote.reaches(address, port) if self._remote else local_machine.reaches(address, port)
 
     def ping(self) -> None:
         with engine_errors(f"The Docker Engine {self._where} doesn't answer"):
@@ -261,6 +279,15 @@ class DockerHost:
             )
             for item in listed
         ]
+
+    def strangers(self, deployment: str) -> list[str]:
+        with engine_errors("The containers could not be listed"):
+            listed = self.api.containers(filters={"label": LABEL_DEPLOYMENT})
+        return sorted(
+            f"{item['Labels'][LABEL_DEPLOYMENT]} {item['Names'][0].lstrip('/')}"
+            for item in listed
+            if item["Labels"][LABEL_DEPLOYMENT] != deployment and item.get("Names")
+        )
 
     def signal(self, container_id: str, name: str) -> None:
         with engine_errors(f"Container {container_id[:12]} could not be sent {name}"):

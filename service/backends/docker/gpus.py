@@ -1,6 +1,7 @@
 """Finds a host's GPUs: nvidia-smi in a short probe container that asks for all of them."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import docker.errors
@@ -11,6 +12,7 @@ from service.backends.engines import Gpu
 
 LABEL_PROBE = "navarch.probe"
 _QUERY = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
+REPORT = ["nvidia-smi", "-q", "-x"]
 _TIMEOUT_S = 60
 
 
@@ -27,27 +29,33 @@ def parse(output: str) -> list[Gpu]:
 
 def probe(api: Any, deployment: str, image: str | None) -> list[Gpu]:
     """The engine's GPUs. An engine that can't give GPUs to containers has none, which is no error."""
+    said = ask(api, deployment, image, _QUERY)
+    return parse(said) if said is not None else []
+
+
+def ask(api: Any, deployment: str, image: str | None, command: Sequence[str]) -> str | None:
+    """What a command (nvidia-smi) prints in a container that gets all GPUs; None where containers get none."""
     remove_leftovers(api, deployment)
-    image = image or _any_image(api)
+    image = image or any_image(api)
     if image is None:
-        return []
+        return None
     host = api.create_host_config(
         device_requests=[DeviceRequest(count=-1, capabilities=[["gpu", "utility"]])], network_mode="none"
     )
     labels = {LABEL_PROBE: "gpus", LABEL_DEPLOYMENT: deployment}
-    container = api.create_container(image, command=_QUERY[1:], entrypoint=_QUERY[:1], host_config=host, labels=labels)[
-        "Id"
-    ]
+    container = api.create_container(
+        image, command=list(command[1:]), entrypoint=list(command[:1]), host_config=host, labels=labels
+    )["Id"]
     try:
         api.start(container)
         if api.wait(container, timeout=_TIMEOUT_S)["StatusCode"] != 0:
-            return []
-        return parse(api.logs(container, stdout=True, stderr=False).decode("utf-8", "replace"))
+            return None
+        return str(api.logs(container, stdout=True, stderr=False).decode("utf-8", "replace"))
     except docker.errors.APIError as error:
         if "No such container" in str(error.explanation):  # somebody removed it: the answer isn't known
             raise
         if error.status_code is not None:  # "could not select device driver", or no such program
-            return []
+            return None
         raise
     finally:
         _remove(api, container)
@@ -74,7 +82,7 @@ def _remove(api: Any, container: str) -> None:
             time.sleep(pause)
 
 
-def _any_image(api: Any) -> str | None:
+def any_image(api: Any) -> str | None:
     """The smallest image that is there, ours first: any will do, the NVIDIA runtime brings nvidia-smi along."""
     images = [image for image in api.images() if image.get("RepoTags") and image["RepoTags"] != ["<none>:<none>"]]
     ours = [image for image in images if "navarch.recipe" in (image.get("Labels") or {})]

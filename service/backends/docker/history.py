@@ -102,6 +102,7 @@ class Hosts:
                 text = f"{host.name} answers" if reachable else f"{host.name} doesn't answer: {message}"
                 record(session, kind, f"host/{host.name}", text)
                 host.unreachable_since = None if reachable else now
+                host.checked_at = None if reachable else host.checked_at  # a closer look is due
             host.reachable, host.message = reachable, message
 
 

@@ -1,20 +1,27 @@
 """The engines of all hosts, by the id of the host's row."""
 
 import threading
+from functools import partial
+from pathlib import Path
 
 from sqlmodel import select
 
 from service.access.mounts import MountRules
 from service.access.secrets import SecretBox
 from service.backends.docker.engine import DockerHost
+from service.backends.docker.mounting import Mounting
+from service.backends.docker.remote_files import RemoteFiles
 from service.backends.docker.remote_machine import RemoteMachine
+from service.backends.docker.remote_mounting import RemoteMounting
 from service.backends.docker.wires import Route, Wires
 from service.backends.engines import Engine
 from service.backends.errors import EngineError
+from service.contract.errors import Problem
 from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record
-from service.store.tables import Host
+from service.store.places import shared_folders
+from service.store.tables import Host, Meta
 from service.workspaces.own_key import OwnKey
 
 LOCAL = "local"
@@ -31,6 +38,17 @@ class DockerHosts:
         self.wires = Wires(settings.data_dir / "wires")
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
+
+    def files(self, host_id: str) -> RemoteFiles:
+        """What jobs left on a remote host. Raises Problem `files_elsewhere` when there is no such host."""
+        with self._database.read() as session:
+            host, deployment = session.get(Host, host_id), session.get(Meta, "deployment")
+        try:
+            engine = self.engine(host_id)
+        except EngineError as error:
+            raise Problem("files_elsewhere", f"{error}.") from error
+        assert isinstance(engine, DockerHost) and host is not None and deployment is not None
+        return RemoteFiles(engine, host.name, deployment.value)
 
     def engine(self, host_id: str) -> Engine:
         """Raises EngineError when there is no such host."""
@@ -70,8 +88,18 @@ class DockerHosts:
             raise EngineError(f"there is no host {host_id}")
         if host.url.startswith("ssh:"):
             wire = self.wires.open(host.id, Route.parse(host.url, self.key_of(host), host.host_key))
-            return DockerHost(wire.url, MountRules.of(self._settings), remote=RemoteMachine(wire))
-        return DockerHost(host.url, MountRules.of(self._settings), self._settings.bind_address)
+            return DockerHost(
+                wire.url, RemoteMounting(host.name, partial(self._shared, host.id)), remote=RemoteMachine(wire)
+            )
+        return DockerHost(host.url, Mounting(MountRules.of(self._settings)), self._settings.bind_address)
+
+    def _shared(self, host_id: str) -> list[Path]:
+        """What jobs may mount on a remote host: what is shared, as far as it lies in a mount root here."""
+        with self._database.read() as session:
+            host = session.get(Host, host_id)
+        if host is None or host.shared_root is None:
+            return []
+        return shared_folders(Path(host.shared_root), self._settings.mount_roots)
 
 
 def ensure_local_host(database: Database, settings: Settings, cpus: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,6 +12,22 @@ from service.backends.docker.seen import Seen, started_at
 
 def look(socket_path: str) -> Seen:
     return Seen(_boot_id(), _engine_started_at(socket_path))
+
+
+def shell(program: str) -> str:
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, timeout=20, check=False)
+    return done.stdout
+
+
+def reaches(address: str, port: int) -> str | None:
+    """Why nothing answers at another machine's address; None when something does, if only by a refusal."""
+    try:
+        socket.create_connection((address, port), timeout=3).close()
+    except ConnectionRefusedError:
+        return None
+    except OSError as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def _boot_id() -> str | None:

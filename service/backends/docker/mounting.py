@@ -43,7 +43,7 @@ from service.access.paths import Opened, open_below
 from service.backends.errors import BadContainer, MountRefused
 from service.contract.errors import Problem
 
-_HIDDEN = f"{CONTAINER_DIR}/mounts"
+HIDDEN = f"{CONTAINER_DIR}/mounts"
 
 
 @dataclass
@@ -96,16 +96,16 @@ class Mounting:
     def _add(self, api: Any, plan: ContainerPlan, mount: Mount, prepared: Prepared) -> None:
         checked = self._open(mount.source, prepared)
         if checked.opened.is_dir and checked.opened.path == checked.anchor:
-            prepared.mounts.append(_bind(checked.anchor, mount.target, mount.read_only))
+            prepared.mounts.append(bind(checked.anchor, mount.target, mount.read_only))
             return
         pins = self._pins(api, plan)
         if pins and checked.opened.is_dir:
             prepared.mounts.append(_volume(_name(checked.opened, plan, prepared), mount.target, mount.read_only))
             return
-        hidden = f"{_HIDDEN}/{len(prepared.mounts)}"
+        hidden = f"{HIDDEN}/{len(prepared.mounts)}"
         folder = checked.opened.path.parent if pins else checked.anchor
         above = self._open(str(folder), prepared)
-        made = _bind(folder, hidden, mount.read_only)
+        made = bind(folder, hidden, mount.read_only)
         if pins and folder != checked.anchor:
             made = _volume(_name(above.opened, plan, prepared), hidden, mount.read_only)
         prepared.mounts.append(made)
@@ -141,7 +141,7 @@ def _sees_us(api: Any, plan: ContainerPlan) -> bool:
     """Whether the daemon finds what this process holds open. Raises the engine's errors, but not for that."""
     if not hasattr(os, "O_PATH"):
         return False
-    name, target = secrets.token_hex(16), f"{_HIDDEN}/witness"
+    name, target = secrets.token_hex(16), f"{HIDDEN}/witness"
     with TemporaryDirectory(prefix="navarch-") as folder:
         Path(folder, name).touch()
         with open_below(Path(folder), ".") as opened:
@@ -175,7 +175,7 @@ def _held(opened: Opened) -> str:
     return f"/proc/{os.getpid()}/fd/{opened.fd}"
 
 
-def _bind(source: Path, target: str, read_only: bool) -> dict[str, Any]:
+def bind(source: Path, target: str, read_only: bool) -> dict[str, Any]:
     return {"Type": "bind", "Source": str(source), "Target": target, "ReadOnly": read_only}
 
 

@@ -30,13 +30,19 @@ class RemoteMachine:
         """Raises Unreachable with why there is no way to it."""
         self._wire.check()
 
+    def shell(self, program: str) -> str:
+        """What a shell program prints there. Raises EngineError."""
+        return self._wire.run(program).output.decode("utf-8", "replace")
+
+    def reaches(self, address: str, port: int) -> str | None:
+        return self._wire.reaches(address, port)
+
     def look(self) -> Seen:
         """An account without a shell can use the engine all the same: then nothing is seen."""
         try:
-            said = self._wire.run(_LOOK)
+            return read(self.shell(_LOOK))
         except EngineError:
             return Seen()
-        return read(said.output.decode("utf-8", "replace"))
 
 
 def read(output: str) -> Seen:

@@ -36,6 +36,7 @@ KEEP_ALIVE_S, KEEP_ALIVES = 3, 3
 """A host that says nothing for (3 + 1) · 3 s is lost."""
 _BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 _STEADY_S = 30.0
+_ANSWER_S = 4.0
 _LONGEST_SOCKET = 100
 """Linux takes 107 bytes."""
 Answer = TypeVar("Answer")
@@ -178,6 +179,28 @@ class Wire:
         """Runs a command on the host, as the account that logs in. Raises Unreachable."""
         self.check()
         return _wait(self._loop, self._run(command, timeout_s), timeout_s + 5)
+
+    def reaches(self, address: str, port: int) -> str | None:
+        """Why nothing answers the host at another address; None when something does, if only by a refusal."""
+        self.check()
+        return _wait(self._loop, self._reaches(address, port), CONNECT_S)
+
+    async def _reaches(self, address: str, port: int) -> str | None:
+        connection = self._connection
+        if connection is None:
+            raise Unreachable(f"{self.route.shown} doesn't answer")
+        try:
+            _, writer = await asyncio.wait_for(connection.open_connection(address, port), _ANSWER_S)
+        except asyncssh.ChannelOpenError as error:
+            if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
+                raise EngineError(f"sshd of {self.route.shown} lets nobody connect from there") from error
+            return None if "refused" in error.reason.lower() else error.reason
+        except TimeoutError:
+            return "no answer"
+        except (asyncssh.Error, OSError) as error:
+            raise Unreachable(f"{self.route.shown}: {error}") from error
+        writer.close()
+        return None
 
     def close(self) -> None:
         """Whoever waits on the socket sees its end."""

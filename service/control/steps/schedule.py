@@ -137,7 +137,7 @@ def _waiting(now: float) -> tuple[ColumnElement[bool], ...]:
 def _columns() -> tuple[Any, ...]:
     return (
         *(_JOB.id, _JOB.name, _JOB.nodes, _JOB.gpus, _JOB.cpus, _JOB.memory, _JOB.lasts, _JOB.ports),
-        _JOB.placing,
+        *(_JOB.placing, _JOB.needs),
         *(_JOB.attempts, _JOB.demand, _JOB.priority, _JOB.created_at, _JOB.owner_id),
     )
 

@@ -5,16 +5,18 @@ from collections.abc import Collection, Mapping, Sequence
 from sqlalchemy import delete
 from sqlmodel import Session, col
 
-from jobs.states import AfterAttempt, Desired, JobState, Reason, ReplicaState, after_attempt
+from jobs.states import AfterAttempt, Desired, Fault, JobState, Reason, ReplicaState, after_attempt
 from service.backends.base import Phase, Sight
 from service.control import moves
 from service.control.context import NOTHING, Context, LogEnd, Next, Work, again
 from service.control.ending import make_common
 from service.control.outcome import Outcome, classify, first_bad
-from service.store.capacity import demand_of_row
+from service.store.capacity import demand_of_row, kind_of
 from service.store.events import transition
 from service.store.tables import Holder, Host, Job, Replica
 
+_OF_GPUS = frozenset({Reason.CUDA_OUT_OF_MEMORY, Reason.NO_SPACE})
+"""The user's fault mostly, but a host's state may have to do with it."""
 _FROM_EXIT = frozenset(
     {
         Reason.USER_ERROR,
@@ -159,6 +161,10 @@ def _store(context: Context, work: Work, ends: Sequence[Sight], logs: Mapping[in
         decision = _decide(context, work, job, how)
         attempt.reason, attempt.message = how.reason.value, how.message
         attempt.state, attempt.finished_at = how.reason.facts.outcome.value, now
+        if how.reason.facts.fault is Fault.SYSTEM or how.reason in _OF_GPUS:
+            for replica in work.replicas:  # something may be wrong with its host: a closer look is due
+                if replica.host_id is not None and (host := session.get(Host, replica.host_id)) is not None:
+                    host.checked_at = None
         session.exec(delete(Holder).where(col(Holder.id) == attempt.holder))  # and its leases with it
         if decision.state is JobState.QUEUED:
             job.user_retries += decision.user_retry
@@ -178,7 +184,7 @@ def _avoid(session: Session, job: Job, replicas: Sequence[Replica], names: Colle
     rows = [session.get(Host, replica.host_id) for replica in replicas]
     found = {host.id for host in rows if host is not None and host.name in names}
     job.placing = {**job.placing, "avoid": sorted({*job.placing.get("avoid", ()), *found})}
-    job.demand = demand_of_row(job).key
+    job.demand = kind_of(demand_of_row(job), job.owner_id)
 
 
 def _decide(context: Context, work: Work, job: Job, how: Outcome) -> AfterAttempt:

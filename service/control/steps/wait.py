@@ -11,6 +11,8 @@ from jobs.awaited import describe_wait, wait_sentence
 from jobs.spec import Mount
 from jobs.states import TERMINAL, Desired, JobState, Reason
 from service.control.context import Context
+from service.store.capacity import demand_of_row, kind_of
+from service.store.demands import artifact_need, stored
 from service.store.events import record_job, transition
 from service.store.tables import Artifact, Job, JobInput
 
@@ -72,6 +74,9 @@ def _take(session: Session, job: Job, outlook: _Outlook) -> None:
             continue
         wanted.version, wanted.artifact_id, wanted.digest = artifact.version, artifact.id, artifact.digest
         mounts[wanted.target] = Mount(source=artifact.path, target=wanted.target, read_only=True).model_dump()
+        if (need := artifact_need(session, artifact)) is not None:
+            job.needs = [*job.needs, *stored([need])]
+            job.demand = kind_of(demand_of_row(job), job.owner_id)
         record_job(session, job, "job.input", f"{job.name} uses {artifact.name}@{artifact.version} as {wanted.key}")
     job.resolved = {**job.resolved, "mounts": list(mounts.values())}
     job.why = wait_sentence(outlook.awaited)
