@@ -97,9 +97,16 @@ def commit(
     return made
 
 
-def push(
-    client: docker.DockerClient, name: str, destination: str = "", auth: dict[str, str] | None = None
-) -> Iterator[str]:
+def preview(client: docker.DockerClient, container_id: str) -> Committed:
+    """What a commit would add at most, before anything is left out of it. Raises ImageError `container_missing`."""
+    found = _api(client).containers(all=True, size=True, filters={"id": container_id})
+    if not found:
+        raise ImageError("container_missing", f"The engine has no container {container_id!r}.")
+    mounts = sorted(str(mount["Destination"]) for mount in found[0].get("Mounts") or ())
+    return Committed("", "", int(found[0].get("SizeRw") or 0), [], mounts)
+
+
+def push(client: docker.DockerClient, name: str, destination: str = "") -> Iterator[str]:
     """Pushes an image (as `destination`, such as registry:5000/team/cpu:1), yielding lines; the last is its digest."""
     reference = with_tag(destination or name)
     try:
@@ -110,12 +117,12 @@ def push(
     if destination:
         image.tag(repository, tag)
     digest = ""
-    for event in client.api.push(repository, tag=tag, auth_config=auth, stream=True, decode=True):
+    for event in client.api.push(repository, tag=tag, stream=True, decode=True):
         if "error" in event:
             raise ImageError(
                 "push_failed",
                 f"{reference} could not be pushed: {event['error']}",
-                "Log in to the registry (`docker login`), and begin the tag with its name.",
+                "Begin the tag with the registry's name; an admin logs in: `navarch registry login ADDRESS`.",
             )
         digest = str((event.get("aux") or {}).get("Digest") or digest)
         if event.get("status") in {"Pushed", "Layer already exists"}:

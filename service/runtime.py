@@ -13,6 +13,7 @@ from service.access.mounts import MountRules
 from service.access.own_secrets import OwnSecrets
 from service.access.people import People
 from service.access.private import forget_old_files, private_folder
+from service.access.registries import Registries
 from service.access.secrets import SecretBox
 from service.access.tokens import Tokens
 from service.artifacts.digests import Digests
@@ -24,6 +25,7 @@ from service.backends.docker.ssh_ready import handshake
 from service.builds.commits import Commits
 from service.builds.look import ImageLook
 from service.builds.queue import Builds
+from service.builds.transfers import Transfers
 from service.collector.collector import Collector
 from service.collector.hub import Hub
 from service.collector.reader import LogReader
@@ -92,6 +94,8 @@ class Runtime:
         self.digests = Digests(self.database, MountRules.of(settings), self.engines.files)
         self.plans = Plans(self.database, settings, self.engines)
         self.builds = Builds(self.database, settings, self.hub)
+        self.registries_of_images = Registries(self.database, SecretBox(settings.data_dir))
+        self.transfers = Transfers(self.database, settings, self.registries_of_images)
         self.commits = Commits(self.database, settings, lambda: self.own_key.line)
         self.heartbeat = Heartbeat(self.database.path.parent, self._beat)
         self.deployment = ""

@@ -44,6 +44,9 @@ MEMBERS_MAY = frozenset(
         ("POST", "/images/builds/{build_id}/cancel"),
         ("POST", "/images/commits"),
         ("POST", "/images/push"),
+        ("POST", "/images/pull"),
+        ("POST", "/images/tag"),
+        ("POST", "/images/import"),
         ("POST", "/artifacts"),
         ("DELETE", "/artifacts/{ref}"),
     }

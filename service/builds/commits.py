@@ -1,4 +1,4 @@
-"""Workspaces kept as images, and images pushed to registries: who asked, what came of it."""
+"""Workspaces kept as images: who asked, what came of it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from collections.abc import Callable
 from sqlmodel import Session
 
 from images.cancellation import Cancellation
-from images.commit import Committed, commit, push
+from images.commit import Committed, commit, preview
 from images.engine import engine_for
-from images.errors import ImageError
-from jobs.values import parse_image
 from service.access.host_keys import host_key
 from service.access.keys import KeyRing
 from service.access.own_secrets import given
 from service.access.principals import Principal, check_owner
 from service.access.secrets import SecretBox
+from service.builds.transfers import check_tag
 from service.contract.errors import Problem
 from service.settings import Settings
 from service.store.database import Database
-from service.store.events import record, record_workspace
+from service.store.events import record_workspace
 from service.store.rows import find_workspace
 from service.store.tables import Host, Workspace
 
 LABELS = "navarch.commit."
-_PUSH_TRIES, _PUSH_PAUSE_S = 3, 2.0
-_LASTING = ("denied", "unauthorized", "authentication required", "no basic auth", "invalid reference")
-"""What a registry says that it would say again."""
 
 
 class Commits:
@@ -37,14 +33,12 @@ class Commits:
 
     def commit(self, ref: str, tag: str, actor: Principal) -> Committed:
         """Makes an image of a workspace's container, which is paused for a moment. Raises Problem, ImageError."""
-        _check_tag(tag)
+        check_tag(tag)
         with self._database.read() as session:
             row = find_workspace(session, ref, actor.id)
             check_owner(session, actor, row.owner_id, f"Workspace {row.name}")
             url = _engine_of(session, row)
-        if row.container_id is None:
-            hint = f"Start it: navarch workspace start {row.name}"
-            raise Problem("no_ssh", f"{row.name} has no container yet.", hint)
+        container = _container_of(row)
         labels = {
             f"{LABELS}workspace": row.name,
             f"{LABELS}by": actor.name,
@@ -52,7 +46,7 @@ class Commits:
             f"{LABELS}at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         with engine_for(url, Cancellation()) as client:
-            made = commit(client, row.container_id, tag, secrets=self._never(row), labels=labels)
+            made = commit(client, container, tag, secrets=self._never(row), labels=labels)
         with self._database.write() as session:
             kept = session.get(Workspace, row.id)
             if kept is not None:
@@ -60,22 +54,14 @@ class Commits:
                 record_workspace(session, kept, "workspace.committed", said, actor=actor.id, image=made.id)
         return made
 
-    def push(self, image: str, to: str, actor: Principal) -> str:
-        """Pushes an image of the local engine; its digest there. Passing faults are tried again. Raises ImageError."""
-        if to:
-            _check_tag(to)
-        with engine_for(self._settings.engine_url, Cancellation()) as client:
-            for tries_left in reversed(range(_PUSH_TRIES)):
-                try:
-                    *_, digest = push(client, image, to)
-                    break
-                except ImageError as error:
-                    if error.code != "push_failed" or not tries_left or any(w in error.message for w in _LASTING):
-                        raise
-                    time.sleep(_PUSH_PAUSE_S)
-        with self._database.write() as session:
-            record(session, "image.pushed", f"image/{image}", f"{actor.name} pushed {digest}", actor=actor.id)
-        return digest
+    def look(self, ref: str, actor: Principal) -> Committed:
+        """How much a commit would add at most, and what is no part of it. Raises Problem, ImageError."""
+        with self._database.read() as session:
+            row = find_workspace(session, ref, actor.id)
+            check_owner(session, actor, row.owner_id, f"Workspace {row.name}")
+            url = _engine_of(session, row)
+        with engine_for(url, Cancellation()) as client:
+            return preview(client, _container_of(row))
 
     def _never(self, row: Workspace) -> list[str]:
         """What must be in no layer: the secrets' values, every authorised key, the host key."""
@@ -94,8 +80,8 @@ def _engine_of(session: Session, row: Workspace) -> str:
     return host.url
 
 
-def _check_tag(tag: str) -> None:
-    try:
-        parse_image(tag)
-    except ValueError as error:
-        raise Problem("invalid_request", f"The tag {error}.", "Such as registry:5000/team/colossalai:0.3.0.") from error
+def _container_of(row: Workspace) -> str:
+    if row.container_id is None:
+        hint = f"Start it: navarch workspace start {row.name}"
+        raise Problem("no_ssh", f"{row.name} has no container yet.", hint)
+    return row.container_id

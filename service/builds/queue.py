@@ -20,6 +20,8 @@ from images.errors import ImageError
 from service.access import principals
 from service.access.mounts import MountRules
 from service.access.principals import LOCAL, Principal, check_owner
+from service.access.registries import Registries
+from service.access.secrets import SecretBox
 from service.builds import inputs
 from service.builds.turns import Turns
 from service.collector.hub import Hub
@@ -57,6 +59,7 @@ class Builds:
     def __init__(self, database: Database, settings: Settings, hub: Hub) -> None:
         self._database, self._settings, self._hub = database, settings, hub
         self._rules = MountRules.of(settings)
+        self._registries = Registries(database, SecretBox(settings.data_dir))
         self._lock = threading.Lock()
         self._running: dict[str, _Running] = {}
         self._turns = Turns()
@@ -201,6 +204,7 @@ class Builds:
             inputs.opened(row.recipe, row.options, owner, self._rules, beside) as given,
             engine_for(self._settings.engine_url, running.cancellation) as client,
         ):
+            self._registries.tell(client.api)
             options = replace(_options(row, given), cancellation=running.cancellation, turn=lambda: self._turn(running))
             events = build(client, given.recipe, options, training=row.options.get("target") != "system")
             try:

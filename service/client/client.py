@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 
 from service.client.errors import ApiError, Unreachable
 from service.client.transport import Transport
-from service.contract.images import Build, Committed, Image, Pushed
+from service.contract.images import Build, Committed, Image, Imported, Pushed, Registry
 from service.contract.pages import HostKey, SessionLink
 from service.contract.people import Key, Role, Secret, Secrets, Token, Tokens, User
 from service.contract.schemas import (
@@ -275,6 +276,39 @@ class Client:
     def push_image(self, image: str, to: str = "") -> str:
         """Push an image to its registry; its digest there."""
         return self._send(Pushed, "POST", "images/push", json_body={"image": image, "to": to}).digest
+
+    def commit_size(self, workspace: str, tag: str) -> Committed:
+        """How much a commit would add at most; nothing is made."""
+        body = {"workspace": workspace, "tag": tag}
+        return self._send(Committed, "POST", "images/commits", params={"dry_run": "true"}, json_body=body)
+
+    def pull_image(self, image: str) -> Image:
+        """Fetch an image from its registry."""
+        return self._send(Image, "POST", "images/pull", json_body={"image": image})
+
+    def tag_image(self, image: str, tag: str) -> Image:
+        """Give an image another name."""
+        return self._send(Image, "POST", "images/tag", json_body={"image": image, "tag": tag})
+
+    def export_image(self, image: str, file: Path) -> int:
+        """Write an image into a file of this machine; its bytes."""
+        return self._transport.download("images/export", {"image": image}, file)
+
+    def import_image(self, path: str) -> list[str]:
+        """Load images from a file on the control plane's machine; their names."""
+        return self._send(Imported, "POST", "images/import", json_body={"path": path}).images
+
+    def registries(self) -> list[Registry]:
+        """Where this control plane is logged in."""
+        return list(self._pages(Registry, "registries", {}, None))
+
+    def registry_login(self, address: str, username: str, password: str) -> None:
+        """Log in to a registry, for every pull and push from now on."""
+        body = {"username": username, "password": password}
+        self._transport.request("PUT", f"registries/{_segment(address)}", json_body=body)
+
+    def registry_logout(self, address: str) -> None:
+        self._transport.request("DELETE", f"registries/{_segment(address)}")
 
     def images(self) -> list[Image]:
         return list(self._pages(Image, "images", {}, None))

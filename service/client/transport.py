@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -63,6 +64,24 @@ class Transport:
                 time.sleep(0.2)
         _raise_for_problem(response)
         return response
+
+    def download(self, path: str, params: Mapping[str, Any], file: Path) -> int:
+        """Writes an answer into a file, which is whole or absent; its bytes. Raises as `request` does."""
+        beside = file.with_name(f".{file.name}.part")
+        try:
+            with self._http.stream("GET", path, params=_given(params), timeout=httpx.Timeout(600, connect=5)) as answer:
+                if answer.is_error:
+                    answer.read()
+                    _raise_for_problem(answer)
+                with beside.open("wb") as target:
+                    for block in answer.iter_raw():
+                        target.write(block)
+            beside.replace(file)
+        except httpx.TransportError as error:
+            raise Unreachable(self.url, _cause(error)) from error
+        finally:
+            beside.unlink(missing_ok=True)
+        return file.stat().st_size
 
     def stream(self, path: str, params: Mapping[str, Any] | None, last_id: str | None) -> Iterator[ServerSentEvent]:
         """Events of one connection, until the server ends it or it breaks (httpx.TransportError)."""

@@ -73,6 +73,9 @@ KINDS: dict[str, Kind] = {
     "artifact_ambiguous": Kind(409, "The artifact has several versions"),
     "artifact_not_kept": Kind(409, "An artifact of the job can't be kept"),
     "files_left": Kind(409, "Files can't be removed"),
+    "registry_refused": Kind(422, "The registry refused the login"),
+    "push_failed": Kind(502, "The image could not be pushed"),
+    "pull_failed": Kind(502, "The image could not be pulled"),
     "import_failed": Kind(422, "The import failed"),
     "files_elsewhere": Kind(409, "Files on another host can't be reached"),
     # hosts

@@ -103,3 +103,43 @@ class PushRequest(BaseModel):
 
 class Pushed(Schema):
     digest: str = Field(description="repository@sha256:…")
+
+
+class PullRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(min_length=1, max_length=400)
+
+
+class TagRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(min_length=1, max_length=400)
+    tag: str = Field(min_length=1, max_length=400)
+
+
+class ImportRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=4096, description="a .tar file on the control plane's machine")
+
+
+class Imported(Schema):
+    images: list[str]
+
+
+class RegistryRequest(BaseModel):
+    """A login, which is tried before it is kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    username: str = Field(min_length=1, max_length=200)
+    password: str = Field(min_length=1, max_length=20_000)
+
+
+class Registry(Schema):
+    """A registry at which this control plane is logged in; nothing ever shows the password."""
+
+    address: str
+    username: str
+    set_at: float

@@ -75,6 +75,17 @@ class Secret(SQLModel, table=True):
     set_at: float = Field(default_factory=time.time)
 
 
+class Registry(SQLModel, table=True):
+    """A login at a registry of images, for pulls and pushes of everybody."""
+
+    __tablename__ = "registry"
+    address: str = Field(primary_key=True)
+    username: str
+    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """The password, encrypted."""
+    set_at: float = Field(default_factory=time.time)
+
+
 class Job(SQLModel, table=True):
     """What a user asked for, and how far it is."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shlex
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from images.catalog import resolve
 from images.commit import commit, push
 from images.errors import ImageError
 from tests.docker.conftest import TEST_LABEL
+from tests.docker.front_door import FrontDoor
 from tests.docker.ssh_client import SshClient, free_port
 from tests.docker.test_images_build import layer_files
 from tests.docker.test_images_entrypoint import put, wait_until
@@ -137,37 +140,75 @@ def test_committing_what_is_not_there_says_so(docker_client: docker.DockerClient
     assert caught.value.code == "container_missing"
 
 
-@pytest.fixture
-def registry(docker_client: docker.DockerClient, system_image: str, run_container: Run) -> Iterator[str]:
-    """Debian's docker-registry in a container, on a port of the loopback interface; engines need no TLS there."""
+HTPASSWD = "ann:$2b$05$Q3zsgUz7e.DnbBi1BrulXuq3vtm8.aPTTEBNwmQnqTJa8IUyTFuMy"
+"""`s3cret-pass`, as docker-registry takes it."""
+
+
+@pytest.fixture(scope="module")
+def registry(docker_client: docker.DockerClient, system_image: str) -> Iterator[tuple[str, Container]]:
+    """Debian's docker-registry with basic auth, on a port of the loopback interface; engines need no TLS there."""
     tag, port = f"navarch-test-{uuid.uuid4().hex[:8]}:latest", free_port()
+    settings = (
+        "version: 0.1", "storage: {filesystem: {rootdirectory: /srv}}", f"http: {{addr: 127.0.0.1:{port}}}",
+        "auth: {htpasswd: {realm: test, path: /htpasswd}}",
+    )  # fmt: skip
     dockerfile = (
         f"FROM {system_image}\n"
         "RUN apt-get -qq update && apt-get -qq -y install --no-install-recommends docker-registry > /dev/null\n"
-        "RUN (echo 'version: 0.1'; echo 'storage: {filesystem: {rootdirectory: /srv}}';"
-        f" echo 'http: {{addr: 127.0.0.1:{port}}}') > /registry.yaml\n"
+        f"RUN echo '{HTPASSWD}' > /htpasswd && printf '%s\\n' {' '.join(map(shlex.quote, settings))} > /registry.yaml\n"
     )
     docker_client.images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=tag, rm=True, forcerm=True)
-    server = run_container(tag, ["docker-registry", "serve", "/registry.yaml"], network_mode="host",
-                           environment={"NAVARCH_SSH_PORT": str(free_port())})  # fmt: skip
-    wait_until(lambda: b"listening on" in server.logs())
-    yield f"127.0.0.1:{port}"
-    server.remove(force=True)
-    docker_client.images.remove(tag, force=True)
-
-
-def test_a_pushed_image_can_be_pulled_by_its_digest(
-    docker_client: docker.DockerClient, system_image: str, registry: str
-) -> None:
-    *lines, digest = push(docker_client, system_image, f"{registry}/team/base:1")
+    server = docker_client.containers.run(
+        tag, ["docker-registry", "serve", "/registry.yaml"], network_mode="host", detach=True,
+        environment={"NAVARCH_SSH_PORT": str(free_port())},
+    )  # fmt: skip
     try:
-        assert any("Pushed" in line for line in lines)
-        assert digest.startswith(f"{registry}/team/base@sha256:")
-        pulled = docker_client.images.pull(f"{registry}/team/base", tag=digest.partition("@")[2])
-        assert pulled.id == docker_client.images.get(system_image).id
-        assert digest in resolve(docker_client, system_image).digests
+        wait_until(lambda: b"listening on" in server.logs())
+        yield f"127.0.0.1:{port}", server
     finally:
-        docker_client.images.remove(f"{registry}/team/base:1", force=True)
+        server.remove(force=True)
+        docker_client.images.remove(tag, force=True)
+
+
+def test_an_image_goes_to_a_registry_with_a_login_and_comes_back(
+    door: FrontDoor, docker_client: docker.DockerClient, system_image: str, registry: tuple[str, Container]
+) -> None:
+    address, server = registry
+    name = f"{address}/team/base:1"
+
+    def navarch(*words: str, password: str = "") -> tuple[int, str]:
+        done = subprocess.run(
+            door.command(*words), env=door.environ(), input=password, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = navarch("image", "push", system_image, "--to", name)
+    assert code == 1 and "no basic auth" in said and "navarch registry login" in said, said
+    assert not docker_client.images.list(name), "what failed leaves no tag behind"
+    code, said = navarch("registry", "login", address, "-u", "ann", password="wrong")
+    assert code == 1 and f"{address} does not let ann in" in said, said
+    assert navarch("registry", "login", address, "-u", "ann", password="s3cret-pass")[0] == 0
+    for file in door.data_dir.glob("navarch.*"):
+        assert b"s3cret-pass" not in file.read_bytes(), file
+    code, said = navarch("image", "push", system_image, "--to", name)
+    assert code == 0 and f"pushed as {address}/team/base@sha256:" in said, said
+    docker_client.images.remove(name)
+    code, said = navarch("image", "pull", name)
+    assert code == 0 and docker_client.images.get(name).id == docker_client.images.get(system_image).id, said
+    docker_client.images.remove(name)
+    file = door.folder / "base.tar"
+    assert navarch("image", "tag", system_image, name)[0] == navarch("image", "export", name, str(file))[0] == 0
+    docker_client.images.remove(name)
+    code, said = navarch("image", "import", str(file))
+    assert code == 0 and f"{name} is here" in said, said
+    docker_client.images.remove(name)
+    assert navarch("registry", "logout", address)[0] == 0
+    assert navarch("image", "pull", name)[0] == 1
+    assert navarch("registry", "login", address, "-u", "ann", password="s3cret-pass")[0] == 0
+    server.kill()
+    code, said = navarch("image", "push", system_image, "--to", name)
+    assert code == 1 and "(tried 3 times)" in said and not docker_client.images.list(name), said
 
 
 def test_a_push_that_is_refused_says_why(docker_client: docker.DockerClient, system_image: str) -> None:
@@ -176,4 +217,4 @@ def test_a_push_that_is_refused_says_why(docker_client: docker.DockerClient, sys
         list(push(docker_client, system_image, destination))
     docker_client.images.remove(destination)
     assert caught.value.code == "push_failed"
-    assert "docker login" in caught.value.hint
+    assert "navarch registry login" in caught.value.hint

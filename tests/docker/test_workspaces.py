@@ -155,7 +155,7 @@ def test_every_workspace_has_a_name_in_ssh_and_blocks_for_ides(door: FrontDoor, 
 def test_a_workspace_kept_as_an_image_is_the_start_of_the_next_without_its_keys(
     door: FrontDoor, client: Client, workspace: str, docker_client: docker.DockerClient
 ) -> None:
-    _ssh(door, workspace, "echo package > /opt/installed; cp ~/.ssh/authorized_keys /opt/copied")
+    _ssh(door, workspace, "echo package > /opt/installed; cp /run/navarch/authorized_keys /opt/copied")
     tag = f"navarch-test-{door.port}:kept"
     try:
         told = door.navarch("image", "commit", workspace, "--tag", tag)

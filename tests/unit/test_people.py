@@ -30,6 +30,7 @@ COMMAND: dict[str, Any] = {"type": "command", "image": "cpu", "command": "true",
 ADMINS_ONLY = {
     *("POST /users", "PATCH /users/{name}", "DELETE /users/{name}"),
     *("POST /hosts", "PATCH /hosts/{ref}", "DELETE /hosts/{ref}", "POST /hosts/{ref}/check"),
+    *("PUT /registries/{address}", "DELETE /registries/{address}"),
     *("DELETE /images/{ref}", "GET /consistency", "GET /place"),
 }
 """Nobody's but an admin's. A route that is new is one of these until it is said to be a member's, too."""
@@ -71,7 +72,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
 
 
 def filled(path: str, **named: str) -> str:
-    for part in ("ref", "name", "fingerprint", "build_id", "type", "path"):
+    for part in ("ref", "name", "fingerprint", "build_id", "type", "path", "address"):
         path = path.replace(f"{{{part}}}", named.get(part, {"path": "score", "type": "sft"}.get(part, "x")))
     return "/api/v1" + path
 

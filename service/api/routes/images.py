@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import docker
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
 from images.catalog import ImageInfo, list_images, remove, resolve
 from images.errors import ImageError
@@ -32,6 +33,7 @@ from service.store.events import record
 router = APIRouter(route_class=BoundedRoute, tags=["images"], responses=RESPONSES)
 
 ImageRef = Annotated[str, Path(description="A tag, recipe name, id or digest.", max_length=300)]
+RegistryAddress = Annotated[str, Path(description="As it begins an image's name.", max_length=300)]
 BuildId = Annotated[str, Path(description="A build's id.", max_length=100)]
 
 
@@ -165,20 +167,79 @@ async def build_logs(
 @router.post(
     "/images/commits", response_model=contract.Committed, status_code=201, summary="Keep a workspace as an image"
 )
-def commit(request: Request, body: contract.CommitRequest) -> Response:
+def commit(
+    request: Request,
+    body: contract.CommitRequest,
+    dry_run: Annotated[bool, Query(description="Only say how much it would add at most.")] = False,
+) -> Response:
     """The container is paused for a moment; nothing in it is changed. Keys, tokens and histories stay out."""
+    commits, actor = state_of(request).runtime.commits, principal_of(request)
     with _faults():
-        made = state_of(request).runtime.commits.commit(body.workspace, body.tag, principal_of(request))
+        made = commits.look(body.workspace, actor) if dry_run else commits.commit(body.workspace, body.tag, actor)
     shown = contract.Committed(**asdict(made))
     return Response(shown.model_dump_json(), 201, media_type="application/json")
 
 
 @router.post("/images/push", response_model=contract.Pushed, summary="Push an image to a registry")
 def push(request: Request, body: contract.PushRequest) -> Response:
-    """With the logins of the account that runs the control plane (`docker login`); answers when it is there."""
+    """With the logins that admins gave; answers when it is there. What may pass is tried three times."""
     with _faults():
-        digest = state_of(request).runtime.commits.push(body.image, body.to, principal_of(request))
+        digest = state_of(request).runtime.transfers.push(body.image, body.to, principal_of(request))
     return Response(contract.Pushed(digest=digest).model_dump_json(), media_type="application/json")
+
+
+@router.post("/images/pull", response_model=contract.Image, summary="Pull an image from a registry")
+def pull(request: Request, body: contract.PullRequest) -> Response:
+    """Fetch it, or the state of it that its registry has now, onto the local engine."""
+    with _faults():
+        found = state_of(request).runtime.transfers.pull(body.image, principal_of(request))
+    return get_image(request, found)
+
+
+@router.post("/images/tag", response_model=contract.Image, summary="Give an image another name")
+def tag(request: Request, body: contract.TagRequest) -> Response:
+    with _faults():
+        state_of(request).runtime.transfers.tag(body.image, body.tag, principal_of(request))
+    return get_image(request, body.tag)
+
+
+@router.post("/images/import", response_model=contract.Imported, summary="Load images from a file")
+def import_images(request: Request, body: contract.ImportRequest) -> contract.Imported:
+    """A .tar file on the control plane's machine, as an export or `docker save` writes it."""
+    with _faults():
+        names = state_of(request).runtime.transfers.import_file(body.path, principal_of(request))
+    return contract.Imported(images=names)
+
+
+@router.get("/images/export", response_class=StreamingResponse, summary="An image as a file")
+def export(request: Request, image: Annotated[str, Query(max_length=400)]) -> StreamingResponse:
+    """A .tar file, for machines without any registry: `navarch image import`, or `docker load`."""
+    with _faults():
+        blocks = state_of(request).runtime.transfers.export(image)
+    return StreamingResponse(blocks, media_type="application/x-tar")
+
+
+@router.get("/registries", response_model=schemas.Page[contract.Registry], summary="List logins at registries")
+def registries(request: Request) -> Response:
+    rows = state_of(request).runtime.registries_of_images.all()
+    found = [contract.Registry(address=row.address, username=row.username, set_at=row.set_at) for row in rows]
+    page = schemas.Page[contract.Registry](items=found)
+    return Response(page.model_dump_json(), media_type="application/json")
+
+
+@router.put("/registries/{address}", status_code=204, response_class=Response, summary="Log in to a registry")
+def login(request: Request, address: RegistryAddress, body: contract.RegistryRequest) -> Response:
+    """Tried by the engine first (`registry_refused`); used for every pull and push from then on."""
+    with _faults():
+        state_of(request).runtime.transfers.login(address, body.username, body.password, principal_of(request))
+    return Response(status_code=204)
+
+
+@router.delete("/registries/{address}", status_code=204, response_class=Response, summary="Log out of a registry")
+def logout(request: Request, address: RegistryAddress) -> Response:
+    if not state_of(request).runtime.registries_of_images.logout(address, principal_of(request)):
+        raise Problem("not_found", f"There is no login at {address!r}.", "GET /registries lists them.")
+    return Response(status_code=204)
 
 
 @router.get("/images", response_model=schemas.Page[contract.Image], summary="List images")

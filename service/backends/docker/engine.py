@@ -4,7 +4,7 @@ import io
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -61,9 +61,13 @@ class DockerHost:
         mounting: Mounting | RemoteMounting,
         bind_address: str = "0.0.0.0",
         remote: RemoteMachine | None = None,
+        logins: Callable[[Any], None] = lambda _: None,
     ) -> None:
-        """`remote`: the machine behind the URL, which is that of a socket here, where it is another one."""
-        self._url = url
+        """`remote`: the machine behind the URL, which is that of a socket here, where it is another one.
+
+        `logins` has a client use those at registries.
+        """
+        self._url, self._logins = url, logins
         self._remote = remote
         self._bind_address = bind_address
         self._mounting = mounting
@@ -167,6 +171,7 @@ class DockerHost:
         client: Any = docker.APIClient(base_url=self._url, version="auto", timeout=_REGISTRY_PATIENCE_S)
         try:
             with engine_errors(f"The registry doesn't say whether it has {reference}"):
+                self._logins(client)
                 client.inspect_distribution(reference)
         except EngineError as error:
             raise ImageMissing(str(error)) from error
@@ -175,6 +180,7 @@ class DockerHost:
 
     def pull(self, reference: str) -> PullStream:
         with engine_errors(f"Image {reference} could not be pulled"):
+            self._logins(self.api)
             return PullStream(self.api, reference, lambda: self.image(reference))
 
     def create(self, plan: ContainerPlan) -> Created:

@@ -7,6 +7,7 @@ from pathlib import Path
 from sqlmodel import select
 
 from service.access.mounts import MountRules
+from service.access.registries import Registries
 from service.access.secrets import SecretBox
 from service.backends.docker.engine import DockerHost
 from service.backends.docker.mounting import Mounting
@@ -35,6 +36,7 @@ class DockerHosts:
         self._settings = settings
         self._own_key = OwnKey(settings.data_dir)
         self._secrets = SecretBox(settings.data_dir)
+        self._registries = Registries(database, self._secrets)
         self.wires = Wires(settings.data_dir / "wires")
         self._lock = threading.Lock()
         self._engines: dict[str, Engine] = {}
@@ -86,12 +88,12 @@ class DockerHosts:
             host = session.get(Host, host_id)
         if host is None or host.lifecycle == "removed":
             raise EngineError(f"there is no host {host_id}")
+        rules, logins = MountRules.of(self._settings), self._registries.tell
         if host.url.startswith("ssh:"):
             wire = self.wires.open(host.id, Route.parse(host.url, self.key_of(host), host.host_key))
-            return DockerHost(
-                wire.url, RemoteMounting(host.name, partial(self._shared, host.id)), remote=RemoteMachine(wire)
-            )
-        return DockerHost(host.url, Mounting(MountRules.of(self._settings)), self._settings.bind_address)
+            mounting = RemoteMounting(host.name, partial(self._shared, host.id))
+            return DockerHost(wire.url, mounting, remote=RemoteMachine(wire), logins=logins)
+        return DockerHost(host.url, Mounting(rules), self._settings.bind_address, logins=logins)
 
     def _shared(self, host_id: str) -> list[Path]:
         """What jobs may mount on a remote host: what is shared, as far as it lies in a mount root here."""
