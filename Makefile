@@ -45,7 +45,7 @@ test-docker: $(VENV)/.dev
 	@bash scripts/engine.sh
 	@bash scripts/packages.sh docker
 	@bash scripts/wheelhouse.sh $(STATE)/wheelhouse $(BIN)/python
-	$(BIN)/python -m pytest tests/docker -q
+	$(BIN)/python -m pytest tests/docker -q -n 2 --dist loadfile
 
 test-hosts: $(VENV)/.dev
 	@bash scripts/engine.sh

@@ -84,7 +84,7 @@ class Store:
 
 def test_settings(folder: Path, **changes: Any) -> Settings:
     """Ports that depend on the process, so that tests which run side by side don't meet."""
-    first = 24000 + (os.getpid() * 40) % 8000
+    first = 26000 + (os.getpid() * 40) % 6000
     return Settings(data_dir=folder, port_range=(first, first + 39), sweep_s=1.0, **changes)
 
 

@@ -18,6 +18,13 @@ from service.locations import Endpoint
 REPOSITORY = Path(__file__).parents[2]
 
 
+def port_range() -> str:
+    """Ports for jobs: each process of tests that run side by side has its own; tests that name one take 25900 on."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 24000 + 600 * (worker % 3)
+    return f"[{first}, {first + 599}]"
+
+
 @dataclass
 class FrontDoor:
     """One control plane with its own data folder, configuration and home."""
@@ -43,7 +50,7 @@ class FrontDoor:
             "HOME": str(home),
             "NAVARCH_DATA_DIR": str(self.data_dir),
             "NAVARCH_CONFIG_DIR": str(self.folder / "config"),
-            "NAVARCH_PORT_RANGE": "[24000, 25999]",
+            "NAVARCH_PORT_RANGE": port_range(),
             "COLUMNS": "200",
             "PYTHONPATH": str(REPOSITORY),  # the code that is tested, whatever is installed
         }
