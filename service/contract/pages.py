@@ -113,7 +113,8 @@ class LineageItem(Schema):
     id: str
     name: str
     type: str
-    depth: int
+    depth: int = Field(description="Its layer: behind all that it was made of.")
+    sources: list[str] = Field(description="Ids of what it was made of, or of the job that made it.")
 
 
 class Lineage(Schema):

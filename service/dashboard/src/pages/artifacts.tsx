@@ -4,7 +4,8 @@ import { api, type Artifact, need } from "../api/client";
 import { useData } from "../api/use";
 import { t } from "../i18n";
 import { bytes, shortDigest } from "../lib/format";
-import { Ago, Badge, Code, Empty, Failure, Loading } from "../ui/parts";
+import { LineageGraph } from "../ui/lineage";
+import { Ago, Code, Empty, Failure, Loading } from "../ui/parts";
 import { Pager } from "../ui/pager";
 import { useQuery } from "../ui/query";
 import { useTitle } from "../ui/title";
@@ -119,24 +120,7 @@ export function ArtifactPage() {
           <h2>{t("artifacts.lineage")}</h2>
           {line.data.value ? (
             line.data.value.items.length > 1 ? (
-              <ol class="lineage">
-                {line.data.value.items.map((item) => (
-                  <li key={`${item.kind}/${item.id}`} class={item.kind} ref={(node) => void (node && (node.style.marginInlineStart = `${item.depth * 26}px`))}>
-                    {item.kind === "job" ? (
-                      <>
-                        → <a href={`/jobs/${item.id}`}>{item.name}</a> <span class="muted">{item.type}</span>
-                      </>
-                    ) : (
-                      <>
-                        <a href={`/artifacts/${item.name}`} aria-current={item.name === `${artifact.name}@${artifact.version}` ? "true" : undefined}>
-                          {item.name}
-                        </a>{" "}
-                        <Badge state={item.type} />
-                      </>
-                    )}
-                  </li>
-                ))}
-              </ol>
+              <LineageGraph items={line.data.value.items} here={`${artifact.name}@${artifact.version}`} />
             ) : (
               <p class="muted">{t("artifacts.alone")}</p>
             )
