@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, e
 
 from service.client import Client
 from service.dashboard.site import DIST
-from tests.docker.conftest import docker_client, system_image  # noqa: F401  fixtures of the engine
+from tests.docker.conftest import cpu_image, docker_client, system_image  # noqa: F401  fixtures of the engine
 from tests.docker.front_door import FrontDoor, front_door
 
 REPOSITORY = Path(__file__).parents[2]

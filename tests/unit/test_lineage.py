@@ -25,11 +25,13 @@ def database(tmp_path: Path) -> Database:
         "serve": (["ppo-model"], None),
     }
     with world.database.write() as session:
-        session.add(Artifact(id="a-base", name="base", kind="model", path="/base"))
+        session.add(Artifact(id="a-base", name="base", kind="model", path="/base", owner_id="local"))
         for at, (name, (_, model)) in enumerate(made.items()):
             session.add(Job(id=f"j-{name}", name=name, type=name, document={}, owner_id="local", created_at=at))
             if model is not None:
-                session.add(Artifact(id=f"a-{model}", name=model, kind="model", path="/", job_id=f"j-{name}"))
+                session.add(
+                    Artifact(id=f"a-{model}", name=model, kind="model", path="/", job_id=f"j-{name}", owner_id="local")
+                )
         session.flush()
         for name, (used, _) in made.items():
             for one in used:

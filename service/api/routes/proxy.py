@@ -28,7 +28,7 @@ def _url(request: Request, ref: str) -> str:
     if job.url is None:
         said = f"Job {job.name} is {job.state} and serves no model" + ("." if job.finished else " yet.")
         raise Problem("job_not_serving", said, "Only jobs of type serve do, once their model is loaded.")
-    return job.url
+    return str(httpx.URL(job.url).join("/"))  # the URL that people are shown goes on with /v1 or /score
 
 
 @router.post("/jobs/{ref}/proxy/{path:path}", response_class=StreamingResponse, summary="Ask a served model")
@@ -39,9 +39,7 @@ async def ask(request: Request, ref: JobRef, path: Route) -> StreamingResponse:
     body = await request.body()
     client = httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False)
     try:
-        asked = client.build_request(
-            "POST", f"{url.rstrip('/')}/{path}", content=body, headers={"Content-Type": "application/json"}
-        )
+        asked = client.build_request("POST", url + path, content=body, headers={"Content-Type": "application/json"})
         answer = await client.send(asked, stream=True)
     except httpx.HTTPError as error:
         await client.aclose()

@@ -18,9 +18,10 @@ export function Images() {
   const recipe = useSignal("cpu");
   const base = useSignal("");
   const index = useSignal("");
+  const target = useSignal("training");
   const build = async () => {
     await attempt(
-      () => need(api.POST("/api/v1/images/builds", { body: { recipe: recipe.value, base: base.value || null, index_url: index.value || null } as never })),
+      () => need(api.POST("/api/v1/images/builds", { body: { recipe: recipe.value, base: base.value || null, index_url: index.value || null, target: target.value } as never })),
       t("images.asked"),
     );
     builds.reload();
@@ -102,6 +103,12 @@ export function Images() {
               </Field>
               <Field id="base" label={t("images.base")} help={t("images.baseHelp")}>
                 <input id="base" type="text" value={base.value} placeholder={recipes.data.value?.items.find((one) => one.name === recipe.value)?.base ?? ""} onInput={(event) => (base.value = event.currentTarget.value)} />
+              </Field>
+              <Field id="target" label={t("images.target")} help={t("images.targetHelp")}>
+                <select id="target" value={target.value} onChange={(event) => (target.value = event.currentTarget.value)}>
+                  <option value="training">{t("images.target.training")}</option>
+                  <option value="system">{t("images.target.system")}</option>
+                </select>
               </Field>
               <Field id="index" label={t("images.index")} help={t("images.indexHelp")}>
                 <input id="index" type="text" value={index.value} onInput={(event) => (index.value = event.currentTarget.value)} />
