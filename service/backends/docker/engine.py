@@ -266,8 +266,10 @@ class DockerHost:
 
     def inspect(self, name_or_id: str) -> ContainerFacts | None:
         with engine_errors(f"Container {name_or_id} could not be inspected"):
-            try:
-                return container_facts(self.api.inspect_container(name_or_id))
+            api = self.api
+            url = api._url("/containers/{0}/json", name_or_id)
+            try:  # an engine that hangs must not keep a step for as long as other calls may take
+                return container_facts(api._result(api._get(url, timeout=_ANSWER_S), True))
             except docker.errors.NotFound:
                 return None
 

@@ -30,6 +30,7 @@ from service.backends.errors import EngineError, Unreachable
 from service.contract.ssh_keys import PublicKey
 
 log = structlog.get_logger("wires")
+asyncssh.set_log_level("WARNING")  # it would tell of every channel
 SOCKET = "/var/run/docker.sock"
 CONNECT_S = 10.0
 KEEP_ALIVE_S, KEEP_ALIVES = 3, 3

@@ -29,12 +29,51 @@ export function Hosts() {
               <dd class="wrap">
                 {host.url} · {host.engine_version ?? "–"}
               </dd>
-              <dt>{t("host.seen")}</dt>
+              <dt>{t(host.reachable || !host.unreachable_since ? "host.seen" : "host.since")}</dt>
               <dd>
-                <Ago at={host.seen_at} />
+                <Ago at={host.reachable ? host.seen_at : (host.unreachable_since ?? host.seen_at)} />
               </dd>
+              <dt>{t("host.address")}</dt>
+              <dd>{host.cluster_address ?? host.address}</dd>
+              {Object.keys(host.labels ?? {}).length ? (
+                <>
+                  <dt>{t("host.labels")}</dt>
+                  <dd>
+                    {Object.entries(host.labels ?? {})
+                      .map(([name, value]) => `${name}=${value}`)
+                      .join(" ")}
+                  </dd>
+                </>
+              ) : null}
+              {host.fingerprint ? (
+                <>
+                  <dt>{t("host.key")}</dt>
+                  <dd class="wrap">{host.fingerprint}</dd>
+                </>
+              ) : null}
               <dt>{t("host.memory")}</dt>
               <dd>{bytes(host.memory_bytes)}</dd>
+              {host.checked_at ? (
+                <>
+                  <dt>{t("host.findings")}</dt>
+                  <dd class="wrap">
+                    {host.findings?.length ? (
+                      <ul class="stack">
+                        {host.findings.map((finding) => (
+                          <li key={`${finding.name} ${finding.gpu ?? ""}`}>
+                            <b>{finding.name}</b> {finding.detail}
+                          </li>
+                        ))}
+                      </ul>
+                    ) : (
+                      t("host.nothingWrong")
+                    )}{" "}
+                    <span class="muted small">
+                      <Ago at={host.checked_at} />
+                    </span>
+                  </dd>
+                </>
+              ) : null}
             </dl>
           </section>
         ))}

@@ -63,7 +63,7 @@ function Keys() {
                   <td class="optional">{key.type}</td>
                   <td class="wrap">{key.comment}</td>
                   <td>
-                    <button type="button" class="button quiet small" onClick={() => void remove(key.fingerprint, key.user)}>
+                    <button type="button" class="button quiet small" onClick={() => void remove(key.fingerprint, key.user ?? "")}>
                       {t("common.delete")}
                     </button>
                   </td>
@@ -134,7 +134,7 @@ function Tokens() {
                     <Ago at={token.created_at} />
                   </td>
                   <td>
-                    <button type="button" class="button quiet small" onClick={() => void remove(token.name, token.user)}>
+                    <button type="button" class="button quiet small" onClick={() => void remove(token.name, token.user ?? "")}>
                       {t("people.withdrawYes")}
                     </button>
                   </td>
