@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,19 @@ def load_tokenizer(source: str, asked: str) -> Any:
     """`source`: a folder or hub id; `asked`: the same as the user wrote it. Raises MissingInput saying what is wrong.
 
     transformers 5 names classes that 4 doesn't have and lists extra special tokens; its tokenizer.json says all that
-    such a class needs, so it is read as it is.
+    such a class needs, so it is read as it is. It is also where the class that transformers takes for the architecture
+    would cut texts otherwise than the file says (transformers 5 goes by the architecture).
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if ("/" not in source or source.startswith((".", "/", "~"))) and not Path(source).is_dir():
         raise MissingInput(f"{asked} is not a folder. Name a Hugging Face model folder or hf:org/name.")
     try:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        if _as_its_file(tokenizer, source):
+            return tokenizer
+        with _no_warnings():
+            return PreTrainedTokenizerFast.from_pretrained(source, **_settings(source))
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError and bare Exceptions here
         if refusal := hub_refusal(asked, error):
             raise refusal from error
@@ -77,6 +83,15 @@ def give_tokens(tokenizer: Any, template: str, name: str, model: str, *, add: bo
         more = {"additional_special_tokens": list(missing)}
         tokenizer.add_special_tokens(more, replace_additional_special_tokens=False)
     return missing
+
+
+def _as_its_file(tokenizer: Any, source: str) -> bool:
+    """Whether it cuts texts as the folder's tokenizer.json says; True where there is none."""
+    file = Path(source) / "tokenizer.json"
+    if not file.is_file() or not getattr(tokenizer, "is_fast", False):
+        return True
+    written, made = json.loads(file.read_text("utf-8")), json.loads(tokenizer.backend_tokenizer.to_str())
+    return all(written.get(part) == made.get(part) for part in ("normalizer", "pre_tokenizer"))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ A run that can't be written must be refused before its first step, not after its
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import warnings
@@ -27,6 +28,13 @@ from training.models.load import load_config
 from training.models.lora import plain_names
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+GENERATION = (
+    *SAMPLING, "do_sample", "max_length", "min_length", "early_stopping", "num_beams", "num_beam_groups",
+    "diversity_penalty", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+    "bad_words_ids", "num_return_sequences", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
+    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+)  # fmt: skip
+"""Keys that old models have in config.json and that belong into generation_config.json."""
 VOLATILE = {"torch_dtype", "dtype", "use_cache", "architectures", "transformers_version"}
 """Keys of config.json that an export may change."""
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -41,12 +49,14 @@ def mend_generation(model: PreTrainedModel) -> str:
     config = getattr(model, "generation_config", None)
     if config is None:
         return ""
-    for name, value in model.config._get_non_default_generation_parameters().items():
-        setattr(config, name, value)  # where transformers would put them while saving
-        setattr(model.config, name, None)
+    default = GenerationConfig()
+    for name in GENERATION:
+        value = getattr(model.config, name, None)
+        if value is not None and value != getattr(default, name, None):
+            setattr(config, name, value)  # where transformers would put them while saving
+            setattr(model.config, name, None)
     if not _complaint(config):
         return ""
-    default = GenerationConfig()
     asked = [name for name in SAMPLING if getattr(config, name) not in (None, getattr(default, name))]
     if asked and not config.do_sample:
         config.do_sample = True
@@ -59,14 +69,18 @@ def mend_generation(model: PreTrainedModel) -> str:
 
 
 def _complaint(config: GenerationConfig) -> str:
-    """What `save_pretrained` would refuse the config for."""
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            config.validate()
-    except (ValueError, TypeError, AttributeError) as error:
-        return str(error).strip().splitlines()[0][:200]
-    return str(caught[0].message).splitlines()[0][:200] if caught else ""
+    """What `save_pretrained` would refuse the config for, once anything in it was changed; or ""."""
+    tried = copy.deepcopy(config)
+    tried._original_object_hash = None  # by which transformers 5 lets pass what was only read
+    with TemporaryDirectory() as folder, warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        try:
+            tried.save_pretrained(folder)
+        except (ValueError, TypeError, AttributeError) as error:
+            frame = ("invalid", "Thrown during", "Fix these")
+            said = [line for line in str(error).splitlines() if line and not any(word in line for word in frame)]
+            return (said or [str(error)])[0][:200]
+    return ""
 
 
 def rehearse_model(run_dir: Path, model: PreTrainedModel, codec: TextCodec, *, dtype: torch.dtype) -> None:
@@ -131,12 +145,16 @@ def enough_space(run_dir: Path, state: Mapping[str, Tensor], dtype: torch.dtype)
 
 
 def _small(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One number for each tensor; those that share memory go on sharing."""
+    """One number for each tensor; those that share memory go on sharing.
+
+    Experts that lie in one tensor of three dimensions keep their number, and the two that their gate and value need:
+    transformers 5 takes them apart while it writes.
+    """
     made: dict[tuple[int, int], Tensor] = {}
-    return {
-        name: made.setdefault((tensor.data_ptr(), tensor.numel()), torch.zeros(1, dtype=tensor.dtype))
-        for name, tensor in state.items()
-    }
+    for tensor in state.values():
+        shape = (tensor.shape[0], 2, 1) if tensor.ndim == 3 else (1,)
+        made.setdefault((tensor.data_ptr(), tensor.numel()), torch.zeros(shape, dtype=tensor.dtype))
+    return {name: made[tensor.data_ptr(), tensor.numel()] for name, tensor in state.items()}
 
 
 def _whole(shell: PreTrainedModel, written: set[str]) -> None:
