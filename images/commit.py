@@ -29,6 +29,8 @@ from images.build import BASE_LABEL, INPUTS_LABEL, RECIPE_LABEL, STAGE_LABEL, TA
 from images.errors import ImageError
 
 COMMIT_RECIPE = "commit"
+COPY_LABEL = "navarch.copy"
+"""DEPLOYMENT/PROCESS, on the whole copy of a container that an image is being made of."""
 ENVIRONMENT = "etc/environment"
 _OURS = re.compile(
     r"run/navarch(/.*)?|etc/ssh/(ssh_host_.*|navarch.*)|etc/profile\.d/navarch\.sh|var/log/sshd\.log|run/sshd\.pid"
@@ -64,15 +66,26 @@ class Committed:
     """Places of the container that are mounts: they are no part of any image."""
 
 
+def forget_copies(client: docker.DockerClient, deployment: str, process: str) -> None:
+    """Removes what commits of earlier processes left when they were cut off: all that was in the containers."""
+    for found in _api(client).images(all=True, filters={"label": COPY_LABEL}):
+        owner, _, maker = str((found.get("Labels") or {}).get(COPY_LABEL)).partition("/")
+        if owner == deployment and maker != process:
+            _forget(client, str(found["Id"]))
+
+
 def commit(
     client: docker.DockerClient,
     container_id: str,
     tag: str,
     *,
+    mark: str = "",
     secrets: Collection[str] = (),
     labels: Mapping[str, str] | None = None,
 ) -> Committed:
     """Makes an image `tag` of a container, running or not. Files with one of the `secrets` in them stay out.
+
+    `mark`: whose copy it is meanwhile, for `forget_copies`.
 
     Raises ImageError (`container_missing`, `commit_failed`).
     """
@@ -82,7 +95,7 @@ def commit(
         raise ImageError("container_missing", f"The engine has no container {container_id!r}.") from error
     copy, api = "", _api(client)
     try:
-        copy = str(api.commit(str(container.id), pause=True)["Id"])
+        copy = str(api.commit(str(container.id), pause=True, conf={"Labels": {COPY_LABEL: mark}})["Id"])
         with tempfile.TemporaryDirectory(prefix="navarch-commit-") as folder:
             never = [secret.encode() for secret in secrets if secret]
             made = _filtered(client, container, copy, tag, Path(folder), never, labels or {})

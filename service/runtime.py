@@ -131,6 +131,7 @@ class Runtime:
         self.controller = Controller(context)
         self.controller.start()
         self.builds.start()
+        self.commits.start(self.deployment)
         self.digests.start()
 
     def stop(self) -> None:

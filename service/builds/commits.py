@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
+import docker
 from sqlmodel import Session
 
 from images.cancellation import Cancellation
-from images.commit import Committed, commit, preview
+from images.commit import Committed, commit, forget_copies, preview
 from images.engine import engine_for
+from images.errors import ImageError
 from service.access.host_keys import host_key
 from service.access.keys import KeyRing
 from service.access.own_secrets import given
@@ -20,6 +24,7 @@ from service.contract.errors import Problem
 from service.settings import Settings
 from service.store.database import Database
 from service.store.events import record_workspace
+from service.store.ids import new_id
 from service.store.rows import find_workspace
 from service.store.tables import Host, Workspace
 
@@ -30,6 +35,18 @@ class Commits:
     def __init__(self, database: Database, settings: Settings, own_key: Callable[[], str]) -> None:
         self._database, self._settings, self._own_key = database, settings, own_key
         self._secrets = SecretBox(settings.data_dir)
+        self._process = new_id()
+        self._deployment = ""
+
+    def start(self, deployment: str) -> None:
+        """What commits left that were cut off with an earlier process goes; it has nobody's keys taken out."""
+        self._deployment = deployment
+        threading.Thread(target=self._tidy, name="commits-tidy", daemon=True).start()
+
+    def _tidy(self) -> None:
+        failed = (ImageError, docker.errors.DockerException)  # then the next start does it
+        with suppress(*failed), engine_for(self._settings.engine_url, Cancellation(), 30) as client:
+            forget_copies(client, self._deployment, self._process)
 
     def commit(self, ref: str, tag: str, actor: Principal) -> Committed:
         """Makes an image of a workspace's container, which is paused for a moment. Raises Problem, ImageError."""
@@ -46,7 +63,8 @@ class Commits:
             f"{LABELS}at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         with engine_for(url, Cancellation()) as client:
-            made = commit(client, container, tag, secrets=self._never(row), labels=labels)
+            mark = f"{self._deployment}/{self._process}"
+            made = commit(client, container, tag, mark=mark, secrets=self._never(row), labels=labels)
         with self._database.write() as session:
             kept = session.get(Workspace, row.id)
             if kept is not None:

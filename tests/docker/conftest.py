@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shlex
 import subprocess
 import sys
 import uuid
@@ -17,7 +19,8 @@ from docker.models.containers import Container
 from images.build import BuildOptions, build, finish
 from service.client import Client
 from tests.docker.engines import remove_containers
-from tests.docker.front_door import FrontDoor, front_door
+from tests.docker.front_door import FrontDoor, front_door, until
+from tests.docker.ssh_client import free_port
 
 TEST_LABEL = "navarch.test"
 REPOSITORY = Path(__file__).parents[2]
@@ -90,3 +93,33 @@ def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("ssh") / "id_ed25519"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
     return path
+
+
+HTPASSWD = "ann:$2b$05$Q3zsgUz7e.DnbBi1BrulXuq3vtm8.aPTTEBNwmQnqTJa8IUyTFuMy"
+"""`s3cret-pass`, as docker-registry takes it."""
+
+
+@pytest.fixture(scope="session")
+def registry(docker_client: docker.DockerClient, system_image: str) -> Iterator[tuple[str, Container]]:
+    """Debian's docker-registry with basic auth, on a port of the loopback interface; engines need no TLS there."""
+    tag, port = f"navarch-test-{uuid.uuid4().hex[:8]}:latest", free_port()
+    settings = (
+        "version: 0.1", "storage: {filesystem: {rootdirectory: /srv}}", f"http: {{addr: 127.0.0.1:{port}}}",
+        "auth: {htpasswd: {realm: test, path: /htpasswd}}",
+    )  # fmt: skip
+    dockerfile = (
+        f"FROM {system_image}\n"
+        "RUN apt-get -qq update && apt-get -qq -y install --no-install-recommends docker-registry > /dev/null\n"
+        f"RUN echo '{HTPASSWD}' > /htpasswd && printf '%s\\n' {' '.join(map(shlex.quote, settings))} > /registry.yaml\n"
+    )
+    docker_client.images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=tag, rm=True, forcerm=True)
+    server = docker_client.containers.run(
+        tag, ["docker-registry", "serve", "/registry.yaml"], network_mode="host", detach=True,
+        environment={"NAVARCH_SSH_PORT": str(free_port())},
+    )  # fmt: skip
+    try:
+        until(lambda: b"listening on" in server.logs(), "the registry listens")
+        yield f"127.0.0.1:{port}", server
+    finally:
+        server.remove(force=True)
+        docker_client.images.remove(tag, force=True)

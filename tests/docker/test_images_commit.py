@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import shlex
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
@@ -140,36 +138,6 @@ def test_committing_what_is_not_there_says_so(docker_client: docker.DockerClient
     assert caught.value.code == "container_missing"
 
 
-HTPASSWD = "ann:$2b$05$Q3zsgUz7e.DnbBi1BrulXuq3vtm8.aPTTEBNwmQnqTJa8IUyTFuMy"
-"""`s3cret-pass`, as docker-registry takes it."""
-
-
-@pytest.fixture(scope="module")
-def registry(docker_client: docker.DockerClient, system_image: str) -> Iterator[tuple[str, Container]]:
-    """Debian's docker-registry with basic auth, on a port of the loopback interface; engines need no TLS there."""
-    tag, port = f"navarch-test-{uuid.uuid4().hex[:8]}:latest", free_port()
-    settings = (
-        "version: 0.1", "storage: {filesystem: {rootdirectory: /srv}}", f"http: {{addr: 127.0.0.1:{port}}}",
-        "auth: {htpasswd: {realm: test, path: /htpasswd}}",
-    )  # fmt: skip
-    dockerfile = (
-        f"FROM {system_image}\n"
-        "RUN apt-get -qq update && apt-get -qq -y install --no-install-recommends docker-registry > /dev/null\n"
-        f"RUN echo '{HTPASSWD}' > /htpasswd && printf '%s\\n' {' '.join(map(shlex.quote, settings))} > /registry.yaml\n"
-    )
-    docker_client.images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=tag, rm=True, forcerm=True)
-    server = docker_client.containers.run(
-        tag, ["docker-registry", "serve", "/registry.yaml"], network_mode="host", detach=True,
-        environment={"NAVARCH_SSH_PORT": str(free_port())},
-    )  # fmt: skip
-    try:
-        wait_until(lambda: b"listening on" in server.logs())
-        yield f"127.0.0.1:{port}", server
-    finally:
-        server.remove(force=True)
-        docker_client.images.remove(tag, force=True)
-
-
 def test_an_image_goes_to_a_registry_with_a_login_and_comes_back(
     door: FrontDoor, docker_client: docker.DockerClient, system_image: str, registry: tuple[str, Container]
 ) -> None:
@@ -208,6 +176,7 @@ def test_an_image_goes_to_a_registry_with_a_login_and_comes_back(
     assert navarch("registry", "login", address, "-u", "ann", password="s3cret-pass")[0] == 0
     server.kill()
     code, said = navarch("image", "push", system_image, "--to", name)
+    server.start()
     assert code == 1 and "(tried 3 times)" in said and not docker_client.images.list(name), said
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import docker
 import httpx
 import pytest
+from docker.models.containers import Container
+from docker.models.images import Image
 
+from images.commit import COPY_LABEL
 from service.client import ApiError, Client
 from service.contract.workspaces import Workspace
 from tests.docker.front_door import FrontDoor, until
+from tests.docker.ssh_client import free_port
 
 
 @pytest.fixture
@@ -152,24 +156,84 @@ def test_every_workspace_has_a_name_in_ssh_and_blocks_for_ides(door: FrontDoor, 
     assert f"Port {port}" in door.navarch("workspace", "ide", workspace).stdout
 
 
-def test_a_workspace_kept_as_an_image_is_the_start_of_the_next_without_its_keys(
-    door: FrontDoor, client: Client, workspace: str, docker_client: docker.DockerClient
-) -> None:
-    _ssh(door, workspace, "echo package > /opt/installed; cp /run/navarch/authorized_keys /opt/copied")
-    tag = f"navarch-test-{door.port}:kept"
+@pytest.mark.timeout(600)  # the control plane is started six times
+def test_a_day_on_a_gpu_server_with_a_power_cut_at_every_step(
+    door: FrontDoor, client: Client, system_image: str, docker_client: docker.DockerClient, tmp_path: Path,
+    registry: tuple[str, Container],
+) -> None:  # fmt: skip
+    """ann creates, logs in, installs, commits, pushes and removes; somebody else goes on from the pushed image."""
+    address, server = registry
+    shared, tag, port = door.folder / "shared" / "day", f"{address}/team/colossalai:0.3.0", free_port()
+    deployment = client.version().deployment
+    _package(shared)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "ann")], check=True)
+    public = (tmp_path / "ann.pub").read_text()
+    token = client.add_user("ann").token or ""
+    ann = Client(door.url, token=token)
+    ann.add_key(public)
+    ann.set_secret("HF_TOKEN", "hf_of_ann_and_nobody_else")
+    client.registry_login(address, "ann", "s3cret-pass")
+
+    def power_cut() -> None:
+        door.kill()
+        door.start("--mount-root", str(door.folder / "shared"))
+
+    def copies() -> list[Image]:
+        found = docker_client.images.list(filters={"label": COPY_LABEL})
+        return [image for image in found if image.labels[COPY_LABEL].startswith(deployment)]
+
+    def cut_off(begun: Callable[[], object], *words: str) -> None:
+        """A command that is under way when the control plane dies is typed again."""
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        typed = subprocess.Popen(door.command(*words), env={**door.environ(), "NAVARCH_TOKEN": token}, **quiet)
+        until(lambda: bool(begun()) or typed.poll() is not None, f"{words} begins", 60)
+        power_cut()
+        assert typed.wait(timeout=60) != 0, "it was over before"
+        done = door.navarch(*words, environment={"NAVARCH_TOKEN": token})
+        assert done.returncode == 0, done.stderr
+
     try:
-        told = door.navarch("image", "commit", workspace, "--tag", tag)
-        assert told.returncode == 0, told.stderr
-        assert "/opt/copied" in told.stdout and "/root" in told.stdout
-        labels = docker_client.images.get(tag).labels
-        assert (labels["navarch.commit.workspace"], labels["navarch.commit.by"]) == (workspace, "local")
-        made = door.navarch("workspace", "create", "next", "--image", tag)
-        assert made.returncode == 0, made.stderr
-        assert _ssh(door, "next", "cat /opt/installed; ls /opt") == "package\ninstalled\n"
-        assert client.workspace("next").ssh.host_key != client.workspace(workspace).ssh.host_key
+        spec = {"name": "colossal_env", "image": system_image, "ports": [f"{port}:22", "auto:7000"], "ipc": "host"}
+        ann.create_workspace({**spec, "mounts": [f"{shared}:/workspace/LLM"]})
+        power_cut()
+        until(lambda: ann.workspace("colossal_env").state == "running", "it runs", 90)
+        login = ["ssh", "-p", str(port), "-i", str(tmp_path / "ann"), "-o", f"UserKnownHostsFile={tmp_path / 'known'}"]
+        login += ["-o", "StrictHostKeyChecking=accept-new", "-o", "BatchMode=yes", "root@127.0.0.1"]
+        keys = "ssh-keygen -qN '' -f ~/.ssh/id_rsa && cp /run/navarch/authorized_keys /opt/"
+        installs = f"dpkg -i /workspace/LLM/seed.deb && echo $HF_TOKEN > /opt/token && {keys}"
+        subprocess.run([*login, installs], check=True, capture_output=True)
+        cut_off(copies, "image", "commit", "colossal_env", "--tag", tag)
+        until(lambda: not copies(), "no copy is left with everything in it")
+        cut_off(lambda: b"team/colossalai" in server.logs(), "image", "push", tag)
+        ann.delete_workspace("colossal_env", home="delete")
+        power_cut()
+        until(lambda: not list(ann.workspaces()), "it is gone")
+        docker_client.images.remove(tag, force=True)
+        client.create_workspace({"name": "next", "image": tag})
+        power_cut()
+        until(lambda: client.workspace("next").state == "running", "the next one runs", 90)
+        assert _ssh(door, "next", "seed; ls /opt") == "the package is here\n"
+        secrets = f"-e {public.split()[1]} -e hf_of_ann_and_nobody_else"
+        assert _ssh(door, "next", f"grep -rlF {secrets} / --exclude-dir=proc --exclude-dir=sys 2>/dev/null; true") == ""
+        assert client.consistency().ok, client.consistency()
     finally:
         door.navarch("workspace", "rm", "next", "--home")
-        docker_client.images.remove(tag, force=True)
+        if docker_client.images.list(tag):
+            docker_client.images.remove(tag, force=True)
+
+
+def _package(folder: Path) -> None:
+    """Something to install, as apt would."""
+    for name, text in (
+        ("seed/DEBIAN/control", "Package: seed\nVersion: 1\nArchitecture: all\nMaintainer: x\nDescription: x\n"),
+        ("seed/usr/bin/seed", "#!/bin/sh\necho the package is here\n"),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "seed/usr/bin/seed").chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(path.stat().st_mode & ~0o7022)
+    subprocess.run(["dpkg-deb", "-b", str(folder / "seed"), str(folder / "seed.deb")], check=True, capture_output=True)
 
 
 def test_a_start_needs_no_body(door: FrontDoor, workspace: str) -> None:
