@@ -26,9 +26,7 @@ down: ## stop and remove everything that the demo started
 test: test-unit test-dashboard ## all tests: pure, training on CPU ranks, real Docker Engine, several real hosts, real browser
 	@bash scripts/engine.sh
 	@for what in training docker hosts browser; do bash scripts/packages.sh $$what || exit 1; done
-	@$(MAKE) --no-print-directory -j2 test-training test-docker
-	@$(MAKE) --no-print-directory test-hosts
-	@$(MAKE) --no-print-directory test-browser
+	@$(MAKE) --no-print-directory -j2 test-docker test-training test-hosts test-browser
 
 test-unit: $(VENV)/.dev
 	@bash scripts/packages.sh unit
