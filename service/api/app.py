@@ -9,6 +9,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 
 from service.access.sessions import Sessions
 from service.api import problems, views
@@ -91,6 +92,8 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.include_router(api)
     app.add_api_route("/metrics", _metrics(meter), include_in_schema=False)
     site.install(app)
+    kept = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "application/x-tar")  # images, whose layers are large
+    app.add_middleware(GZipMiddleware, minimum_size=1400, compresslevel=5, exclude_content_types=kept)
     app.add_middleware(Gate, tokens=runtime.tokens, sessions=sessions)
     app.add_middleware(problems.Failures)
     app.add_middleware(meter.middleware)

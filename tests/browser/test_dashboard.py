@@ -279,7 +279,8 @@ def test_every_page_is_told_its_policy_and_hashed_files_are_kept(tab: Tab, door:
     assert "script-src 'self'" in policy and "unsafe" not in policy
     asset = re.search(r'src="(/assets/[^"]+\.js)"', answer.text())
     assert asset is not None
-    assert "immutable" in page.request.get(door.url + asset.group(1)).headers["cache-control"]
+    script = page.request.get(door.url + asset.group(1)).headers
+    assert "immutable" in script["cache-control"] and script["content-encoding"] == "gzip"
     assert page.request.get(f"{door.url}/api/v1/nothing").status == 404
     assert page.request.get(f"{door.url}/assets/../site.py").status == 404
 
