@@ -165,7 +165,8 @@ def test_synthetic_data_is_what_its_stage_reads(tmp_path: Path, kind: str) -> No
     assert main(["synthesize", str(path), "--rows", "50", "--kind", kind]) == 0
     rows = [row.value for row in read_rows(path)]
     assert len(rows) == 50
-    assert detect_format(rows) == {"sft": "alpaca", "dpo": "rm-static", "prompts": "prompt", "pt": "text"}[kind]
+    formats = {"sft": "alpaca", "dpo": "rm-static", "prompts": "prompt", "pt": "text", "sums": "prompt"}
+    assert detect_format(rows) == formats[kind]
 
 
 def test_synthetic_data_is_reproducible_and_never_holds_the_test_questions(tmp_path: Path) -> None:
