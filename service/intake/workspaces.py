@@ -1,5 +1,6 @@
 """What can be done with workspaces: create, start, stop, restart, extend, remove. The API and the tests call these."""
 
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,11 +29,12 @@ from service.store.database import Database
 from service.store.events import move_workspace, record_workspace
 from service.store.ids import WORKSPACE, new_id
 from service.store.rows import find_workspace
-from service.store.tables import Attempt, GpuLease, Holder, Job, PortLease, Workspace
+from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease, Workspace
 
 _TRIES = 3
 """Somebody may take what was found free a moment ago; then it is looked for again."""
 _STOP_GRACE_S = 10.0
+_FIRST_LOOK_S = 10.0
 
 
 class Workspaces:
@@ -55,8 +57,7 @@ class Workspaces:
         """Makes a workspace and starts it. Raises Problem when the name is taken or there is no room now."""
         spec = parse(document)
         self._check_paths(spec)
-        with self._database.read() as session:
-            hosts = capacities(session)
+        hosts = self._hosts()
         if self._images is not None:
             self._images.check(spec, hosts)
         sealed = self._secrets.seal(spec.secrets)
@@ -70,6 +71,18 @@ class Workspaces:
             self._wake(row.id)
             return row
         raise Problem("no_room", f"Others were quicker {_TRIES} times.", "Try again.")
+
+    def _hosts(self) -> list[HostCapacity]:
+        """All hosts. In the first seconds of a control plane's life, once the first of them was looked at."""
+        deadline = time.monotonic() + _FIRST_LOOK_S
+        while True:
+            with self._database.read() as session:
+                hosts = capacities(session)
+                new = select(Host.id).where(col(Host.seen_at).is_(None), col(Host.unreachable_since).is_(None))
+                unseen = all(host.unusable for host in hosts) and session.exec(new).first() is not None
+            if not unseen or time.monotonic() > deadline:
+                return hosts
+            time.sleep(0.1)
 
     def start(self, ref: str, *, image: str | None = None, switch: bool = False, actor: Principal = LOCAL) -> Workspace:
         """Starts a workspace; `switch` makes its container anew, of another image if one is given. Raises Problem."""

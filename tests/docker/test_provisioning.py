@@ -130,7 +130,8 @@ END"""
     job_id = plane.submit(script, image=system_image, resources={"nodes": 2})
     job = plane.ended(job_id, timeout_s=60)
     assert (job.state, job.message) == ("succeeded", "finished with exit code 0")
-    assert plane.log(job_id) == ["met rank 1"]
+    checked, met = plane.log(job_id)
+    assert checked.startswith("checked 2 nodes in ") and met == "met rank 1"
     (attempt,) = plane.attempts(job_id)
     assert attempt.released_at is not None
     assert plane.leases() == []
@@ -140,5 +141,9 @@ def test_one_failing_rank_ends_the_gang_with_its_reason(plane: Plane, system_ima
     script = 'if [ $NODE_RANK = 1 ]; then echo "rank 1 broke"; exit 9; fi; exec sleep 600'
     job_id = plane.submit(script, image=system_image, resources={"nodes": 2})
     job = plane.ended(job_id, timeout_s=60)
-    assert (job.state, job.reason, job.message) == ("failed", "user_error", "exit code 9: rank 1 broke")
+    assert (job.state, job.reason, job.message) == (
+        "failed",
+        "user_error",
+        "rank 1 on local: exit code 9: rank 1 broke",
+    )
     until("removal of both containers", lambda: not plane.containers())

@@ -72,7 +72,7 @@ def test_the_rank_that_failed_is_named_with_its_host_and_ends_the_others(
     begun = time.monotonic()
     job = gang(client, system_image, "fails", FAILS, grace="2s")
     where = next(replica.host for replica in job.attempts[0].replicas if replica.node_rank == 1)
-    assert (job.state, job.reason) == ("failed", "exited"), job.message
+    assert (job.state, job.reason) == ("failed", "user_error"), job.message
     assert "rank 1" in (job.message or "") and (where or "?") in (job.message or "") and "7" in (job.message or "")
     assert time.monotonic() - begun < 60, "the other one didn't sleep on"
     assert "consistent" in door.navarch("doctor").stdout.lower() or door.navarch("doctor").returncode == 0
