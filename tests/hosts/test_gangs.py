@@ -16,7 +16,8 @@ from tests.hosts.machines import Machines
 MEETS = """
 other=$((1 - NODE_RANK))
 echo "names: $(awk '{print $1}' $NAVARCH_HOSTFILE | tr '\\n' ' ')"
-echo "over there: $(ssh node$other 'echo rank $NODE_RANK')"
+echo "over there: $(ssh node$other 'echo rank $NODE_RANK; touch /tmp/met' 2>&1)"
+until [ -e /tmp/met ]; do sleep 0.1; done
 """
 FAILS = """
 if [ $NODE_RANK = 1 ]; then sleep 1; echo 'the data is gone' >&2; exit 7; fi
@@ -50,8 +51,8 @@ def _removed(client: Client, name: str) -> bool:
 
 
 def gang(client: Client, image: str, name: str, script: str, **more: Any) -> Job:
-    spec = {"type": "command", "name": name, "image": image, "command": ["sh", "-c", script], "nodes": 2, **more}
-    return client.wait(client.submit({"resources": {"spread": True}, **spec}).id, timeout_s=120)
+    spec = {"type": "command", "name": name, "image": image, "command": ["sh", "-c", script], **more}
+    return client.wait(client.submit({"resources": {"nodes": 2, "spread": True}, **spec}).id, timeout_s=120)
 
 
 def test_members_on_two_hosts_log_in_to_each_other_by_name(client: Client, system_image: str) -> None:
