@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from jobs.launch import ContainerPlan
 
@@ -171,6 +171,13 @@ class Engine(Protocol):
 
     def pull(self, reference: str) -> Stream[str]:
         """Begins to fetch an image; gives lines about its progress, and ends when it is there. Raises ImageMissing."""
+        ...
+
+    def copy(self, source: "Engine", reference: str, spool: Any, name: str) -> Stream[str] | None:
+        """Begins to fetch an image from another host's engine; as `pull`, but None where these two can't do it.
+
+        `spool`: keeps what is on its way; `name`: the other host's, for people.
+        """
         ...
 
     def create(self, plan: ContainerPlan) -> Created:

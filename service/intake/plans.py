@@ -44,7 +44,8 @@ class Plans:
             images.look([host for host in hosts if not host.unusable])
             return self._plan(spec, images, why=why)
         placed = {replica.host_id for replica in placement.replicas}
-        images.look([host for host in hosts if host.id in placed], everywhere=True)
+        others = [host for host in hosts if host.id not in placed and not host.unusable]
+        images.look([host for host in hosts if host.id in placed], everywhere=True, others=others)
         if images.silent:
             return self._plan(spec, images, why=f"needs a host: {'; '.join(images.silent)}")
         named = {host.id: host.name for host in hosts}
@@ -100,8 +101,13 @@ class _Images:
         self.silent: list[str] = []
         """Hosts that did not answer when they were asked."""
 
-    def look(self, hosts: Sequence[HostCapacity], *, everywhere: bool = False) -> None:
-        """Asks these hosts; the image must be on all of them, or (as long as it isn't clear where) on one."""
+    def look(
+        self, hosts: Sequence[HostCapacity], *, everywhere: bool = False, others: Sequence[HostCapacity] = ()
+    ) -> None:
+        """Asks these hosts; the image must be on all of them, or (as long as it isn't clear where) on one.
+
+        `others` are asked where it is missing: it is copied from one that has it.
+        """
         without: list[HostCapacity] = []
         found: ImageFacts | None = None
         where: HostCapacity | None = None
@@ -117,8 +123,19 @@ class _Images:
                 found, where = there, host
         if found is not None and where is not None:
             self._there(where, found)
-        if without and (everywhere or found is None):
+        if without and where is None:
+            where = next((host for host in others if self._has(host)), None)
+        if without and where is not None and everywhere:
+            names = ", ".join(host.name for host in without)
+            self.notes.append(f"Image {self._spec.image} is copied to {names} from {where.name} first.")
+        elif without and where is None:
             self._missing(without)
+
+    def _has(self, host: HostCapacity) -> bool:
+        try:
+            return find_image(self._engines.engine(host.id), self._spec.image) is not None
+        except EngineError:
+            return False
 
     def _there(self, host: HostCapacity, image: ImageFacts) -> None:
         """Whether the image that a host has can run the job, and what is unusual about it."""

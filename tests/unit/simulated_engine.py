@@ -274,6 +274,9 @@ class SimulatedEngine:
                 raise ImageMissing("no such host")
         return SimulatedPull(self, self._machine, reference)
 
+    def copy(self, source: object, reference: str, spool: object, name: str) -> "SimulatedPull":
+        return SimulatedPull(self, self._machine, reference)
+
     def pulled(self, reference: str) -> Iterator[str]:
         for part in ("Pulling fs layer", "Downloading", "Extracting"):
             with self._effect() as machine:

@@ -36,10 +36,10 @@ def test_an_image_that_is_nowhere_is_named_with_the_way_to_get_it(world: World) 
     assert "--tag mine:1" in how_to_get("mine:1")
 
 
-def test_an_image_must_be_on_every_host_that_gets_a_container(world: World) -> None:
+def test_an_image_that_one_host_lacks_is_copied_from_another(world: World) -> None:
     world.machines["h2"].images.clear()
-    gang = {**COMMAND, "resources": {"nodes": 2, "gpus": 1}}
-    assert "is not on h2 and" in world.plans.plan(gang).problems[0].detail
+    plan = world.plans.plan({**COMMAND, "resources": {"nodes": 2, "gpus": 1, "spread": True}})
+    assert plan.problems == [] and plan.notes == ["Image cpu is copied to h2 from h1 first."]
     assert world.plans.plan({**COMMAND, "resources": {"gpus": 2}}).problems == []
 
 

@@ -14,11 +14,13 @@ from jobs.launch import GO_FILE, LABEL_DEPLOYMENT, Address, Asked, ContainerPlan
 from service.backends.base import Gang, InLane, Launched, Listener, Phase, Reserved, Seat, Sight, Waiting
 from service.backends.docker.checks import Checks
 from service.backends.docker.history import HostHistory, Hosts, interruption, may_be_interrupted
+from service.backends.docker.hosts import LOCAL
 from service.backends.docker.leftovers import Leftovers
 from service.backends.docker.pulls import Pulls
 from service.backends.docker.run_folder import LocalRunFolder
+from service.backends.docker.spool import Spool
 from service.backends.docker.watch import Watches
-from service.backends.engines import Engine, Engines, ImageFacts, LogStream
+from service.backends.engines import Engine, Engines, ImageFacts, LogStream, Stream
 from service.backends.errors import (
     Cancelled,
     ContainerGone,
@@ -58,11 +60,12 @@ class DockerBackend:
     ) -> None:
         self._engines, self._database, self._settings, self._clock = engines, database, settings, clock
         self._hosts = Hosts(database, clock)
+        self._spool = Spool(settings.data_dir / "layers")
 
     def start(self, deployment: str, listener: Listener, in_lane: InLane) -> None:
         self._deployment, self._in_lane = deployment, in_lane
         self._leftovers = Leftovers(self._engines, self._database, deployment, self._clock)
-        self._pulls = Pulls(self._engines, in_lane, listener.wake)
+        self._pulls = Pulls(self._engines, in_lane, listener.wake, self._copy)
         self._checks = Checks(self._engines, self._database, deployment, self._clock)
         self._room = listener.room
         self.watches = Watches(self._engines, self._database, self._hosts, self._leftovers, deployment, listener)
@@ -189,6 +192,20 @@ class DockerBackend:
         except ImageMissing as error:
             words = f"image {reference} is not on the host and can't be pulled ({error}). {how_to_get(reference)}"
             raise ImageMissing(words) from error
+
+    def _copy(self, host_id: str, reference: str) -> Stream[str] | None:
+        """From a host that answers and has the image, this machine first; None where none has it."""
+        with self._database.read() as session:
+            others = session.exec(select(Host).where(Host.id != host_id, col(Host.reachable).is_(True))).all()
+        for host in sorted(others, key=lambda host: (host.id != LOCAL, host.name)):
+            try:
+                source = self._engines.engine(host.id)
+                found = find_image(source, reference)
+            except EngineError:
+                continue
+            if found is not None:
+                return self._engines.engine(host_id).copy(source, found.reference, self._spool, host.name)
+        return None
 
     def _rows(self, gang: Gang) -> dict[str, Host]:
         with self._database.read() as session:

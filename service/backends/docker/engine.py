@@ -18,6 +18,7 @@ from jobs.launch import CONTAINER_DIR, LABEL_DEPLOYMENT, ContainerPlan
 from service.backends.docker import local_machine
 from service.backends.docker.gpus import REPORT, ask, probe
 from service.backends.docker.handover import hand_over
+from service.backends.docker.image_copy import ImageCopy
 from service.backends.docker.image_files import files_in
 from service.backends.docker.infiniband import DEVICES, has_infiniband
 from service.backends.docker.log_stream import DockerLog
@@ -26,16 +27,19 @@ from service.backends.docker.refusals import engine_errors
 from service.backends.docker.remote_machine import RemoteMachine
 from service.backends.docker.remote_mounting import RemoteMounting
 from service.backends.docker.seen import Seen, closer
+from service.backends.docker.spool import Spool
 from service.backends.docker.streams import Events, PullStream
 from service.backends.engines import (
     DEFAULT_SEARCH_PATH,
     ContainerFacts,
     Created,
+    Engine,
     EngineFacts,
     Examination,
     Gpu,
     ImageFacts,
     LogStream,
+    Stream,
 )
 from service.backends.errors import BadContainer, ContainerGone, EngineError, ImageMissing, NameTaken, Unreachable
 
@@ -182,6 +186,11 @@ class DockerHost:
         with engine_errors(f"Image {reference} could not be pulled"):
             self._logins(self.api)
             return PullStream(self.api, reference, lambda: self.image(reference))
+
+    def copy(self, source: Engine, reference: str, spool: Spool, name: str) -> Stream[str] | None:
+        if not isinstance(source, DockerHost):
+            return None
+        return ImageCopy(source.api, self.api, reference, spool, name)
 
     def create(self, plan: ContainerPlan) -> Created:
         with engine_errors(f"Container {plan.name} could not be created"):

@@ -1,4 +1,7 @@
-"""Images on their way to hosts: each pulled once, however many wait for it, and only as long as one does."""
+"""Images on their way to hosts: each fetched once, however many wait for it, and only as long as one does.
+
+From another host that has it, where there is one; else from its registry.
+"""
 
 import threading
 import time
@@ -29,8 +32,15 @@ class _Pull:
 class Pulls:
     """The pulls under way on all hosts; any thread may use it."""
 
-    def __init__(self, engines: Engines, in_lane: InLane, wake: Callable[[str], None]) -> None:
-        self._engines, self._in_lane, self._wake = engines, in_lane, wake
+    def __init__(
+        self,
+        engines: Engines,
+        in_lane: InLane,
+        wake: Callable[[str], None],
+        copy: Callable[[str, str], Stream[str] | None],
+    ) -> None:
+        """`copy`: begins to bring an image to a host from another one, by the host's id and the image's name."""
+        self._engines, self._in_lane, self._wake, self._copy = engines, in_lane, wake, copy
         self._lock = threading.Lock()
         self._pulls: dict[tuple[str, str], _Pull] = {}
 
@@ -98,7 +108,9 @@ class Pulls:
             self._wake(owner)
 
     def _follow(self, pull: _Pull) -> None:
-        stream = self._engines.engine(pull.host_id).pull(pull.reference)
+        stream = self._copy(pull.host_id, pull.reference)
+        if stream is None:
+            stream = self._engines.engine(pull.host_id).pull(pull.reference)
         with self._lock:
             pull.stream = stream
         if not self._wanted(pull):
