@@ -12,7 +12,7 @@ import structlog
 
 from service.backends.base import InLane
 from service.backends.engines import Engines, Stream
-from service.backends.errors import EngineError
+from service.backends.errors import EngineError, NoSpace
 
 log = structlog.get_logger("pulls")
 LANE = "pull"
@@ -92,7 +92,7 @@ class Pulls:
         error: EngineError | None = None
         try:
             if self._wanted(pull):
-                self._follow(pull)
+                self._fetch(pull)
         except EngineError as caught:
             error = caught
         except Exception as caught:  # whoever waits must learn of it
@@ -107,10 +107,24 @@ class Pulls:
         for owner in owners:
             self._wake(owner)
 
-    def _follow(self, pull: _Pull) -> None:
+    def _fetch(self, pull: _Pull) -> None:
+        """From another host; if that has it and can't give it, from its registry, which may have it as well."""
         stream = self._copy(pull.host_id, pull.reference)
         if stream is None:
-            stream = self._engines.engine(pull.host_id).pull(pull.reference)
+            self._follow(pull, self._engines.engine(pull.host_id).pull(pull.reference))
+            return
+        try:
+            self._follow(pull, stream)
+        except NoSpace:
+            raise
+        except EngineError as error:
+            log.warning("image not copied", image=pull.reference, host=pull.host_id, error=str(error))
+            try:
+                self._follow(pull, self._engines.engine(pull.host_id).pull(pull.reference))
+            except EngineError:
+                raise error from None
+
+    def _follow(self, pull: _Pull, stream: Stream[str]) -> None:
         with self._lock:
             pull.stream = stream
         if not self._wanted(pull):
