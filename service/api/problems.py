@@ -150,9 +150,11 @@ def _unforeseen(method: str, path: str, error: Exception) -> Problem:
 def _methods(app: FastAPI, path: str) -> list[str]:
     """What a path can do. (Routers answer 405 with the methods of the first operation only.)"""
     paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
-    for template in sorted(paths, key=lambda template: (template.count("{"), -len(template))):
-        if re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(template)), path):
-            return sorted(method.upper() for method in paths[template])
+    fixed = {template: re.sub(r"{\w+}", "", template) for template in paths}
+    for part in ("[^/]+", ".+"):  # names of images, and a few others, have slashes in them
+        for template in sorted(paths, key=lambda template: -len(fixed[template])):
+            if re.fullmatch(re.sub(r"\\{\w+\\}", part, re.escape(template)), path):
+                return sorted(method.upper() for method in paths[template])
     return ["GET"]
 
 

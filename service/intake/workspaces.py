@@ -34,7 +34,8 @@ from service.store.tables import Attempt, GpuLease, Holder, Host, Job, PortLease
 _TRIES = 3
 """Somebody may take what was found free a moment ago; then it is looked for again."""
 _STOP_GRACE_S = 10.0
-_FIRST_LOOK_S = 10.0
+_FIRST_LOOK_S = 5.0
+"""After a start an engine has been asked whether it answers."""
 
 
 class Workspaces:
@@ -52,6 +53,7 @@ class Workspaces:
         self._database, self._settings, self._clock = database, settings, clock
         self._wake, self._images = wake, images
         self._secrets = SecretBox(settings.data_dir)
+        self._begun = time.monotonic()
 
     def create(self, document: Mapping[str, Any], *, actor: Principal = LOCAL) -> Workspace:
         """Makes a workspace and starts it. Raises Problem when the name is taken or there is no room now."""
@@ -74,13 +76,12 @@ class Workspaces:
 
     def _hosts(self) -> list[HostCapacity]:
         """All hosts. In the first seconds of a control plane's life, once the first of them was looked at."""
-        deadline = time.monotonic() + _FIRST_LOOK_S
         while True:
             with self._database.read() as session:
                 hosts = capacities(session)
                 new = select(Host.id).where(col(Host.seen_at).is_(None), col(Host.unreachable_since).is_(None))
                 unseen = all(host.unusable for host in hosts) and session.exec(new).first() is not None
-            if not unseen or time.monotonic() > deadline:
+            if not unseen or time.monotonic() > self._begun + _FIRST_LOOK_S:
                 return hosts
             time.sleep(0.1)
 
