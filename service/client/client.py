@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 from httpx_sse import ServerSentEvent
-from pydantic import BaseModel
 
+from service.client.administration import Administration
+from service.client.calls import segment
 from service.client.errors import ApiError, Unreachable
-from service.client.transport import Transport
 from service.contract.images import Build, Committed, Image, Imported, Pushed, Registry
-from service.contract.pages import HostKey, SessionLink
-from service.contract.people import Key, Role, Secret, Secrets, Token, Tokens, User
+from service.contract.pages import SessionLink
 from service.contract.schemas import (
     Artifact,
     ArtifactFate,
@@ -28,27 +26,23 @@ from service.contract.schemas import (
     Deleted,
     Event,
     Health,
-    Host,
     Job,
     JobStatus,
     LogLine,
     LogPage,
     Metrics,
-    Page,
     Place,
     Plan,
     Samples,
     Version,
 )
 from service.contract.workspaces import Fate, IdeBlock, IdeBlocks, Workspace
-from service.locations import server_url
 
-Model = TypeVar("Model", bound=BaseModel)
 _MOST_AT_ONCE = 200
 """Jobs that one request stops or deletes: it has to be answered in time."""
 
 
-class Client:
+class Client(Administration):
     """Talks to one control plane.
 
         with Client() as navarch:
@@ -60,10 +54,6 @@ class Client:
     `NAVARCH_TOKEN`, then to the token of this account, if the control plane is its own.
     Every method raises `ApiError` (the control plane refused; `code`, `hint`) or `Unreachable`.
     """
-
-    def __init__(self, url: str | None = None, token: str | None = None, timeout_s: float = 30.0) -> None:
-        self.url = (url or server_url()).rstrip("/")
-        self._transport = Transport(self.url, token or os.environ.get("NAVARCH_TOKEN"), timeout_s)
 
     def __enter__(self) -> Client:
         return self
@@ -102,11 +92,11 @@ class Client:
 
     def job(self, ref: str) -> Job:
         """One job, by id or name (the newest of that name)."""
-        return self._get(Job, f"jobs/{_segment(ref)}")
+        return self._get(Job, f"jobs/{segment(ref)}")
 
     def stop(self, ref: str) -> Job:
         """Ask a job to stop; its containers get SIGTERM and a grace period."""
-        return self._send(Job, "POST", f"jobs/{_segment(ref)}/stop", repeatable=True)
+        return self._send(Job, "POST", f"jobs/{segment(ref)}/stop", repeatable=True)
 
     def stop_many(self, refs: Sequence[str]) -> list[BulkItem]:
         """Ask several jobs to stop; for each how it stands then, or its problem."""
@@ -114,7 +104,7 @@ class Client:
 
     def delete(self, ref: str, *, artifacts: ArtifactFate = "keep") -> Deleted:
         """Forget a finished job and remove its files. What it left as artifacts stays, unless that is to go, too."""
-        return self._send(Deleted, "DELETE", f"jobs/{_segment(ref)}", params={"artifacts": artifacts})
+        return self._send(Deleted, "DELETE", f"jobs/{segment(ref)}", params={"artifacts": artifacts})
 
     def delete_many(self, refs: Sequence[str], *, artifacts: ArtifactFate = "keep") -> list[BulkItem]:
         """The same with several; for each what it was and what became of its artifacts, or its problem."""
@@ -152,7 +142,7 @@ class Client:
         """One page of what a job's containers printed; `until`: the cursor behind which nothing is wanted."""
         params = {"cursor": cursor, "until": until, "limit": limit, "replica": replica, "tail": tail}
         params["events"] = _flag(events)
-        return self._get(LogPage, f"jobs/{_segment(ref)}/logs", params)
+        return self._get(LogPage, f"jobs/{segment(ref)}/logs", params)
 
     def follow_logs(
         self,
@@ -178,7 +168,7 @@ class Client:
     ) -> Iterator[LogLine | JobStatus]:
         """Log lines, and the job's status whenever it changes, until the job has ended and every line was given."""
         params = {"follow": "true", "cursor": cursor, "replica": replica, "tail": tail, "events": _flag(events)}
-        for event in self._follow(f"jobs/{_segment(ref)}/logs", params):
+        for event in self._follow(f"jobs/{segment(ref)}/logs", params):
             if event.event == "log":
                 yield LogLine.model_validate_json(event.data)
             elif event.event in ("job", "end"):
@@ -186,15 +176,15 @@ class Client:
 
     def metrics(self, ref: str, *, points: int | None = None, names: list[str] | None = None) -> Metrics:
         """The series that a job reported, each downsampled to at most `points`."""
-        return self._get(Metrics, f"jobs/{_segment(ref)}/metrics", {"points": points, "name": names or None})
+        return self._get(Metrics, f"jobs/{segment(ref)}/metrics", {"points": points, "name": names or None})
 
     def samples(self, ref: str, *, limit: int | None = None) -> Samples:
         """What the model under training answered to the sample prompts, latest first."""
-        return self._get(Samples, f"jobs/{_segment(ref)}/samples", {"limit": limit})
+        return self._get(Samples, f"jobs/{segment(ref)}/samples", {"limit": limit})
 
     def events(self, ref: str | None = None, *, limit: int | None = None) -> Iterator[Event]:
         """What happened, newest first: to one job, or everywhere."""
-        return self._pages(Event, f"jobs/{_segment(ref)}/events" if ref else "events", {}, limit)
+        return self._pages(Event, f"jobs/{segment(ref)}/events" if ref else "events", {}, limit)
 
     # workspaces
 
@@ -208,41 +198,41 @@ class Client:
 
     def workspace(self, ref: str) -> Workspace:
         """One workspace, by name or id."""
-        return self._get(Workspace, f"workspaces/{_segment(ref)}")
+        return self._get(Workspace, f"workspaces/{segment(ref)}")
 
     def start_workspace(self, ref: str, *, image: str | None = None, switch: bool = False) -> Workspace:
         """Start it; `switch` makes its container anew, of another image if one is given."""
         body = {"image": image, "switch": switch}
-        return self._send(Workspace, "POST", f"workspaces/{_segment(ref)}/start", json_body=body, repeatable=True)
+        return self._send(Workspace, "POST", f"workspaces/{segment(ref)}/start", json_body=body, repeatable=True)
 
     def restart_workspace(self, ref: str, *, image: str | None = None, switch: bool = False) -> Workspace:
         """Stop and start it."""
         body = {"image": image, "switch": switch}
-        return self._send(Workspace, "POST", f"workspaces/{_segment(ref)}/restart", json_body=body)
+        return self._send(Workspace, "POST", f"workspaces/{segment(ref)}/restart", json_body=body)
 
     def stop_workspace(self, ref: str) -> Workspace:
         """Stop it; its container, address and home stay."""
-        return self._send(Workspace, "POST", f"workspaces/{_segment(ref)}/stop", repeatable=True)
+        return self._send(Workspace, "POST", f"workspaces/{segment(ref)}/stop", repeatable=True)
 
     def extend_workspace(self, ref: str, seconds: float) -> Workspace:
         """Let it run longer than its `max`."""
-        return self._send(Workspace, "POST", f"workspaces/{_segment(ref)}/extend", json_body={"by": seconds})
+        return self._send(Workspace, "POST", f"workspaces/{segment(ref)}/extend", json_body={"by": seconds})
 
     def delete_workspace(self, ref: str, *, home: Fate = "keep") -> Workspace:
         """Remove it with its container; its home only where that is asked for."""
-        return self._send(Workspace, "DELETE", f"workspaces/{_segment(ref)}", params={"home": home}, repeatable=True)
+        return self._send(Workspace, "DELETE", f"workspaces/{segment(ref)}", params={"home": home}, repeatable=True)
 
     def check_workspace(self, ref: str) -> Health:
         """Try what an IDE does in it."""
-        return self._send(Health, "POST", f"workspaces/{_segment(ref)}/check", repeatable=True)
+        return self._send(Health, "POST", f"workspaces/{segment(ref)}/check", repeatable=True)
 
     def workspace_ide(self, ref: str) -> list[IdeBlock]:
         """How to connect an IDE to it."""
-        return self._get(IdeBlocks, f"workspaces/{_segment(ref)}/ide").items
+        return self._get(IdeBlocks, f"workspaces/{segment(ref)}/ide").items
 
     def workspace_events(self, ref: str, *, limit: int | None = None) -> Iterator[Event]:
         """What happened to it, newest first."""
-        return self._pages(Event, f"workspaces/{_segment(ref)}/events", {}, limit)
+        return self._pages(Event, f"workspaces/{segment(ref)}/events", {}, limit)
 
     # images
 
@@ -257,14 +247,14 @@ class Client:
 
     def cancel_build(self, build_id: str) -> Build:
         """End a build that waits or is under way."""
-        return self._send(Build, "POST", f"images/builds/{_segment(build_id)}/cancel")
+        return self._send(Build, "POST", f"images/builds/{segment(build_id)}/cancel")
 
     def build(self, build_id: str) -> Build:
-        return self._get(Build, f"images/builds/{_segment(build_id)}")
+        return self._get(Build, f"images/builds/{segment(build_id)}")
 
     def follow_build(self, build_id: str) -> Iterator[str]:
         """The build's log as it is written, until the build has ended."""
-        for event in self._follow(f"images/builds/{_segment(build_id)}/logs", {"follow": "true"}):
+        for event in self._follow(f"images/builds/{segment(build_id)}/logs", {"follow": "true"}):
             if event.event == "log":
                 yield LogLine.model_validate_json(event.data).line
 
@@ -305,10 +295,10 @@ class Client:
     def registry_login(self, address: str, username: str, password: str) -> None:
         """Log in to a registry, for every pull and push from now on."""
         body = {"username": username, "password": password}
-        self._transport.request("PUT", f"registries/{_segment(address)}", json_body=body)
+        self._transport.request("PUT", f"registries/{segment(address)}", json_body=body)
 
     def registry_logout(self, address: str) -> None:
-        self._transport.request("DELETE", f"registries/{_segment(address)}")
+        self._transport.request("DELETE", f"registries/{segment(address)}")
 
     def images(self) -> list[Image]:
         return list(self._pages(Image, "images", {}, None))
@@ -326,7 +316,7 @@ class Client:
 
     def artifact(self, ref: str) -> Artifact:
         """NAME (the newest version), NAME@VERSION or an id."""
-        return self._get(Artifact, f"artifacts/{_segment(ref)}")
+        return self._get(Artifact, f"artifacts/{segment(ref)}")
 
     def add_artifact(
         self, path: str, *, name: str | None = None, kind: str | None = None, new_version: bool = False
@@ -337,97 +327,7 @@ class Client:
         return self._send(Artifact, "POST", "artifacts", json_body=body)
 
     def delete_artifact(self, ref: str) -> None:
-        self._transport.request("DELETE", f"artifacts/{_segment(ref)}")
-
-    def hosts(self) -> list[Host]:
-        return list(self._pages(Host, "hosts", {}, None))
-
-    def host(self, ref: str) -> Host:
-        """One host, by name or id."""
-        return self._get(Host, f"hosts/{_segment(ref)}")
-
-    def add_host(self, name: str, url: str, **settings: Any) -> Host:
-        """Make a machine a host: `url` is ssh://user@address[:port]; `settings` as in the REST API's HostRequest."""
-        given = {key: value for key, value in settings.items() if value is not None}
-        return self._send(Host, "POST", "hosts", json_body={"name": name, "url": url, **given})
-
-    def change_host(self, ref: str, **change: Any) -> Host:
-        """Change a host, such as state="draining"; as in the REST API's HostChange."""
-        return self._send(Host, "PATCH", f"hosts/{_segment(ref)}", json_body=change, repeatable=True)
-
-    def check_host(self, ref: str, *, accept: bool = False) -> Host:
-        """Look closely at it now: see its `findings`. `accept`: its GPUs and its driver are the right ones."""
-        params = {"accept": "true"} if accept else None
-        return self._send(Host, "POST", f"hosts/{_segment(ref)}/check", params=params, repeatable=True)
-
-    def remove_host(self, ref: str) -> None:
-        """It is no host any more; refused while anything runs there."""
-        self._transport.request("DELETE", f"hosts/{_segment(ref)}")
-
-    def host_key(self) -> str:
-        """The control plane's public SSH key, for authorized_keys on hosts."""
-        return self._get(HostKey, "hosts/key").public_key
-
-    # people
-
-    def users(self) -> list[User]:
-        """Everybody who uses this control plane, with what they hold."""
-        return list(self._pages(User, "users", {}, None))
-
-    def user(self, name: str) -> User:
-        return self._get(User, f"users/{_segment(name)}")
-
-    def add_user(self, name: str, *, role: Role = "member", quota: Mapping[str, int] | None = None) -> User:
-        """A new user; only this answer shows their first token."""
-        return self._send(User, "POST", "users", json_body={"name": name, "role": role, "quota": dict(quota or {})})
-
-    def change_user(
-        self, name: str, *, role: Role | None = None, quota: Mapping[str, int | None] | None = None
-    ) -> User:
-        """What is left out stays as it is; None lifts a limit of the quota (gpus, workspaces, jobs, disk)."""
-        given = {"role": role, "quota": dict(quota) if quota is not None else None}
-        body = {key: value for key, value in given.items() if value is not None}
-        return self._send(User, "PATCH", f"users/{_segment(name)}", json_body=body, repeatable=True)
-
-    def remove_user(self, name: str) -> None:
-        """Their tokens and keys count no more."""
-        self._transport.request("DELETE", f"users/{_segment(name)}")
-
-    def keys(self, user: str | None = None) -> list[Key]:
-        """The public keys that containers authorise: everybody's, somebody's, or ("") one's own."""
-        return list(self._pages(Key, "keys", {"user": user}, None))
-
-    def add_key(self, public_key: str, *, user: str = "", everywhere: bool = False) -> Key:
-        """Have one's containers authorise this public key; adding it twice changes nothing."""
-        body = {"public_key": public_key, "user": user, "everywhere": everywhere}
-        return self._send(Key, "POST", "keys", json_body=body, repeatable=True)
-
-    def remove_key(self, fingerprint: str, *, user: str = "") -> None:
-        """No container authorises it any more."""
-        self._transport.request("DELETE", f"keys/{_segment(fingerprint)}", params={"user": user})
-
-    def tokens(self, user: str | None = None) -> list[Token]:
-        """Those that were given out, by name; none is ever shown again. An admin sees everybody's."""
-        return self._get(Tokens, "tokens", {"user": user}).items
-
-    def add_token(self, name: str, *, user: str = "", lasts: float | None = None) -> Token:
-        """Make a token that lasts so many seconds; only this answer shows it."""
-        return self._send(Token, "POST", "tokens", json_body={"name": name, "user": user, "lasts": lasts})
-
-    def remove_token(self, name: str, *, user: str = "") -> None:
-        """Withdraw a token, at once."""
-        self._transport.request("DELETE", f"tokens/{_segment(name)}", params={"user": user})
-
-    def secrets(self) -> list[Secret]:
-        """One's own, by name."""
-        return self._get(Secrets, "secrets").items
-
-    def set_secret(self, name: str, value: str) -> Secret:
-        """What one starts from now on has it as a variable."""
-        return self._send(Secret, "PUT", f"secrets/{_segment(name)}", json_body={"value": value}, repeatable=True)
-
-    def remove_secret(self, name: str) -> None:
-        self._transport.request("DELETE", f"secrets/{_segment(name)}")
+        self._transport.request("DELETE", f"artifacts/{segment(ref)}")
 
     # the control plane itself
 
@@ -452,24 +352,6 @@ class Client:
         return self._get(Place, "place")
 
     # the way there
-
-    def _get(self, model: type[Model], path: str, params: Mapping[str, Any] | None = None) -> Model:
-        return self._send(model, "GET", path, params=params, repeatable=True)
-
-    def _send(self, model: type[Model], method: str, path: str, **how: Any) -> Model:
-        return model.model_validate_json(self._transport.request(method, path, **how).content)
-
-    def _pages(self, model: type[Model], path: str, params: Mapping[str, Any], limit: int | None) -> Iterator[Model]:
-        cursor, left = None, limit
-        while left is None or left > 0:
-            size = 200 if left is None else min(left, 200)
-            page = self._get(Page[model], path, {**params, "cursor": cursor, "limit": size})  # type: ignore[valid-type]
-            for item in page.items:
-                yield item
-                left = None if left is None else left - 1
-            cursor = page.next_cursor
-            if cursor is None:
-                return
 
     def _follow(self, path: str, params: dict[str, Any], patience_s: float = 30.0) -> Iterator[ServerSentEvent]:
         """Events over as many connections as it takes, until an `end`; each goes on after the last event's id.
@@ -498,11 +380,6 @@ class Client:
 
 def _flag(value: bool) -> str | None:
     return "true" if value else None
-
-
-def _segment(ref: str) -> str:
-    """A reference as one path segment: names can't hold slashes, and nobody may climb out of the path."""
-    return quote(ref, safe="") if ref not in {"", ".", ".."} else "%20"
 
 
 def _path(ref: str) -> str:
