@@ -46,7 +46,6 @@ MEMBERS_MAY = frozenset(
         ("POST", "/images/push"),
         ("POST", "/images/pull"),
         ("POST", "/images/tag"),
-        ("POST", "/images/import"),
         ("POST", "/artifacts"),
         ("DELETE", "/artifacts/{ref}"),
     }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import docker
+import structlog
 from sqlmodel import Session
 
 from images.cancellation import Cancellation
@@ -19,7 +19,7 @@ from service.access.keys import KeyRing
 from service.access.own_secrets import given
 from service.access.principals import Principal, check_owner
 from service.access.secrets import SecretBox
-from service.builds.transfers import check_tag
+from service.builds.names import LABELS, check_name, check_tag
 from service.contract.errors import Problem
 from service.settings import Settings
 from service.store.database import Database
@@ -28,7 +28,7 @@ from service.store.ids import new_id
 from service.store.rows import find_workspace
 from service.store.tables import Host, Workspace
 
-LABELS = "navarch.commit."
+log = structlog.get_logger("commits")
 
 
 class Commits:
@@ -45,8 +45,11 @@ class Commits:
 
     def _tidy(self) -> None:
         failed = (ImageError, docker.errors.DockerException)  # then the next start does it
-        with suppress(*failed), engine_for(self._settings.engine_url, Cancellation(), 30) as client:
-            forget_copies(client, self._deployment, self._process)
+        try:
+            with engine_for(self._settings.engine_url, Cancellation(), 30) as client:
+                forget_copies(client, self._deployment, self._process)
+        except failed as error:
+            log.warning("images of commits that were cut off stay for now", error=str(error))
 
     def commit(self, ref: str, tag: str, actor: Principal) -> Committed:
         """Makes an image of a workspace's container, which is paused for a moment. Raises Problem, ImageError."""
@@ -63,6 +66,7 @@ class Commits:
             f"{LABELS}at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         with engine_for(url, Cancellation()) as client:
+            check_name(client, tag, actor)
             mark = f"{self._deployment}/{self._process}"
             made = commit(client, container, tag, mark=mark, secrets=self._never(row), labels=labels)
         with self._database.write() as session:

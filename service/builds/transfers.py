@@ -16,10 +16,10 @@ from images.cancellation import Cancellation
 from images.commit import push
 from images.engine import engine_for
 from images.errors import ImageError
-from jobs.values import parse_image
 from service.access.mounts import MountRules
 from service.access.principals import Principal, check_admin
 from service.access.registries import Registries, check_address
+from service.builds.names import check_name, check_tag
 from service.contract.errors import Problem
 from service.settings import Settings
 from service.store.database import Database
@@ -57,6 +57,8 @@ class Transfers:
         if to:
             check_tag(to)
         with self._engine() as client:
+            if to:
+                check_name(client, to, actor)
             new = bool(to) and not _has(client, to)
             try:
                 digest = _again("push_failed", lambda: [*push(client, image, to)][-1])
@@ -80,6 +82,7 @@ class Transfers:
         check_tag(tag)
         repository, name = parse_repository_tag(with_tag(tag))
         with self._engine() as client:
+            check_name(client, tag, actor)
             _get(client, image).tag(repository, name)
         self._note("image.tagged", image, f"{actor.name} tagged {image} as {tag}", actor)
 
@@ -173,14 +176,6 @@ def _has(client: docker.DockerClient, name: str) -> bool:
     except ImageNotFound:
         return False
     return True
-
-
-def check_tag(tag: str) -> None:
-    """Raises Problem `invalid_request`."""
-    try:
-        parse_image(tag)
-    except ValueError as error:
-        raise Problem("invalid_request", f"The tag {error}.", "Such as registry:5000/team/colossalai:0.3.0.") from error
 
 
 def _sentence(text: str) -> str:

@@ -1,4 +1,4 @@
-"""`navarch user | token | key`: who uses a control plane, and by what they are known."""
+"""`navarch user | token | key | secret`: who uses a control plane, and by what they are known."""
 
 from __future__ import annotations
 

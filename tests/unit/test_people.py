@@ -31,7 +31,7 @@ ADMINS_ONLY = {
     *("POST /users", "PATCH /users/{name}", "DELETE /users/{name}"),
     *("POST /hosts", "PATCH /hosts/{ref}", "DELETE /hosts/{ref}", "POST /hosts/{ref}/check"),
     *("PUT /registries/{address}", "DELETE /registries/{address}"),
-    *("DELETE /images/{ref}", "GET /consistency", "GET /place"),
+    *("DELETE /images/{ref}", "POST /images/import", "GET /consistency", "GET /place"),
 }
 """Nobody's but an admin's. A route that is new is one of these until it is said to be a member's, too."""
 OF_ANYBODY = {"POST /jobs/{ref}/retry", "POST /jobs/{ref}/proxy/{path}"}
